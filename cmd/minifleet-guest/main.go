@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: MIT
+
+// Command minifleet-guest runs inside a VM: it takes one JIT config from the
+// host, runs the runner's listener with it, and reports what becomes of it. The
+// work is package guest's; this program reads flags, opens the socket and ends
+// everything when it is told to.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/minifleet/minifleet/guest"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal kills
+	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ()); err != nil {
+		fmt.Fprintln(os.Stderr, "minifleet-guest:", err)
+		os.Exit(1)
+	}
+}
+
+type flags struct {
+	Listen        string            `required:"" placeholder:"unix:PATH" help:"Where the host reaches this guest."`
+	RunnerDir     string            `required:"" placeholder:"DIR" help:"Folder of the runner; the listener is bin/Runner.Listener in it."`
+	WorkDir       string            `placeholder:"DIR" help:"Working directory of the listener. Default: the runner's folder."`
+	Env           map[string]string `placeholder:"NAME=VALUE" mapsep:"none" help:"Variable added to the listener's environment. May be repeated."`
+	StopGrace     time.Duration     `default:"5s" help:"What the listener gets to end gently when this program ends."`
+	ExitWithStdin bool              `help:"End everything when standard input ends, so that this program dies with the one that started it."`
+	Version       kong.VersionFlag  `help:"Print the version and exit."`
+}
+
+// run is the program. It returns when a host asked for shutdown, when ctx ends,
+// or, where wanted, when stdin does.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, environ []string) error {
+	var f flags
+	done := false
+	parser, err := kong.New(&f,
+		kong.Name("minifleet-guest"),
+		kong.Description("Runs one GitHub Actions runner inside a VM and reports what becomes of it."),
+		kong.Vars{"version": version()},
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(int) { done = true }),
+	)
+	if err != nil {
+		return fmt.Errorf("command line: %w", err)
+	}
+	_, err = parser.Parse(args)
+	if done { // help or the version was printed
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%w (--help lists the flags)", err)
+	}
+
+	agent, err := guest.New(guest.Config{
+		RunnerDir:    f.RunnerDir,
+		WorkDir:      f.WorkDir,
+		Env:          f.Env,
+		Environ:      environ,
+		Version:      version(),
+		StopGrace:    f.StopGrace,
+		AdoptOrphans: runtime.GOOS == "linux",
+		Log:          slog.New(slog.NewTextHandler(stderr, nil)),
+	})
+	if err != nil {
+		return err
+	}
+	l, err := listen(f.Listen)
+	if err != nil {
+		return err
+	}
+	if f.ExitWithStdin {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithCancel(ctx)
+		defer cancel()
+		// Nothing can interrupt this read; it ends with the process at the latest.
+		go func() {
+			io.Copy(io.Discard, stdin)
+			cancel()
+		}()
+	}
+	return agent.Serve(ctx, l)
+}
+
+// listen opens the socket, for this user only. A socket that nobody listens on
+// any more is replaced; one that answers is not.
+func listen(address string) (net.Listener, error) {
+	path, ok := strings.CutPrefix(address, "unix:")
+	if !ok || path == "" {
+		return nil, fmt.Errorf("--listen=%s: give unix: and the path of a socket", address)
+	}
+	if err := removeStale(path); err != nil {
+		return nil, fmt.Errorf("--listen=%s: %w", address, err)
+	}
+	// Between bind and chmod the socket would be open to others if the umask is.
+	old := syscall.Umask(0o177)
+	l, err := net.Listen("unix", path)
+	syscall.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("--listen=%s: %w", address, err)
+	}
+	return l, nil
+}
+
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return errors.New("the path exists and is not a socket: choose another")
+	}
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		conn.Close()
+		return errors.New("another program listens there: end it or choose another path")
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return err
+	}
+	return os.Remove(path)
+}
+
+// version is what the build knows of itself.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
+		return "devel"
+	}
+	return info.Main.Version
+}

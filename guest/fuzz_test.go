@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+
+package guest
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+func FuzzDecodeStatus(f *testing.F) {
+	f.Add([]byte(`{"protocol":1,"instance":"0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a","revision":1,"phase":"ready","has_config":false}`))
+	f.Add([]byte(`{"protocol":1,"instance":"0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a","revision":2,"phase":"finished","has_config":true,"runner":{"outcome":"job","result":"failed","exit_code":102,"reason":"\u001b"}}`))
+	f.Add([]byte(`{"phase":null}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		s, err := decodeStatus(body)
+		if err != nil {
+			return
+		}
+		if s.check() != nil {
+			t.Fatalf("taken in spite of its check: %+v", s)
+		}
+		if r := s.Runner.Reason; len(r) > maxReasonBytes || !utf8.ValidString(r) || strings.ContainsAny(r, "\n\r\x1b") {
+			t.Fatalf("reason %q", r)
+		}
+		// What was taken once is taken again, and means the same.
+		again, err := json.Marshal(s)
+		if err != nil {
+			t.Skip(err) // a year that JSON cannot carry
+		}
+		if _, err := decodeStatus(again); err != nil {
+			t.Fatalf("%s: %v", again, err)
+		}
+	})
+}
+
+func FuzzParseLine(f *testing.F) {
+	for _, line := range []string{
+		"2026-11-21 20:42:41Z: Listening for Jobs",
+		"2026-11-21 20:42:50Z: Running job: build",
+		"2026-11-21 20:43:10Z: Job build completed with result: Succeeded",
+		"Current runner version: '2.336.0'",
+		"vm-1 ( http://h/o/r ): Running Job 'b'",
+		"vm-1 ( http://h/o/r ): Finished Job 'b' with Status Canceled",
+		"An error occurred: Runner version v2 is deprecated",
+		"Job \u0130 completed with result: Failed",
+		"\xff ( ): ",
+	} {
+		f.Add(line)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		e := parseLine(line)
+		if (e.result != "") != (e.kind == eventResult) || (e.text != "") != (e.kind == eventVersion) {
+			t.Fatalf("%q: %+v", line, e)
+		}
+		if e.kind == eventVersion && !versionPattern.MatchString(e.text) {
+			t.Fatalf("version %q", e.text)
+		}
+	})
+}
+
+func FuzzReadLines(f *testing.F) {
+	f.Add([]byte("a\nb\n\nc"), 0)
+	f.Add([]byte("x"), maxLine)
+	f.Add([]byte("\n\r\n"), maxLine-1)
+	f.Fuzz(func(t *testing.T, text []byte, pad int) {
+		text = append(bytes.Repeat([]byte{'p'}, max(pad, 0)%(3*maxLine)), text...)
+		var got, want []string
+		readLines(bytes.NewReader(text), func(line []byte, cut bool) {
+			if len(line) > maxLine || cut != (len(line) == maxLine) {
+				t.Fatalf("line of %d bytes, cut %t", len(line), cut)
+			}
+			got = append(got, string(line))
+		})
+		for line := range bytes.Lines(text) {
+			line = bytes.TrimSuffix(line[:min(len(line), maxLine)], []byte("\n"))
+			want = append(want, string(line))
+		}
+		if strings.Join(got, "\n") != strings.Join(want, "\n") || len(got) != len(want) {
+			t.Fatalf("%d lines, want %d", len(got), len(want))
+		}
+	})
+}
+
+func FuzzTail(f *testing.F) {
+	f.Add(10, 5)
+	f.Add(maxLine, 20)
+	f.Fuzz(func(t *testing.T, size, count int) {
+		size, count = max(size, 0)%(maxLine+1), max(count, 0)%64
+		var tl tail
+		var all []byte
+		for i := range count {
+			line := bytes.Repeat([]byte{byte('a' + i%26)}, size)
+			tl.add(line)
+			all = append(append(all, line...), '\n')
+		}
+		got := tl.bytes()
+		if len(got) > maxTailBytes || !bytes.HasSuffix(all, got) {
+			t.Fatalf("%d bytes are not the end of %d", len(got), len(all))
+		}
+		if len(all) <= maxTailBytes && len(got) != len(all) || len(all)-len(got) > 0 && len(got) < maxTailBytes-size-1 {
+			t.Fatalf("%d bytes of %d", len(got), len(all))
+		}
+	})
+}
