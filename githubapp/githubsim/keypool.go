@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: MIT
+
+package githubsim
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"fmt"
+)
+
+const keyBits = 2048
+
+// keyPool keeps RSA keys ready, because making one takes longer than GitHub
+// takes to answer. Keys of removed runners are used again: what tells two
+// runners apart is the client id, which never returns.
+type keyPool struct{ ready chan *rsa.PrivateKey }
+
+func newKeyPool(size int) *keyPool { return &keyPool{ready: make(chan *rsa.PrivateKey, size)} }
+
+// fill keeps the pool full until ctx ends.
+func (p *keyPool) fill(ctx context.Context) {
+	for ctx.Err() == nil {
+		key, err := rsa.GenerateKey(rand.Reader, keyBits)
+		if err != nil {
+			return // take makes its own and reports the error
+		}
+		select {
+		case p.ready <- key:
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (p *keyPool) take() (*rsa.PrivateKey, error) {
+	select {
+	case key := <-p.ready:
+		return key, nil
+	default:
+	}
+	key, err := rsa.GenerateKey(rand.Reader, keyBits)
+	if err != nil {
+		return nil, fmt.Errorf("generate a runner key: %w", err)
+	}
+	return key, nil
+}
+
+func (p *keyPool) giveBack(key *rsa.PrivateKey) {
+	select {
+	case p.ready <- key:
+	default:
+	}
+}
