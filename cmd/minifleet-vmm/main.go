@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT
+
+// Command minifleet-vmm owns one virtual machine for its whole life. The agent starts
+// one for each machine; it can also be run by hand on a bundle.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+	"golang.org/x/sys/unix"
+
+	"github.com/minifleet/minifleet/vm"
+	"github.com/minifleet/minifleet/vm/process"
+	"github.com/minifleet/minifleet/vm/vmm"
+)
+
+func main() {
+	// The first signal stops the machine; unregistering then lets the second one kill.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv); err != nil {
+		fmt.Fprintln(os.Stderr, "minifleet-vmm:", err)
+		os.Exit(1)
+	}
+}
+
+type commands struct {
+	Run     runCommand     `cmd:"" help:"Run the machine of a bundle until it ends."`
+	Version versionCommand `cmd:"" help:"Print the version."`
+}
+
+type runCommand struct {
+	Bundle  string `required:"" placeholder:"DIR" help:"The bundle's folder. It is run once only."`
+	ReadyFD int    `name:"ready-fd" placeholder:"N" help:"Write a line to this descriptor when the sockets are open (for the agent)."`
+}
+
+type versionCommand struct{}
+
+func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writer, _ func(string) string) error {
+	var cli commands
+	printed := false
+	parser, err := kong.New(&cli, kong.Name("minifleet-vmm"),
+		kong.Description("Owns one virtual machine for its whole life."),
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(int) { printed = true }))
+	if err != nil {
+		return err
+	}
+	command, err := parser.Parse(args)
+	if printed { // the help
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%w (see minifleet-vmm --help)", err)
+	}
+	if command.Command() == "version" {
+		_, err := fmt.Fprintln(stdout, version())
+		return err
+	}
+	return cli.Run.run(ctx, stderr)
+}
+
+func (c runCommand) run(ctx context.Context, stderr io.Writer) error {
+	bundle, err := filepath.Abs(c.Bundle)
+	if err != nil {
+		return err
+	}
+	cfg := vmm.Config{
+		Bundle:   bundle,
+		Backends: []vm.Backend{process.Backend()},
+		Log:      slog.New(slog.NewTextHandler(stderr, nil)),
+	}
+	if c.ReadyFD > 0 {
+		if cfg.Ready, err = readyOn(c.ReadyFD); err != nil {
+			return err
+		}
+	}
+	return vmm.Run(ctx, cfg)
+}
+
+// readyOn returns a function that tells the agent that the sockets are open.
+func readyOn(fd int) (func() error, error) {
+	if fd < 3 {
+		return nil, fmt.Errorf("--ready-fd is %d: give a descriptor of 3 or above", fd)
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
+		return nil, fmt.Errorf("--ready-fd %d is not an open descriptor: %w", fd, err)
+	}
+	// The guest must not inherit it: the agent waits for its end.
+	unix.CloseOnExec(fd)
+	f := os.NewFile(uintptr(fd), "ready")
+	return func() error {
+		_, err := io.WriteString(f, vm.ReadyLine)
+		return errors.Join(err, f.Close())
+	}, nil
+}
+
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "minifleet-vmm (unknown version)"
+	}
+	return "minifleet-vmm " + info.Main.Version + " " + info.GoVersion
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT
+
+package vm
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// ProcessID names one process for good: a pid is used again after the process has
+// ended, a pid together with the start time is not. The start time is the system's
+// own number and is only ever compared.
+type ProcessID struct {
+	PID   int    `json:"pid"`
+	Start uint64 `json:"start"`
+}
+
+// IdentifyProcess returns the identity of the process that has this pid now.
+func IdentifyProcess(pid int) (ProcessID, error) {
+	info, err := lookUp(pid)
+	if err != nil {
+		return ProcessID{}, fmt.Errorf("process %d: %w", pid, err)
+	}
+	return ProcessID{PID: pid, Start: info.start}, nil
+}
+
+// Alive reports whether the process still runs. A zombie does not.
+func (p ProcessID) Alive() bool {
+	if p.PID <= 0 {
+		return false
+	}
+	info, err := lookUp(p.PID)
+	return err == nil && info.start == p.Start && !info.zombie
+}
+
+// procInfo is what the system tells of a process.
+type procInfo struct {
+	start  uint64
+	parent int
+	zombie bool
+}
+
+// identityFile is vmm.json and writer.json.
+type identityFile struct {
+	Schema int `json:"schema"`
+	ProcessID
+}
+
+const maxIdentityBytes = 4 << 10
+
+// WriteIdentity notes a process in the bundle, under FileVMM or FileWriter.
+func WriteIdentity(dir, name string, id ProcessID) error {
+	b, err := json.Marshal(identityFile{Schema: 1, ProcessID: id})
+	if err != nil {
+		return err
+	}
+	return writeFileSync(filepath.Join(dir, name), append(b, '\n'))
+}
+
+// ReadIdentity returns the process noted under name, and an error for which
+// errors.Is(err, fs.ErrNotExist) holds if none is.
+func ReadIdentity(dir, name string) (ProcessID, error) {
+	path := filepath.Join(dir, name)
+	b, err := readSmall(path, maxIdentityBytes)
+	if err != nil {
+		return ProcessID{}, err
+	}
+	return parseIdentity(path, b)
+}
+
+func parseIdentity(path string, b []byte) (ProcessID, error) {
+	var f identityFile
+	if err := json.Unmarshal(b, &f); err != nil {
+		return ProcessID{}, fmt.Errorf("%s: %w", path, err)
+	}
+	// A pid of 0 or below would make a kill hit whole groups of processes.
+	if f.Schema != 1 || f.PID <= 1 {
+		return ProcessID{}, fmt.Errorf("%s: schema %d with pid %d is not understood", path, f.Schema, f.PID)
+	}
+	return f.ProcessID, nil
+}
+
+// writeFileSync writes a file so that after a crash it is there whole or not at all.
+func writeFileSync(path string, b []byte) (err error) {
+	tmp := path + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		os.Remove(tmp)
+	}
+	return err
+}
+
+// syncDir makes the names in a folder durable.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
