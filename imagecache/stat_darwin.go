@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: MIT
+
+package imagecache
+
+import "syscall"
+
+func changeTime(s *syscall.Stat_t) int64 { return s.Ctimespec.Nano() }
