@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT
+
+// Command minifleet-agent makes a host's VMs match what its controller wants.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+func main() {
+	// The first signal ends the agent, and no VM; unregistering then lets the second
+	// one kill.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv); err != nil {
+		fmt.Fprintln(os.Stderr, "minifleet-agent:", err)
+		os.Exit(1)
+	}
+}
+
+type commands struct {
+	Run      runCommand      `cmd:"" help:"Serve a controller with this host's VMs."`
+	Simulate simulateCommand `cmd:"" help:"Be many hosts without VMs, to load a controller."`
+	Config   configCommand   `cmd:"" help:"Check a configuration file, or list its keys."`
+	Version  versionCommand  `cmd:"" help:"Print the version."`
+}
+
+// surroundings are what a command needs beside its flags.
+type surroundings struct {
+	ctx            context.Context
+	stdout, stderr io.Writer
+	getenv         func(string) string
+}
+
+// run is the whole program, so that tests can start it in process.
+func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writer, getenv func(string) string) error {
+	var c commands
+	printed := false
+	parser, err := kong.New(&c,
+		kong.Name("minifleet-agent"),
+		kong.Description("Runs the VMs of one host. `minifleet-agent run --help` lists all keys of its configuration."),
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(int) { printed = true }),
+	)
+	if err != nil {
+		return err
+	}
+	command, err := parser.Parse(args)
+	if printed { // the help
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%w (see minifleet-agent --help)", err)
+	}
+	return command.Run(&surroundings{ctx: ctx, stdout: stdout, stderr: stderr, getenv: getenv})
+}
+
+type versionCommand struct{}
+
+// Run prints the version.
+func (versionCommand) Run(s *surroundings) error {
+	_, err := fmt.Fprintln(s.stdout, "minifleet-agent", version())
+	return err
+}
+
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
+		return "devel"
+	}
+	return info.Main.Version
+}
+
+// newLog returns the log that level and format ask for.
+func newLog(w io.Writer, level, format string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("log_level is %q: want debug, info, warn or error", level)
+	}
+	options := &slog.HandlerOptions{Level: l}
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, options)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, options)), nil
+	default:
+		return nil, fmt.Errorf("log_format is %q: want text or json", format)
+	}
+}

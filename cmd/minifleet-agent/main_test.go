@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/minifleet/minifleet/config"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func call(t *testing.T, vars map[string]string, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	err := run(t.Context(), args, strings.NewReader(""), &out, &out, func(k string) string { return vars[k] })
+	return out.String(), err
+}
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "agent.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+const good = `controller: https://minifleet.example.com
+name: mini-1
+state_dir: /var/lib/minifleet
+images_dir: /var/lib/minifleet-images
+backend: process
+`
+
+func TestConfigCheck(t *testing.T) {
+	for name, tc := range map[string]struct {
+		text string
+		vars map[string]string
+		want []string // in the error; none means that the file is good
+	}{
+		"good":             {good, nil, nil},
+		"unknown key":      {good + "slot: 2\n", nil, []string{"agent.yaml:6:1", `"slot"`}},
+		"no backend":       {strings.Replace(good, "backend: process\n", "", 1), nil, []string{"backend is missing"}},
+		"another backend":  {strings.Replace(good, "process", "qemu", 1), nil, []string{"qemu", "no isolation"}},
+		"plain http":       {strings.Replace(good, "https", "http", 1), nil, []string{"loopback only"}},
+		"relative folder":  {strings.Replace(good, "/var/lib/minifleet\n", "state\n", 1), nil, []string{"state_dir", "absolute"}},
+		"bad name":         {strings.Replace(good, "mini-1", "Mini 1", 1), nil, []string{"name", "lower-case"}},
+		"log level":        {good + "log_level: loud\n", nil, []string{"log_level", "loud"}},
+		"by the variable":  {good, map[string]string{"MINIFLEET_AGENT_SLOTS": "0"}, []string{"slots is 0"}},
+		"all at one time":  {"name: A\nbackend: x\n", nil, []string{"controller is missing", "state_dir is missing"}},
+		"token file lacks": {good + "enrolment_token_file: nowhere\n", nil, []string{"enrolment_token_file", "nowhere"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, err := call(t, tc.vars, "config", "check", write(t, tc.text))
+			if tc.want == nil {
+				if err != nil || !strings.Contains(out, "is good") {
+					t.Errorf("got %q, %v", out, err)
+				}
+				return
+			}
+			for _, want := range tc.want {
+				if err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("error %v lacks %q", err, want)
+				}
+			}
+		})
+	}
+}
+
+func TestHelpListsEveryKey(t *testing.T) {
+	out, err := call(t, nil, "run", "--help")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range config.Describe[settings](envPrefix) {
+		if !strings.Contains(out, k.Name) || k.Help == "" {
+			t.Errorf("%s is not explained", k.Name)
+		}
+	}
+}
+
+func TestCommandLineErrors(t *testing.T) {
+	for name, args := range map[string][]string{
+		"nothing": nil, "unknown command": {"serve"}, "no file": {"run"}, "no such file": {"run", "--config", "/nowhere/agent.yaml"},
+		"no controller": {"simulate"}, "no hosts": {"simulate", "--controller", "http://127.0.0.1:1", "--hosts", "0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if out, err := call(t, nil, args...); err == nil {
+				t.Errorf("no error; it printed %q", out)
+			}
+		})
+	}
+	if out, err := call(t, nil, "version"); err != nil || !strings.Contains(out, "minifleet-agent") {
+		t.Errorf("version prints %q, %v", out, err)
+	}
+}
+
+// TestRunRefusesWhatCannotWork shows that nothing starts halfway.
+func TestRunRefusesWhatCannotWork(t *testing.T) {
+	dir, err := os.MkdirTemp("/tmp", "mf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	program := filepath.Join(dir, "program")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	base := "controller: http://127.0.0.1:1\nname: a\nbackend: process\nimages_dir: " + dir + "\n"
+	for name, tc := range map[string]struct{ text, want string }{
+		"no vmm":          {"state_dir: " + dir + "/s\nguest: " + program + "\nvmm: /nowhere\n", "minifleet-vmm"},
+		"no guest":        {"state_dir: " + dir + "/s\nguest: /nowhere\nvmm: " + program + "\n", "minifleet-guest"},
+		"a path too long": {"state_dir: " + dir + "/" + strings.Repeat("long/", 20) + "\nguest: " + program + "\nvmm: " + program + "\n", "state_dir"},
+		"no images":       {"state_dir: " + dir + "/s\nimages_dir: /nowhere\nguest: " + program + "\nvmm: " + program + "\n", "images_dir"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := base + tc.text
+			if name == "no images" {
+				text = strings.Replace(base, "images_dir: "+dir+"\n", "", 1) + tc.text
+			}
+			_, err := call(t, nil, "run", "--config", write(t, text))
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// TestImports holds the agent's build to what a host needs.
+func TestImports(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	deps := strings.Fields(string(out))
+	if !slices.Contains(deps, "github.com/minifleet/minifleet/hosts/agent") {
+		t.Fatal("the list of imports is not one")
+	}
+	for _, dep := range deps {
+		for _, bad := range []string{"go-github", "ghinstallation", "sqlite", "database/sql", "pgx", "Code-Hex/vz", "minifleet/vm/vz", "minifleet/store", "minifleet/autoscaler"} {
+			if strings.Contains(dep, bad) {
+				t.Errorf("the agent imports %s", dep)
+			}
+		}
+	}
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/minifleet/minifleet/config"
+	"github.com/minifleet/minifleet/hosts/agent"
+	"github.com/minifleet/minifleet/secret"
+	"github.com/minifleet/minifleet/vm"
+)
+
+// envPrefix begins the variables that win over keys of the file.
+const envPrefix = "MINIFLEET_AGENT"
+
+// settings is the agent's configuration file.
+type settings struct {
+	Controller         string        `yaml:"controller" required:"true" help:"address of the controller: https, or http on loopback"`
+	Name               string        `yaml:"name" required:"true" help:"of this host: lower-case letters, digits and dashes"`
+	StateDir           string        `yaml:"state_dir" required:"true" help:"folder for identity, VMs and diagnostics; its path must be short"`
+	EnrolmentToken     secret.Text   `yaml:"enrolment_token" help:"needed once, to join"`
+	EnrolmentTokenFile string        `yaml:"enrolment_token_file" help:"file that holds it"`
+	CAFile             string        `yaml:"ca_file" help:"PEM certificates to trust instead of the system's"`
+	Slots              int           `yaml:"slots" default:"2" help:"VMs that may run at once; macOS allows two macOS guests"`
+	AllowCopy          bool          `yaml:"allow_copy" default:"false" help:"copy images in full where the volume has no copy-on-write clones"`
+	ImagesDir          string        `yaml:"images_dir" required:"true" help:"folder of the images, on the volume of state_dir"`
+	Backend            string        `yaml:"backend" required:"true" help:"kind of VM; process has no isolation and is for development"`
+	VMM                string        `yaml:"vmm" help:"path of minifleet-vmm; empty looks beside this program"`
+	Guest              string        `yaml:"guest" help:"path of minifleet-guest, for the process backend; empty looks beside this program"`
+	BootDelay          time.Duration `yaml:"boot_delay" default:"0s" help:"how long guests of the process backend pretend to boot"`
+	BootTimeout        time.Duration `yaml:"boot_timeout" default:"5m" help:"longest time from a VM's start to its guest's first answer"`
+	GuestTimeout       time.Duration `yaml:"guest_timeout" default:"1m" help:"longest silence of a standby's guest"`
+	EndGrace           time.Duration `yaml:"end_grace" default:"30s" help:"how long a runner may take to end, where the controller does not say"`
+	MaxLife            time.Duration `yaml:"max_life" default:"168h" help:"longest life of a VM, whatever it does"`
+	KeepFailures       int           `yaml:"keep_failures" default:"20" help:"failures whose diagnostics are kept"`
+	LogLevel           string        `yaml:"log_level" default:"info" help:"debug, info, warn or error"`
+	LogFormat          string        `yaml:"log_format" default:"text" help:"text or json"`
+}
+
+func configKeys() string {
+	var b strings.Builder
+	if err := config.WriteHelp[settings](&b, envPrefix); err != nil {
+		return err.Error()
+	}
+	return b.String()
+}
+
+// Validate returns everything that can be told to be wrong without the machine.
+func (s *settings) Validate() error {
+	var errs []error
+	for key, path := range map[string]string{"state_dir": s.StateDir, "images_dir": s.ImagesDir} {
+		if path != "" && !filepath.IsAbs(path) {
+			errs = append(errs, fmt.Errorf("%s is %q: give an absolute path", key, path))
+		}
+	}
+	if s.Backend != string(vm.BackendProcess) {
+		errs = append(errs, fmt.Errorf("backend is %.60q: this version has %q, for development (no isolation)", s.Backend, vm.BackendProcess))
+	}
+	if _, err := newLog(os.Stderr, s.LogLevel, s.LogFormat); err != nil {
+		errs = append(errs, err)
+	}
+	check := s.agentConfig(nil)
+	check.Machines = &agent.VMs{}
+	return errors.Join(append(errs, check.Validate())...)
+}
+
+func (s *settings) agentConfig(log *slog.Logger) agent.Config {
+	return agent.Config{
+		Controller: s.Controller, Name: s.Name, StateDir: s.StateDir, EnrolmentToken: s.EnrolmentToken, CAFile: s.CAFile,
+		Slots: s.Slots, Backends: []string{s.Backend}, Version: version(),
+		BootTimeout: s.BootTimeout, GuestTimeout: s.GuestTimeout, EndGrace: s.EndGrace, KeepFailures: s.KeepFailures, Log: log,
+	}
+}
+
+// load reads the file, and fills in what lies beside this program.
+func load(path string, getenv func(string) string) (settings, error) {
+	s, err := config.Load[settings](path, envPrefix, getenv)
+	if err != nil {
+		return s, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return s, err
+	}
+	for name, field := range map[string]*string{"minifleet-vmm": &s.VMM, "minifleet-guest": &s.Guest} {
+		if *field == "" {
+			*field = filepath.Join(filepath.Dir(self), name)
+		}
+	}
+	return s, nil
+}
+
+type configCommand struct {
+	Check checkCommand `cmd:"" help:"Read a configuration file and say what is wrong with it."`
+	Keys  keysCommand  `cmd:"" help:"List all keys with their defaults."`
+}
+
+type checkCommand struct {
+	File string `arg:"" help:"Configuration file (YAML)."`
+}
+
+// Run checks a file.
+func (c checkCommand) Run(s *surroundings) error {
+	cfg, err := load(c.File, s.getenv)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(s.stdout, "%s is good: host %s with %d slots of %s serves %s\n", c.File, cfg.Name, cfg.Slots, cfg.Backend, cfg.Controller)
+	return err
+}
+
+type keysCommand struct{}
+
+// Run lists the keys.
+func (keysCommand) Run(s *surroundings) error {
+	_, err := fmt.Fprint(s.stdout, configKeys())
+	return err
+}

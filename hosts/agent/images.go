@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: MIT
+
+package agent
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+// How often the list of images is looked at, and how long the first greeting waits
+// for it: a host with images that were never read before takes longer, and says so
+// with a later report.
+const (
+	imagesEvery = 30 * time.Second
+	imagesFirst = time.Second
+)
+
+// watchImages keeps the list of images; listed is called after each look.
+func (a *Agent) watchImages(ctx context.Context, listed func()) {
+	for {
+		names, err := a.cfg.Machines.Images(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			a.trouble("images", "the images of this host cannot be listed: "+err.Error())
+		} else {
+			a.trouble("images", "")
+			a.mu.Lock()
+			if !slices.Equal(a.images, names) {
+				a.images = names
+				a.changed()
+			}
+			a.mu.Unlock()
+		}
+		listed()
+		if !sleep(ctx, around(imagesEvery)) {
+			return
+		}
+	}
+}
+
+// awaitImages gives a short list the time to be in the greeting.
+func (a *Agent) awaitImages(ctx context.Context, listed <-chan struct{}) {
+	t := time.NewTimer(imagesFirst)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-listed:
+	case <-t.C:
+	}
+}

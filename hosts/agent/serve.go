@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: MIT
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/minifleet/minifleet/fleet"
+	"github.com/minifleet/minifleet/guest"
+	"github.com/minifleet/minifleet/hosts/protocol"
+)
+
+// service is the part of a life in which a VM runs: from its start, or its adoption,
+// to the reason why it is torn down. One goroutine holds it; helpers send it news.
+type service struct {
+	*runner
+	guest Guest
+
+	news  chan guestNews  // of the guest
+	exit  chan string     // the VM has ended by itself, and why
+	mints chan mintAnswer // of the mint that is under way
+
+	seen    guest.Status // newest; Protocol 0 if none came yet
+	silence time.Time    // since when the guest does not answer; zero if it does
+	started time.Time    // of the boot, or of the adoption
+
+	given     bool // the guest holds, or may hold, a JIT config
+	delivered bool // we know that it does
+	inherited bool // that it may is known from an earlier agent's books only
+
+	unsure    bool      // a config was handed over, and no answer says that it arrived
+	unsureAt  time.Time // when to ask next
+	lost      bool      // the guest program has forgotten a config that it had taken
+	lastErr   error     // of the guest's silence
+	minting   bool
+	mintNever bool      // this VM gets no other config
+	mintAfter int64     // do not ask again before a desired newer than this
+	mintAt    time.Time // nor before this
+	mintPause backoff
+
+	endAsked bool      // the guest was told to end its listener
+	endBy    time.Time // and the VM is stopped then at the latest
+	endAt    time.Time // the next try to tell it
+}
+
+// guestNews is one answer of the guest, or its absence.
+type guestNews struct {
+	status guest.Status
+	err    error
+}
+
+// Pauses in the service of a VM.
+const (
+	guestPoll    = 25 * time.Second // how long a status query waits for a change
+	guestCall    = 30 * time.Second // how long any other call to a guest may take
+	drainRecheck = 5 * time.Second  // pause between two questions whether a guest is busy
+	endMargin    = 5 * time.Second  // given to a guest beyond its grace, which is its own to keep
+	newsBurst    = 20               // changes of status taken at once
+	newsEvery    = 200 * time.Millisecond
+)
+
+// serve follows a running VM until it has to be torn down.
+func (r *runner) serve(ctx context.Context) ending {
+	s := &service{
+		runner: r, guest: r.machine.Guest(), started: time.Now(),
+		given: r.record.Given, inherited: r.record.Given,
+		news: make(chan guestNews), exit: make(chan string), mints: make(chan mintAnswer, 1),
+		mintPause: backoff{first: mintFirstWait, most: mintMostWait},
+	}
+	if s.guest == nil {
+		return ending{failure: "the VM runs but there is no way to its guest"}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var helpers sync.WaitGroup
+	helpers.Go(func() { s.follow(ctx) })
+	helpers.Go(func() { s.awaitExit(ctx) })
+	defer func() { cancel(); helpers.Wait() }()
+
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		o, changed := s.orders()
+		if end, done := s.step(ctx, o, &helpers); done {
+			return end
+		}
+		timer.Reset(s.nextLook(o))
+		select {
+		case <-ctx.Done():
+			return ending{}
+		case <-changed:
+		case <-timer.C:
+		case n := <-s.news:
+			s.take(n)
+		case why := <-s.exit:
+			return s.exited(why)
+		case m := <-s.mints:
+			if end, done := s.minted(ctx, m); done {
+				return end
+			}
+		}
+	}
+}
+
+// step does what the newest orders and the newest status ask for, and reports whether
+// the VM's service is over.
+func (s *service) step(ctx context.Context, o orders, helpers *sync.WaitGroup) (ending, bool) {
+	if s.seen.Phase == guest.PhaseFinished {
+		return s.finished(o), true
+	}
+	if s.lost {
+		return ending{failure: "the guest program was started anew and has lost its runner"}, true
+	}
+	s.makeSure(ctx)
+	at := stageBooting
+	switch {
+	case s.given:
+		at = stageGiven
+	case s.booted():
+		at = stageStandby
+	}
+	if gone, failure := o.leave(at); gone {
+		return ending{failure: failure}, true
+	}
+	now := time.Now()
+	switch {
+	case at == stageGiven && o.desire.Wanted == protocol.WantGone:
+		return s.end(ctx, o)
+	case at == stageBooting && now.Sub(s.started) >= s.agent.cfg.BootTimeout:
+		return ending{failure: fmt.Sprintf("the guest did not answer within %s of the VM's start%s", s.agent.cfg.BootTimeout, s.why())}, true
+	case at == stageStandby && !s.silence.IsZero() && now.Sub(s.silence) >= s.agent.cfg.GuestTimeout:
+		return ending{failure: fmt.Sprintf("the guest of a standby stopped answering for %s%s", s.agent.cfg.GuestTimeout, s.why())}, true
+	case at == stageStandby && o.desire.Wanted == protocol.WantArmed && s.mayMint(o, now):
+		s.startMint(ctx, o, helpers)
+	}
+	return ending{}, false
+}
+
+func (s *service) booted() bool { return s.seen.Protocol != 0 }
+
+// why adds what is known of the guest's silence to a sentence.
+func (s *service) why() string {
+	if s.lastErr == nil {
+		return ""
+	}
+	return ": " + cut(s.lastErr.Error(), 300)
+}
+
+// nextLook returns how long to wait for news before the clock alone asks for a step.
+func (s *service) nextLook(o orders) time.Duration {
+	next := time.Now().Add(time.Minute)
+	sooner := func(t time.Time) {
+		if !t.IsZero() && t.Before(next) {
+			next = t
+		}
+	}
+	switch {
+	case s.given:
+	case !s.booted():
+		sooner(s.started.Add(s.agent.cfg.BootTimeout))
+	case !s.silence.IsZero():
+		sooner(s.silence.Add(s.agent.cfg.GuestTimeout))
+	}
+	if !s.given && o.desire.Wanted == protocol.WantArmed && s.mayMint(o, s.mintAt) {
+		sooner(s.mintAt)
+	}
+	if s.unsure {
+		sooner(s.unsureAt)
+	}
+	sooner(s.endBy)
+	sooner(s.endAt)
+	return max(time.Until(next), 10*time.Millisecond)
+}
+
+// take believes one answer of the guest as far as it can be.
+func (s *service) take(n guestNews) {
+	if n.err != nil {
+		if s.silence.IsZero() {
+			s.silence = time.Now()
+			s.log.Debug("the guest does not answer", slog.Any("error", n.err))
+		}
+		s.lastErr = n.err
+		if s.given && time.Since(s.silence) >= s.agent.cfg.GuestTimeout {
+			// Its job may well run on: losing the channel is not losing the job.
+			s.show(fleet.ObservedNone, func(v *protocol.RunnerReport) {
+				v.Progress = "the guest has not answered since " + s.silence.UTC().Format(time.RFC3339)
+			})
+		}
+		return
+	}
+	restarted := s.booted() && s.seen.Instance != n.status.Instance
+	s.seen, s.silence, s.lastErr = n.status, time.Time{}, nil
+	switch {
+	case n.status.HasConfig:
+		s.given, s.delivered = true, true
+	case s.inherited: // the earlier agent ended between its note and the delivery
+		s.notGiven()
+	}
+	s.inherited = false
+	s.lost = s.lost || restarted && s.delivered && !n.status.HasConfig
+	s.show(observedOf(n.status.Phase, s.given), func(v *protocol.RunnerReport) {
+		v.HasConfig, v.Progress = s.given, ""
+		if n.status.Runner.Result != "" {
+			v.Result = string(n.status.Runner.Result)
+		}
+	})
+}
+
+// observedOf puts a guest's phase into the word of the protocol.
+func observedOf(p guest.Phase, given bool) fleet.Observed {
+	switch p {
+	case guest.PhaseStarting:
+		return fleet.ObservedRegistering
+	case guest.PhaseIdle:
+		return fleet.ObservedIdle
+	case guest.PhaseBusy:
+		return fleet.ObservedBusy
+	case guest.PhaseFinished:
+		return fleet.ObservedFinished
+	}
+	if given {
+		return fleet.ObservedRegistering // the config is on its way in
+	}
+	return fleet.ObservedStandby
+}
+
+// finished turns the end of a listener into the end of its VM.
+func (s *service) finished(o orders) ending {
+	run := s.seen.Runner
+	end := ending{result: string(run.Result)}
+	wanted := o.desire.Wanted != protocol.WantGone
+	switch run.Outcome {
+	case guest.OutcomeJob:
+	case guest.OutcomeNoJob:
+		if wanted {
+			end.failure = "the runner ended without a job: " + run.Reason
+		}
+	case guest.OutcomeEnded:
+		if wanted && !s.endAsked {
+			end.failure = "the runner was ended from inside its VM: " + run.Reason
+		}
+	default:
+		if wanted {
+			end.failure = fmt.Sprintf("the runner failed (%s): %s", run.Outcome, run.Reason)
+		}
+	}
+	return end
+}
+
+// exited turns the end of a VM that nobody stopped into a failure, unless the runner
+// was to go anyway.
+func (s *service) exited(why string) ending {
+	o, _ := s.orders()
+	if s.seen.Phase == guest.PhaseFinished {
+		return s.finished(o)
+	}
+	if o.desire.Wanted == protocol.WantGone {
+		return ending{}
+	}
+	return ending{failure: "the VM ended by itself: " + why}
+}
+
+// end brings a runner that holds a config to its end: the guest ends the listener,
+// gently and then by force, and only then the VM goes. A runner that is to go unless
+// it is busy is asked first, and left alone as long as it works or does not say.
+func (s *service) end(ctx context.Context, o orders) (ending, bool) {
+	now := time.Now()
+	if s.endAsked && !now.Before(s.endBy) {
+		return ending{}, true
+	}
+	if now.Before(s.endAt) || s.endAsked && s.endAt.IsZero() {
+		return ending{}, false
+	}
+	s.endAt = time.Time{}
+	if o.desire.UnlessBusy && !s.endAsked {
+		ask, cancel := context.WithTimeout(ctx, guestCall)
+		status, err := s.guest.Status(ask, 0, 0)
+		cancel()
+		s.take(guestNews{status, err})
+		switch {
+		case err != nil || status.Phase == guest.PhaseBusy:
+			s.endAt = now.Add(around(drainRecheck))
+			return ending{}, false
+		case status.Phase == guest.PhaseFinished:
+			return s.finished(o), true
+		}
+	}
+	grace := s.agent.cfg.EndGrace
+	if n := o.desire.EndGraceSeconds; n > 0 {
+		grace = time.Duration(n) * time.Second
+	}
+	if !s.endAsked {
+		s.endAsked, s.endBy = true, now.Add(grace+endMargin)
+	}
+	ask, cancel := context.WithTimeout(ctx, min(guestCall, grace+endMargin))
+	err := s.guest.End(ask, max(s.endBy.Sub(now)-endMargin, 0))
+	cancel()
+	if err != nil {
+		s.log.Warn("the guest could not be told to end; it is tried again", slog.Any("error", err))
+		s.endAt = time.Now().Add(time.Second)
+	}
+	return ending{}, false
+}
+
+// follow asks the guest for its status, over and over. How fast it may change is
+// bounded: a guest is not to be trusted with that.
+func (s *service) follow(ctx context.Context) {
+	after := uint64(0)
+	pause := backoff{first: 50 * time.Millisecond, most: 2 * time.Second}
+	allowed, refill := newsBurst, time.Now()
+	for {
+		ask, cancel := context.WithTimeout(ctx, guestPoll+guestCall)
+		status, err := s.guest.Status(ask, after, guestPoll)
+		cancel()
+		select {
+		case <-ctx.Done():
+			return
+		case s.news <- guestNews{status, err}:
+		}
+		wait := time.Duration(0)
+		if err != nil {
+			after, wait = 0, pause.next()
+		} else {
+			after = status.Revision
+			pause.reset()
+			allowed = min(newsBurst, allowed+int(time.Since(refill)/newsEvery)) - 1
+			refill = time.Now()
+			if allowed <= 0 {
+				allowed, wait = 0, newsEvery
+			}
+		}
+		if wait > 0 && !sleep(ctx, wait) {
+			return
+		}
+	}
+}
+
+// awaitExit tells when the VM ends by itself.
+func (s *service) awaitExit(ctx context.Context) {
+	why, err := s.machine.Wait(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return
+		}
+		why = err.Error()
+	}
+	select {
+	case <-ctx.Done():
+	case s.exit <- why:
+	}
+}

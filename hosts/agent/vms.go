@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: MIT
+
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/minifleet/minifleet/imagecache"
+	"github.com/minifleet/minifleet/vm"
+)
+
+// RunnerDir is where an image has its runner, inside the root folder that an image
+// for the process backend brings.
+const RunnerDir = "runner"
+
+// Defaults of a VM where its pool does not say.
+const (
+	defaultCPUs      = 4
+	defaultMemoryMiB = 8192
+	defaultMaxLife   = 7 * 24 * time.Hour // GitHub ends a job after five days
+)
+
+// adoptTime bounds how long a VM's owner may take to answer at the agent's start.
+const adoptTime = 10 * time.Second
+
+// notePool is the annotation that tells a VM's pool.
+const notePool = "minifleet/pool"
+
+// VMsConfig says how VMs are made on this host.
+type VMsConfig struct {
+	// Dir is the folder of all bundles, made if missing. Its path must be short, for
+	// there are sockets in it.
+	Dir string
+	// ImagesDir is the folder of all images. It must exist.
+	ImagesDir string
+	// Backend is the kind of VM.
+	Backend vm.BackendName
+	// VMMProgram and GuestProgram are absolute paths. The guest program is needed by the
+	// process backend only.
+	VMMProgram   string
+	GuestProgram string
+	// AllowCopy lets clones be copies where copy-on-write does not work.
+	AllowCopy bool
+	// BootDelay makes the process backend's guests pretend to boot.
+	BootDelay time.Duration
+	// MaxLife ends a VM whatever it does. Zero means a week.
+	MaxLife time.Duration
+	// Log receives what happens. Nil means nowhere.
+	Log *slog.Logger
+}
+
+// VMs are the Machines of a real host: package vm's, cloned from package imagecache's.
+type VMs struct {
+	cfg    VMsConfig
+	images *imagecache.Cache
+	clone  vm.CloneMode
+}
+
+// NewVMs checks all that can be checked before the first VM, above all that clones cost
+// nothing.
+func NewVMs(cfg VMsConfig) (*VMs, error) {
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	cfg.MaxLife = cmp.Or(cfg.MaxLife, defaultMaxLife)
+	switch cfg.Backend {
+	case vm.BackendProcess:
+		if err := checkProgram("guest", cfg.GuestProgram); err != nil {
+			return nil, err
+		}
+		cfg.Log.Warn("the process backend isolates nothing: jobs can do what this user can")
+	default:
+		return nil, fmt.Errorf("backend is %.60q: this version has %q, for development (no isolation)", cfg.Backend, vm.BackendProcess)
+	}
+	if err := checkProgram("vmm", cfg.VMMProgram); err != nil {
+		return nil, err
+	}
+	if err := vm.CheckPath(cfg.Dir, longestID); err != nil {
+		return nil, fmt.Errorf("state_dir: %w", err)
+	}
+	if err := makePrivate(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("state_dir: %w: give the agent's user a folder of its own that it can write to", err)
+	}
+	images, err := imagecache.Open(imagecache.Config{Dir: cfg.ImagesDir, Log: cfg.Log})
+	if err != nil {
+		return nil, fmt.Errorf("images_dir: %w", err)
+	}
+	v := &VMs{cfg: cfg, images: images}
+	if cfg.AllowCopy {
+		v.clone = vm.CloneAllowCopy
+	}
+	switch err := vm.ProbeClone(cfg.Dir); {
+	case err == nil:
+	case errors.Is(err, vm.ErrCloneUnsupported) && cfg.AllowCopy:
+		cfg.Log.Warn("images are copied in full for each VM, because this volume has no copy-on-write clones", slog.String("folder", cfg.Dir))
+	case errors.Is(err, vm.ErrCloneUnsupported):
+		return nil, fmt.Errorf("%w: put state_dir and images_dir on one APFS, XFS or btrfs volume, or set allow_copy: true to copy every image in full for every VM", err)
+	default:
+		return nil, fmt.Errorf("state_dir: %w", err)
+	}
+	return v, nil
+}
+
+// longestID is as long as an id can be.
+const longestID = "0123456789012345678901234567890123456789"
+
+func checkProgram(key, path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %w: set it to the path of the program minifleet-%s", key, err, key)
+	case !filepath.IsAbs(path):
+		return fmt.Errorf("%s: the path %s is not absolute", key, path)
+	case !info.Mode().IsRegular() || info.Mode().Perm()&0o111 == 0:
+		return fmt.Errorf("%s: %s is not an executable file", key, path)
+	}
+	return nil
+}
+
+// Images lists the images in the cache.
+func (v *VMs) Images(ctx context.Context) ([]string, error) {
+	entries, err := v.images.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		names = append(names, e.Name)
+	}
+	return names, nil
+}
+
+// Create clones a VM from its image.
+func (v *VMs) Create(ctx context.Context, o Order, progress func(string)) (Machine, error) {
+	if o.Backend != "" && o.Backend != string(v.cfg.Backend) {
+		return nil, fmt.Errorf("pool %s asks for the backend %s and this host has %s: change the pool or place it elsewhere", o.Pool, o.Backend, v.cfg.Backend)
+	}
+	image, err := v.images.Ensure(ctx, o.Image, func(p imagecache.Progress) {
+		progress(fmt.Sprintf("image %s: %d of %d MiB", o.Image, p.DoneBytes>>20, p.TotalBytes>>20))
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer image.Release()
+	dir, err := vm.Create(ctx, vm.CreateConfig{
+		Dir: v.cfg.Dir, ImageDir: image.Dir, Clone: v.clone,
+		Spec: vm.Spec{
+			ID: o.ID, Backend: v.cfg.Backend,
+			CPUs: cmp.Or(o.CPUs, defaultCPUs), MemoryMiB: cmp.Or(o.MemoryMiB, defaultMemoryMiB), MaxLife: v.cfg.MaxLife,
+			Image:       vm.ImageRef{Name: image.Name, Digest: image.Digest},
+			Annotations: map[string]string{notePool: o.Pool},
+			Process:     &vm.ProcessSpec{GuestProgram: v.cfg.GuestProgram, RunnerDir: RunnerDir, BootDelay: v.cfg.BootDelay},
+		},
+		Progress: func(p vm.Progress) {
+			progress(fmt.Sprintf("clone: %d files, %d MiB copied", p.Files, p.CopiedBytes>>20))
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return newVM(dir, v.cfg.VMMProgram), nil
+}
+
+// Scan finds what an earlier agent left, adopts what runs, and deletes what was never
+// finished.
+func (v *VMs) Scan(ctx context.Context) ([]Found, error) {
+	bundles, err := vm.Scan(ctx, v.cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	found := make([]Found, len(bundles))
+	var adoptions sync.WaitGroup
+	for i, b := range bundles {
+		if b.Condition == vm.Unfinished {
+			if err := vm.Remove(ctx, b.Dir); err != nil {
+				v.cfg.Log.Warn("a half-made VM stays on the disk", slog.String("folder", b.Dir), slog.Any("error", err))
+			}
+			continue
+		}
+		m := newVM(b.Dir, v.cfg.VMMProgram)
+		found[i] = Found{ID: b.ID, Pool: b.Spec.Annotations[notePool], Machine: m, Ending: describe(b.State.Reason, b.State.Detail)}
+		switch b.Condition {
+		case vm.Ended:
+			m.end(found[i].Ending)
+		case vm.Orphaned:
+			found[i].Running, found[i].Orphan = true, true
+		case vm.Running:
+			found[i].Running = true
+			adoptions.Go(func() {
+				if err := m.adopt(ctx); err != nil {
+					v.cfg.Log.Error("a running VM cannot be adopted and will be ended", slog.String("runner", b.ID), slog.Any("error", err))
+					found[i].Orphan = true
+				}
+			})
+		}
+	}
+	adoptions.Wait()
+	kept := found[:0]
+	for _, f := range found {
+		if f.ID != "" {
+			kept = append(kept, f)
+		}
+	}
+	return kept, ctx.Err()
+}
+
+// describe makes a sentence of why a VM ended.
+func describe(reason vm.Reason, detail string) string {
+	switch {
+	case reason == "":
+		return "it never started"
+	case detail == "":
+		return string(reason)
+	default:
+		return fmt.Sprintf("%s: %s", reason, detail)
+	}
+}

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/minifleet/minifleet/guest"
+	"github.com/minifleet/minifleet/vm"
+)
+
+// maxLogKept is how much of the end of each log is kept of a failure.
+const maxLogKept = 1 << 20
+
+// vmMachine is one bundle and, while it runs, its machine.
+type vmMachine struct {
+	dir     string
+	program string // of the vmm
+	client  *guest.Client
+
+	mu      sync.Mutex // guards the rest
+	machine *vm.Machine
+	ended   bool // it does not run, and why it does not
+	ending  string
+}
+
+func newVM(dir, program string) *vmMachine {
+	m := &vmMachine{dir: dir, program: program}
+	m.client = guest.NewClient(m.dial)
+	return m
+}
+
+var errNotStarted = errors.New("the VM does not run")
+
+func (m *vmMachine) current() (*vm.Machine, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.machine, m.ended
+}
+
+func (m *vmMachine) set(machine *vm.Machine) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.machine = machine
+}
+
+// end notes that nothing of the VM runs.
+func (m *vmMachine) end(why string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ended, m.ending = true, why
+}
+
+func (m *vmMachine) dial(ctx context.Context) (net.Conn, error) {
+	machine, _ := m.current()
+	if machine == nil {
+		return nil, errNotStarted
+	}
+	return machine.DialGuest(ctx)
+}
+
+func (m *vmMachine) adopt(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, adoptTime)
+	defer cancel()
+	machine, err := vm.Adopt(ctx, m.dir)
+	if err == nil {
+		m.set(machine)
+	}
+	return err
+}
+
+func (m *vmMachine) Start(ctx context.Context) error {
+	machine, err := vm.Start(ctx, m.dir, m.program)
+	if err != nil {
+		return err
+	}
+	m.set(machine)
+	return nil
+}
+
+func (m *vmMachine) Guest() Guest { return m.client }
+
+func (m *vmMachine) Wait(ctx context.Context) (string, error) {
+	machine, ended := m.current()
+	switch {
+	case ended:
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.ending, nil
+	case machine == nil:
+		return "", errNotStarted
+	}
+	select {
+	case <-machine.Done():
+		return describe(machine.Final()), nil
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
+}
+
+// Stop also ends what a dead vmm left behind, and a vmm that could not be adopted
+// before.
+func (m *vmMachine) Stop(ctx context.Context) error {
+	machine, ended := m.current()
+	if ended {
+		return nil
+	}
+	if machine == nil {
+		err := vm.EndWriter(ctx, m.dir)
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, vm.ErrVMMAlive):
+			return err
+		}
+		if err := m.adopt(ctx); err != nil {
+			return err
+		}
+		machine, _ = m.current()
+	}
+	return machine.Stop(ctx)
+}
+
+// Keep copies the ends of the VM's logs.
+func (m *vmMachine) Keep(dir string) error {
+	var errs []error
+	for _, name := range []string{vm.FileVMMLog, vm.FileConsole, vm.FileStatus} {
+		if err := copyEnd(filepath.Join(m.dir, name), filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("keep %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func copyEnd(from, to string) error {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	info, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a file", from)
+	}
+	if _, err := src.Seek(max(0, info.Size()-maxLogKept), io.SeekStart); err != nil {
+		return err
+	}
+	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.CopyN(dst, src, maxLogKept)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return errors.Join(err, dst.Close())
+}
+
+func (m *vmMachine) Remove(ctx context.Context) error { return vm.Remove(ctx, m.dir) }
+
+func (m *vmMachine) Release() {
+	m.client.Close()
+	if machine, _ := m.current(); machine != nil {
+		machine.Detach()
+	}
+}

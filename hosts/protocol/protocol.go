@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MIT
+
+// Package protocol is what an agent and the controller say to each other: JSON
+// over HTTPS, always called by the agent. It owns the wire types, their limits
+// and paths. Fields that a side does not know are ignored; a value of wanted that
+// an agent does not know is refused by name.
+package protocol
+
+import "time"
+
+// Paths below the controller's address.
+const (
+	PathEnrol   = "/agent/v1/enrol"                 // POST Enrol -> Enrolled; no credential yet
+	PathHello   = "/agent/v1/hello"                 // POST Hello -> Welcome
+	PathDesired = "/agent/v1/desired"               // GET ?instance=&revision=&wait= -> Desired
+	PathReport  = "/agent/v1/report"                // POST Report -> 204
+	PathMint    = "/agent/v1/runners/{runner}/mint" // POST MintRequest -> Minted
+)
+
+// MaxBody is the most bytes either side reads of one message: 500 runners with
+// long reasons are well below it.
+const MaxBody = 4 << 20
+
+// MaxWait bounds the time for which the controller holds a desired call open.
+const MaxWait = 30 * time.Second
+
+// Error is the body of every answer that is not 2xx.
+type Error struct {
+	Message string `json:"error"`
+	Code    Code   `json:"code,omitempty"`
+}
+
+// Code tells an agent what to do about an error.
+type Code string
+
+// The codes.
+const (
+	CodeBadRequest     Code = "bad_request"
+	CodeToken          Code = "token"           // 401: enrolment token unknown, used or expired
+	CodeCredential     Code = "credential"      // 401: host unknown or revoked
+	CodeSuperseded     Code = "superseded"      // 409: a newer instance of the same host's agent speaks now: stop
+	CodeOtherMachine   Code = "other_machine"   // 409: another machine uses this credential and is live: stop
+	CodeNoGrant        Code = "no_grant"        // 409: not armed: stay standby
+	CodeRunnerBusy     Code = "runner_busy"     // 409: the earlier registration runs a job: keep the VM, do not ask again
+	CodeLater          Code = "later"           // 503: try again after Retry-After
+	CodeUnavailable    Code = "unavailable"     // 503: the controller's store is down
+	CodeRefused        Code = "refused"         // 502: GitHub will not register this runner; asking again does not help soon
+	CodeMethod         Code = "method"          // 404, 405
+	CodeTooLarge       Code = "too_large"       // 413
+	CodeNoSuchRunner   Code = "no_such_runner"  // 404
+	CodeWrongHost      Code = "wrong_host"      // 403: the runner belongs to another host
+	CodeInternalFailed Code = "internal_failed" // 500
+)
+
+// Enrol asks for a host identity. The agent makes its own credential, keeps it
+// before it asks, and sends only the hash: a repetition after a lost answer is the
+// same request.
+type Enrol struct {
+	Token          string `json:"token"`
+	CredentialHash string `json:"credential_hash"` // hex SHA-256
+	Name           string `json:"name"`            // wish; an enrolment can fix another
+	Machine        string `json:"machine"`         // identity of the hardware
+}
+
+// Enrolled answers Enrol.
+type Enrolled struct {
+	Host string `json:"host"` // id
+	Name string `json:"name"`
+	Site string `json:"site"`
+}
+
+// Hello opens a new instance of an agent. From then on the controller takes
+// nothing from an earlier one.
+type Hello struct {
+	Instance string `json:"instance"`
+	Machine  string `json:"machine"`
+	Facts    Facts  `json:"facts"`
+}
+
+// Facts describe the host.
+type Facts struct {
+	Slots        int      `json:"slots"`
+	Backends     []string `json:"backends"`
+	Images       []string `json:"images"` // names in the cache
+	OS           string   `json:"os"`
+	Arch         string   `json:"arch"`
+	AgentVersion string   `json:"agent_version"`
+	Degraded     string   `json:"degraded,omitempty"`
+	Capabilities []string `json:"capabilities,omitempty"`
+}
+
+// Welcome answers Hello.
+type Welcome struct {
+	Site  string `json:"site"`
+	Epoch int64  `json:"epoch"`
+	Host  string `json:"host"`
+	Name  string `json:"name"`
+	// PollSeconds is how long a desired call should ask to wait.
+	PollSeconds int `json:"poll_seconds"`
+	// LeaseSeconds is how long the agent may go without an answer before VMs that
+	// are still booting without a JIT config are ended; standbys last twice as long
+	// and a random part more.
+	LeaseSeconds int `json:"lease_seconds"`
+}
+
+// Desired is all that is wanted of a host.
+type Desired struct {
+	Site     string   `json:"site"`
+	Epoch    int64    `json:"epoch"`
+	Revision int64    `json:"revision"`
+	Runners  []Desire `json:"runners"`
+}
+
+// The values of Desire.Wanted.
+const (
+	WantUp    = "up"
+	WantArmed = "armed"
+	WantGone  = "gone"
+)
+
+// Desire is what is wanted of one runner.
+type Desire struct {
+	ID     string `json:"id"`
+	Wanted string `json:"wanted"`
+	// UnlessBusy goes with gone: the guest is asked first, and a runner that runs a
+	// job is left alone until it ends.
+	UnlessBusy bool   `json:"unless_busy,omitempty"`
+	Scope      string `json:"scope,omitempty"` // goes with armed
+	Pool       string `json:"pool"`
+	Image      string `json:"image"`
+	Backend    string `json:"backend,omitempty"` // "" lets the agent choose
+	CPUs       int    `json:"cpus,omitempty"`
+	MemoryMiB  int    `json:"memory_mib,omitempty"`
+	// EndGraceSeconds is how long a guest that is told to end may take to do so.
+	EndGraceSeconds int `json:"end_grace_seconds,omitempty"`
+}
+
+// Report is the full observed state of a host. A runner that was reported once
+// stays in every report, gone at last, until no Desired names it any more.
+type Report struct {
+	Instance string         `json:"instance"`
+	Sequence int64          `json:"sequence"`
+	Revision int64          `json:"revision"` // newest Desired acted on
+	Facts    Facts          `json:"facts"`
+	Runners  []RunnerReport `json:"runners"`
+}
+
+// RunnerReport is what is observed of one runner. Observed is one of the words of
+// fleet.Observed: preparing, booting, standby, registering, idle, busy, finished,
+// failed, destroying, gone.
+type RunnerReport struct {
+	ID        string `json:"id"`
+	Observed  string `json:"observed"`
+	HoldsSlot bool   `json:"holds_slot"`
+	HasConfig bool   `json:"has_config"` // the guest was given a JIT config
+	Failure   string `json:"failure,omitempty"`
+	Result    string `json:"result,omitempty"` // of the one job: succeeded, failed, canceled, ...
+	Progress  string `json:"progress,omitempty"`
+	Pool      string `json:"pool"`
+	Scope     string `json:"scope,omitempty"`
+}
+
+// MintRequest asks for a JIT config for an armed runner whose guest has none.
+type MintRequest struct {
+	Instance string `json:"instance"`
+}
+
+// Minted is a JIT config. It is a secret: the agent hands it to the guest and
+// keeps it nowhere.
+type Minted struct {
+	Name      string `json:"name"`
+	JITConfig string `json:"jit_config"`
+}
+
+// Longest texts that a report may carry; an agent cuts, a controller refuses.
+const (
+	MaxText    = 2000
+	MaxRunners = 1000
+	MaxID      = 64
+)
