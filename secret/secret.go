@@ -18,35 +18,47 @@ import (
 
 const redacted = "[redacted]"
 
-// Text is a secret string. Its zero value is the empty secret.
-type Text struct{ value string }
+// Text is a secret string. Its zero value is the empty secret. The value is kept
+// behind a pointer, since fmt prints the fields of an unexported field without
+// asking its methods.
+type Text struct{ value *string }
 
 // New wraps a value.
-func New(value string) Text { return Text{value: value} }
+func New(value string) Text {
+	if value == "" {
+		return Text{}
+	}
+	return Text{value: &value}
+}
 
 // Generate returns a new random secret of 256 bits in URL-safe base64.
 func Generate() Text {
 	var b [32]byte
 	rand.Read(b[:]) // never fails: crypto/rand aborts the program instead
-	return Text{value: base64.RawURLEncoding.EncodeToString(b[:])}
+	return New(base64.RawURLEncoding.EncodeToString(b[:]))
 }
 
 // Reveal returns the value itself, for the one place that has to send or check it.
-func (t Text) Reveal() string { return t.value }
+func (t Text) Reveal() string {
+	if t.value == nil {
+		return ""
+	}
+	return *t.value
+}
 
 // Empty reports whether the secret has no value.
-func (t Text) Empty() bool { return t.value == "" }
+func (t Text) Empty() bool { return t.value == nil }
 
 // Equal compares two secrets in constant time.
 func (t Text) Equal(other Text) bool {
-	a, b := sha256.Sum256([]byte(t.value)), sha256.Sum256([]byte(other.value))
+	a, b := sha256.Sum256([]byte(t.Reveal())), sha256.Sum256([]byte(other.Reveal()))
 	return subtle.ConstantTimeCompare(a[:], b[:]) == 1
 }
 
 // Hash returns the hex SHA-256 of the value, the form in which tokens are
 // stored. It is fit for secrets of full entropy (Generate), not for passwords.
 func (t Text) Hash() string {
-	sum := sha256.Sum256([]byte(t.value))
+	sum := sha256.Sum256([]byte(t.Reveal()))
 	return hex.EncodeToString(sum[:])
 }
 
@@ -60,6 +72,6 @@ func (t Text) MarshalJSON() ([]byte, error) { return json.Marshal(redacted) }
 // UnmarshalText reads the value as it stands, so that a Text can be a field of
 // a configuration.
 func (t *Text) UnmarshalText(b []byte) error {
-	t.value = string(b)
+	*t = New(string(b))
 	return nil
 }

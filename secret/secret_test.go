@@ -27,12 +27,13 @@ func TestNothingPrintsTheValue(t *testing.T) {
 	for name, text := range map[string]string{
 		"%v": fmt.Sprintf("%v", s), "%+v of a struct": fmt.Sprintf("%+v", holder{s}), "%#v": fmt.Sprintf("%#v", holder{s}),
 		"%s": fmt.Sprintf("%s", s), "%q": fmt.Sprintf("%q", s), "%x": fmt.Sprintf("%x", s), "slog": log.String(), "json": string(asJSON),
-		"error": fmt.Errorf("bad token %v", s).Error(),
+		"unexported": fmt.Sprintf("%+v %[1]v %#[1]v", struct{ t secret.Text }{s}),
+		"error":      fmt.Errorf("bad token %v", s).Error(),
 	} {
 		if strings.Contains(text, "hunter2") || strings.Contains(text, fmt.Sprintf("%x", "hunter2")) {
 			t.Errorf("%s shows the value: %s", name, text)
 		}
-		if !strings.Contains(text, "[redacted]") {
+		if name != "unexported" && !strings.Contains(text, "[redacted]") {
 			t.Errorf("%s does not say [redacted]: %s", name, text)
 		}
 	}
