@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT
+
+package fleet
+
+import "time"
+
+// Delivery is one authentic webhook delivery, pushed by GitHub or pulled from it.
+type Delivery struct {
+	GUID           string // X-GitHub-Delivery; a redelivery has the same
+	Event, Action  string
+	InstallationID int64
+	Repository     string // owner/name, "" where the event has none
+	Payload        []byte // as signed
+	ReceivedAt     time.Time
+	Status         DeliveryStatus
+	Reason         string // why it was ignored or has failed
+}
+
+// DeliveryStatus says what became of a delivery.
+type DeliveryStatus string
+
+// The fates of a delivery.
+const (
+	DeliveryProcessed DeliveryStatus = "processed"
+	DeliveryIgnored   DeliveryStatus = "ignored" // authentic, and nothing to us
+	DeliveryFailed    DeliveryStatus = "failed"  // authentic, but not to be understood; processed again when it comes again
+)
+
+// Ingest is a delivery with what was read out of it: at most one of the pointers
+// is set. All of it is stored in one transaction.
+type Ingest struct {
+	Delivery     Delivery
+	Job          *JobNews
+	Run          *Run
+	Installation *Installation
+}
+
+// Ingested says what storing an Ingest did.
+type Ingested struct {
+	Duplicate bool // the GUID was known and not failed: nothing was done
+	Changed   bool // a job, run or installation is not as it was
+}
+
+// Run is what a workflow run tells of the origin of its jobs.
+type Run struct {
+	ID             int64
+	Attempt        int
+	Repository     string // owner/name
+	Event          string // push, pull_request, ...
+	HeadRepository string // owner/name, where the code comes from
+	Fork           bool
+	Actor          string
+	Status         string
+	Conclusion     string
+}
+
+// Installation is a place where the GitHub App is installed.
+type Installation struct {
+	ID        int64
+	Account   string // login of the organization or user
+	Suspended bool
+	Deleted   bool
+}

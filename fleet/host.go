@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+
+package fleet
+
+import "time"
+
+// HostID is made by the controller when a host enrols.
+type HostID string
+
+// Host is a machine that runs the agent.
+type Host struct {
+	ID           HostID
+	Name         string
+	Slots        int      // VMs it may run at once
+	Backends     []string // that its agent offers
+	Images       []string // names of images in its cache
+	OS, Arch     string
+	AgentVersion string
+	Degraded     string // what the agent says is wrong with the host, "" if nothing
+
+	Revision int64     // raised with every change of what is wanted of it
+	Instance string    // of the agent that speaks for the host
+	Sequence int64     // of the newest report taken from that instance
+	Machine  string    // identity of the hardware, to tell a restart from a copy
+	SeenAt   time.Time // last word from the agent, our clock
+
+	Failures  int       // runners that failed here in a row
+	FailedAt  time.Time // the last of them
+	CreatedAt time.Time
+}
+
+// HostFacts is what an agent says of its host.
+type HostFacts struct {
+	Slots        int
+	Backends     []string
+	Images       []string
+	OS, Arch     string
+	AgentVersion string
+	Degraded     string
+}
+
+// BackoffAfter returns how long to leave alone what has failed n times in a row:
+// nothing for the first failure, then 2 s doubling up to 5 minutes. One failure
+// may be chance, and the next try is on another host.
+func BackoffAfter(n int) time.Duration {
+	if n < 2 {
+		return 0
+	}
+	return min(time.Second<<min(n-1, 9), 5*time.Minute)
+}

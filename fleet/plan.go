@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT
+
+package fleet
+
+import "time"
+
+// State is the stored part of what a decision is made from, read at one moment.
+type State struct {
+	Jobs    []Job    // queued, oldest demand first
+	Runners []Runner // not Over
+	Hosts   []Host
+	Pools   map[string]PoolHealth
+	Mints   map[string]MintUse // by lower-case owner of the scope
+}
+
+// PoolHealth counts the runners of a pool that failed in a row.
+type PoolHealth struct {
+	Failures int
+	FailedAt time.Time
+}
+
+// MintUse is how many registrations of one owner were begun within the last
+// minute, and when the oldest of them was.
+type MintUse struct {
+	LastMinute int
+	Oldest     time.Time
+}
+
+// Plan is a decision: what to do now, why each job that waits does so, and when
+// to look again if nothing happens before.
+type Plan struct {
+	Places  []Place
+	Arms    []Arm
+	Disarms []Disarm
+	Retires []Retire
+	Deletes []Delete
+	Waits   []Wait
+	WakeAt  time.Time // zero: nothing is due
+}
+
+// Empty reports whether the plan changes nothing.
+func (p Plan) Empty() bool {
+	return len(p.Places)+len(p.Arms)+len(p.Disarms)+len(p.Retires)+len(p.Deletes) == 0
+}
+
+// Place makes a runner of a pool on a host and takes a slot for it.
+type Place struct {
+	Pool   string
+	Host   HostID
+	Reason string
+}
+
+// Arm grants a standby a registration in one scope, for the sake of a job: it is
+// void if that job is no longer queued when it is carried out.
+type Arm struct {
+	Runner  RunnerID
+	Version int64
+	Scope   Scope
+	Job     JobID
+}
+
+// Disarm takes back a grant that was not used.
+type Disarm struct {
+	Runner  RunnerID
+	Version int64
+	Reason  string
+}
+
+// Retire tells a runner to go. A Drain goes only if its guest runs no job.
+type Retire struct {
+	Runner  RunnerID
+	Version int64
+	Drain   bool
+	Failure bool // it counts against pool and host
+	Reason  string
+}
+
+// Delete removes a registration at GitHub.
+type Delete struct {
+	Runner  RunnerID
+	Version int64
+	Reason  string
+}
+
+// Wait says why a queued job is not running yet.
+type Wait struct {
+	Job    JobID
+	Code   WaitCode
+	Reason string   // a sentence
+	Runner RunnerID // that is coming for it, "" if none
+}
+
+// WaitCode names a reason to wait, for filters and metrics.
+type WaitCode string
+
+// The reasons to wait.
+const (
+	WaitNoPool      WaitCode = "no_pool"     // no pool serves its labels in its repository
+	WaitAssignment  WaitCode = "assignment"  // a runner listens: GitHub has yet to assign
+	WaitUnnamed     WaitCode = "unnamed"     // a guest is busy with a job GitHub has not named
+	WaitRegistering WaitCode = "registering" // a runner is registering
+	WaitStandby     WaitCode = "arming"      // a standby is being armed
+	WaitBooting     WaitCode = "booting"     // a VM is coming
+	WaitMintBudget  WaitCode = "mint_budget" // GitHub's registration limit is used up
+	WaitPolicy      WaitCode = "policy"      // no verdict yet, or refused
+	WaitPoolLimit   WaitCode = "pool_limit"  // every pool for it is at max_runners
+	WaitNoHost      WaitCode = "no_host"     // no host can run the pool
+	WaitNoSlot      WaitCode = "no_slot"     // every slot is taken
+	WaitBackoff     WaitCode = "backoff"     // its pool failed several times in a row
+	WaitUnreachable WaitCode = "unreachable" // the only fitting hosts are not heard from
+)
+
+// Carried says how much of a plan still held when it was recorded.
+type Carried struct {
+	Done, Void int
+	Placed     []RunnerID
+	Deletes    []Deletion // recorded as intended: to be done at GitHub now
+}
+
+// Deletion is a registration to delete at GitHub.
+type Deletion struct {
+	Runner  RunnerID
+	Attempt int
+	Ref     RegistrationRef
+}

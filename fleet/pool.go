@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT
+
+package fleet
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"regexp"
+	"time"
+)
+
+// Pool is what an operator defines: which jobs are served, by which machines, and
+// how many at once.
+type Pool struct {
+	Name        string
+	Labels      Labels   // on every runner, in full: GitHub adds none by itself
+	LabelNames  []string // the same as the operator spells them, for GitHub
+	Scopes      []Scope
+	Image       string
+	Backend     string // "" = any backend that a host offers
+	CPUs        int
+	MemoryMiB   int
+	MaxRunners  int // 0 = as many as there are slots
+	Standby     int // VMs kept booted and clean beyond demand
+	RunnerGroup string
+	Limits      Limits
+}
+
+// Limits are how long a runner of a pool may take in each phase. Zero means the
+// default.
+type Limits struct {
+	Placed      time.Duration // until the agent begins
+	Preparing   time.Duration // without progress
+	Booting     time.Duration
+	Arming      time.Duration // granted, until the config is in the guest
+	Registering time.Duration // until GitHub's side listens
+	Ending      time.Duration // from the order to go until the slot is free
+	Surplus     time.Duration // how long a runner nobody needs is kept
+	Unnamed     time.Duration // how long a busy guest stands for a job that GitHub has not named
+}
+
+// WithDefaults fills what is zero.
+func (l Limits) WithDefaults() Limits {
+	return Limits{
+		Placed:      cmp.Or(l.Placed, time.Minute),
+		Preparing:   cmp.Or(l.Preparing, 10*time.Minute),
+		Booting:     cmp.Or(l.Booting, 5*time.Minute),
+		Arming:      cmp.Or(l.Arming, 2*time.Minute),
+		Registering: cmp.Or(l.Registering, 4*time.Minute),
+		Ending:      cmp.Or(l.Ending, 5*time.Minute),
+		Surplus:     cmp.Or(l.Surplus, time.Minute),
+		Unnamed:     cmp.Or(l.Unnamed, 2*time.Minute),
+	}
+}
+
+var namePattern = regexp.MustCompile(`^[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?$`)
+
+// ValidName reports whether a name of a pool, host or image is one: lower-case
+// letters, digits and dashes, at most 32, so that it fits a runner's name, a
+// path and a URL as it stands.
+func ValidName(s string) bool { return namePattern.MatchString(s) }
+
+// Validate returns all that is wrong with the pool.
+func (p Pool) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("pool %q: "+format, append([]any{p.Name}, args...)...))
+	}
+	if !ValidName(p.Name) {
+		bad("the name must be 1 to 32 lower-case letters, digits and dashes")
+	}
+	if len(p.Labels) == 0 {
+		bad("it needs at least one label")
+	}
+	if len(p.Labels) > 100 { // GitHub's limit for a JIT config
+		bad("it has %d labels, GitHub takes at most 100", len(p.Labels))
+	}
+	for _, l := range p.LabelNames {
+		if len(l) > 256 { // the runner's own validator
+			bad("label %.20q... is longer than 256 characters", l)
+		}
+	}
+	if len(p.Scopes) == 0 {
+		bad("it needs at least one scope (an organization or owner/repository)")
+	}
+	if !ValidName(p.Image) {
+		bad("image %q: want 1 to 32 lower-case letters, digits and dashes", p.Image)
+	}
+	if p.CPUs < 0 || p.MemoryMiB < 0 || p.MaxRunners < 0 || p.Standby < 0 {
+		bad("cpus, memory_mib, max_runners and standby must not be negative")
+	}
+	if p.MaxRunners > 0 && p.Standby > p.MaxRunners {
+		bad("standby %d is more than max_runners %d", p.Standby, p.MaxRunners)
+	}
+	return errors.Join(errs...)
+}
+
+// ScopeFor returns the pool's scope that covers the repository, the repository
+// itself rather than its organization, and false if none does.
+func (p Pool) ScopeFor(owner, repo string) (Scope, bool) {
+	var best Scope
+	for _, s := range p.Scopes {
+		if s.Covers(owner, repo) && (best.IsZero() || best.Repo == "") {
+			best = s
+		}
+	}
+	return best, !best.IsZero()
+}
+
+// Serves reports whether a runner of the pool could run the job.
+func (p Pool) Serves(j Job) bool {
+	_, covered := p.ScopeFor(j.Owner, j.Repo)
+	return covered && j.Labels.Within(p.Labels)
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT
+
+package fleet
+
+import (
+	"time"
+
+	"github.com/minifleet/minifleet/secret"
+)
+
+// Desired is all that the controller wants of one host: levels, not commands.
+type Desired struct {
+	Site     string // the agent refuses another site's
+	Epoch    int64  // and an older epoch than it has seen
+	Revision int64
+	Runners  []DesiredRunner
+}
+
+// DesiredRunner is what is wanted of one runner, with all that its host needs to
+// make it.
+type DesiredRunner struct {
+	ID     RunnerID
+	Wanted Wanted
+	Scope  Scope
+	Pool   string
+}
+
+// HostReport is the full observed state of a host. Reports are ordered by
+// sequence within an instance of the agent.
+type HostReport struct {
+	Instance string
+	Sequence int64
+	Revision int64 // of the newest Desired that the agent has begun to act on
+	Facts    HostFacts
+	Runners  []RunnerReport
+}
+
+// RunnerReport is what an agent observes of one runner.
+type RunnerReport struct {
+	ID        RunnerID
+	Observed  Observed
+	HoldsSlot bool
+	HasConfig bool
+	Failure   string
+	Result    string // succeeded, failed, canceled, ...: "" while unknown or without a job
+	Progress  string
+	Pool      string // for a runner that the controller does not know
+	Scope     Scope
+}
+
+// Mint is permission to register a runner once, with the name it must use.
+type Mint struct {
+	Runner  RunnerID
+	Pool    string
+	Scope   Scope
+	Attempt int
+	Name    string
+	// Earlier is the registration of an earlier attempt that must be deleted
+	// first; nil means there is none.
+	Earlier *RegistrationRef
+}
+
+// RegistrationRef finds a registration at GitHub: by id, or by name where the
+// answer that carried the id was lost.
+type RegistrationRef struct {
+	Scope Scope
+	Name  string
+	ID    int64
+	Begun time.Time // when GitHub was asked for it
+}
+
+// Enrolment is a one-time permission for a host to join.
+type Enrolment struct {
+	TokenHash string
+	HostName  string // "" lets the host choose
+	ExpiresAt time.Time
+}
+
+// Moment is an entry of a runner's timeline.
+type Moment struct {
+	At     time.Time
+	Phase  Phase
+	Detail string
+}
+
+// Registered is a registration that GitHub made, with its JIT config.
+type Registered struct {
+	ID     int64
+	Config secret.Text
+}
