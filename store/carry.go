@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT
+
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/minifleet/minifleet/fleet"
+)
+
+// Carry records a plan in one transaction. An action whose ground has changed
+// since the plan was made is left out: the next decision sees why.
+func (s *Store) Carry(ctx context.Context, plan fleet.Plan) (fleet.Carried, error) {
+	var out fleet.Carried
+	err := s.change(ctx, func(t *tx) error {
+		out = fleet.Carried{}
+		for _, step := range steps(plan) {
+			switch err := step(t, &out); {
+			case err == nil:
+				out.Done++
+			case errors.Is(err, fleet.ErrConflict), errors.Is(err, fleet.ErrNotFound):
+				out.Void++
+			default:
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fleet.Carried{}, fmt.Errorf("carry out plan: %w", err)
+	}
+	return out, nil
+}
+
+// steps orders a plan: what frees comes before what takes.
+func steps(p fleet.Plan) []func(*tx, *fleet.Carried) error {
+	var list []func(*tx, *fleet.Carried) error
+	for _, a := range p.Retires {
+		list = append(list, func(t *tx, _ *fleet.Carried) error { return t.retire(a) })
+	}
+	for _, a := range p.Disarms {
+		list = append(list, func(t *tx, _ *fleet.Carried) error { return t.disarm(a) })
+	}
+	for _, a := range p.Deletes {
+		list = append(list, func(t *tx, out *fleet.Carried) error { return t.delete(a, out) })
+	}
+	for _, a := range p.Arms {
+		list = append(list, func(t *tx, _ *fleet.Carried) error { return t.arm(a) })
+	}
+	for _, a := range p.Places {
+		list = append(list, func(t *tx, out *fleet.Carried) error { return t.place(a, out) })
+	}
+	return list
+}
+
+// at returns the runner if it is still the version that the plan saw.
+func (t *tx) at(id fleet.RunnerID, version int64) (fleet.Runner, error) {
+	r, err := t.runner(id)
+	if err == nil && r.Version != version {
+		err = fleet.ErrConflict
+	}
+	return r, err
+}
+
+func (t *tx) retire(a fleet.Retire) error {
+	r, err := t.at(a.Runner, a.Version)
+	if err != nil {
+		return err
+	}
+	next := r
+	if a.Drain {
+		next.Wanted = r.Wanted.Next(fleet.DoDrain)
+	} else {
+		next.Wanted = r.Wanted.Next(fleet.DoRetire)
+	}
+	if next.Retired == "" {
+		next.Retired, next.RetiredAt = a.Reason, t.now
+	}
+	if a.Failure && next.Failure == "" {
+		next.Failure = a.Reason
+		if err := t.failed(next); err != nil {
+			return err
+		}
+	}
+	_, err = t.saveRunner(r, next, a.Reason)
+	return err
+}
+
+func (t *tx) disarm(a fleet.Disarm) error {
+	r, err := t.at(a.Runner, a.Version)
+	if err != nil {
+		return err
+	}
+	if r.Registration != fleet.RegNone && r.Registration != fleet.RegGone {
+		return fleet.ErrConflict
+	}
+	next := r
+	next.Wanted, next.Scope = r.Wanted.Next(fleet.DoDisarm), fleet.Scope{}
+	_, err = t.saveRunner(r, next, a.Reason)
+	return err
+}
+
+func (t *tx) delete(a fleet.Delete, out *fleet.Carried) error {
+	r, err := t.at(a.Runner, a.Version)
+	if err != nil {
+		return err
+	}
+	next := r
+	next.Registration = r.Registration.Next(fleet.RegDelete)
+	if next.Registration != fleet.RegDeleting {
+		return fleet.ErrConflict
+	}
+	if _, err := t.saveRunner(r, next, a.Reason); err != nil {
+		return err
+	}
+	ref, err := t.registration(r)
+	if err != nil {
+		return err
+	}
+	out.Deletes = append(out.Deletes, fleet.Deletion{Runner: r.ID, Attempt: r.Attempt, Ref: ref})
+	return nil
+}
+
+// arm grants only while the job that asked for it is still queued.
+func (t *tx) arm(a fleet.Arm) error {
+	r, err := t.at(a.Runner, a.Version)
+	if err != nil {
+		return err
+	}
+	j, err := t.job(a.Job)
+	if err != nil {
+		return err
+	}
+	if j.State != fleet.JobQueued || r.HasConfig {
+		return fleet.ErrConflict
+	}
+	next := r
+	next.Wanted, next.Scope, next.ArmedAt = r.Wanted.Next(fleet.DoArm), a.Scope, t.now
+	_, err = t.saveRunner(r, next, fmt.Sprintf("armed for %s: job %s of %s waits", a.Scope, j.Name, j.Repository()))
+	return err
+}
+
+// place takes a slot only while there is one.
+func (t *tx) place(a fleet.Place, out *fleet.Carried) error {
+	h, err := t.host(a.Host)
+	if err != nil {
+		return err
+	}
+	rows, err := t.QueryContext(t.ctx, `SELECT `+runnerColumns+` FROM runners WHERE is_over = 0 AND host = $1`, string(a.Host))
+	there, err := collect(rows, err, scanRunner)
+	if err != nil {
+		return err
+	}
+	taken := 0
+	for _, r := range there {
+		if r.TakesSlot() {
+			taken++
+		}
+	}
+	if taken >= h.Slots {
+		return fleet.ErrConflict
+	}
+	r := fleet.Runner{ID: fleet.RunnerID("r-" + randomID(10)), Pool: a.Pool, Host: a.Host, Reason: a.Reason, Wanted: fleet.WantUp, HoldsSlot: true}
+	t.hosts[a.Host] = true
+	out.Placed = append(out.Placed, r.ID)
+	return t.insertRunner(r)
+}

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: MIT
+
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/minifleet/minifleet/fleet"
+)
+
+const hostColumns = `id, name, slots, backends, images, os, arch, agent_version, degraded,
+	revision, instance, sequence, machine, seen_at, failures, failed_at, created_at`
+
+func scanHost(row scanner) (fleet.Host, error) {
+	var (
+		h                     fleet.Host
+		id, backends, images  string
+		seen, failed, created int64
+	)
+	err := row.Scan(&id, &h.Name, &h.Slots, &backends, &images, &h.OS, &h.Arch, &h.AgentVersion, &h.Degraded,
+		&h.Revision, &h.Instance, &h.Sequence, &h.Machine, &seen, &h.Failures, &failed, &created)
+	if err != nil {
+		return h, err
+	}
+	h.ID = fleet.HostID(id)
+	h.SeenAt, h.FailedAt, h.CreatedAt = fromMicros(seen), fromMicros(failed), fromMicros(created)
+	return h, errors.Join(json.Unmarshal([]byte(backends), &h.Backends), json.Unmarshal([]byte(images), &h.Images))
+}
+
+// list stores a list of words; a nil list is an empty one.
+func list(words []string) string {
+	if words == nil {
+		words = []string{}
+	}
+	b, _ := json.Marshal(words) // strings cannot fail
+	return string(b)
+}
+
+// AddEnrolment permits hosts to join with a token, so many times, until it expires.
+func (s *Store) AddEnrolment(ctx context.Context, e fleet.Enrolment, uses int) error {
+	return s.change(ctx, func(t *tx) error {
+		if err := t.exec(`DELETE FROM enrolments WHERE expires_at < $1`, micros(t.now)); err != nil {
+			return err
+		}
+		return t.exec(`INSERT INTO enrolments (token_hash, host_name, uses_left, expires_at) VALUES ($1,$2,$3,$4)
+			ON CONFLICT (token_hash) DO NOTHING`, e.TokenHash, e.HostName, uses, micros(e.ExpiresAt))
+	})
+}
+
+// Enrol makes a host of whoever holds a token, or returns the one that the same
+// credential made before: the answer to an earlier try may have been lost. A
+// machine that comes back under its old name replaces its old credential.
+func (s *Store) Enrol(ctx context.Context, tokenHash, credentialHash, name, machine string) (fleet.Host, error) {
+	var host fleet.Host
+	err := s.change(ctx, func(t *tx) error {
+		var err error
+		host, err = scanHost(t.row(`SELECT `+hostColumns+` FROM hosts WHERE credential_hash = $1`, credentialHash))
+		if !errors.Is(err, sql.ErrNoRows) {
+			return err // found, or the database's trouble
+		}
+		fixed, err := t.useToken(tokenHash)
+		if err != nil {
+			return err
+		}
+		if fixed != "" {
+			name = fixed
+		}
+		old, err := scanHost(t.row(`SELECT `+hostColumns+` FROM hosts WHERE name = $1`, name))
+		switch {
+		case err == nil && old.Machine != machine:
+			return fmt.Errorf("host %q: %w", name, fleet.ErrHostName)
+		case err == nil:
+			host = old
+			return t.exec(`UPDATE hosts SET credential_hash = $1, instance = '', sequence = 0 WHERE id = $2`, credentialHash, string(old.ID))
+		case !errors.Is(err, sql.ErrNoRows):
+			return err
+		}
+		t.changed = true
+		host = fleet.Host{ID: fleet.HostID("h-" + randomID(10)), Name: name, Machine: machine, CreatedAt: t.now}
+		return t.exec(`INSERT INTO hosts (`+hostColumns+`, credential_hash) VALUES ($1,$2,0,'[]','[]','','','','',1,'',0,$3,0,0,0,$4,$5)`,
+			string(host.ID), name, machine, micros(t.now), credentialHash)
+	})
+	return host, err
+}
+
+func (t *tx) useToken(hash string) (hostName string, err error) {
+	var (
+		uses    int
+		expires int64
+	)
+	err = t.row(`SELECT host_name, uses_left, expires_at FROM enrolments WHERE token_hash = $1`, hash).Scan(&hostName, &uses, &expires)
+	if errors.Is(err, sql.ErrNoRows) || (err == nil && (uses < 1 || expires < micros(t.now))) {
+		return "", fleet.ErrToken
+	}
+	if err != nil {
+		return "", err
+	}
+	return hostName, t.exec(`UPDATE enrolments SET uses_left = uses_left - 1 WHERE token_hash = $1`, hash)
+}
+
+// HostByCredential finds the host whose credential has the hash.
+func (s *Store) HostByCredential(ctx context.Context, hash string) (fleet.Host, error) {
+	h, err := scanHost(s.read.QueryRowContext(ctx, `SELECT `+hostColumns+` FROM hosts WHERE credential_hash = $1`, hash))
+	if errors.Is(err, sql.ErrNoRows) {
+		return h, fleet.ErrNoHost
+	}
+	return h, err
+}
+
+// Hello makes an instance the one that speaks for the host. The same machine may
+// take over at once: its agent was restarted. Another machine may do so only when
+// the host has been silent for longer than live. A repetition by the instance that
+// speaks already keeps the order of its reports.
+func (s *Store) Hello(ctx context.Context, id fleet.HostID, instance, machine string, facts fleet.HostFacts, live time.Duration) error {
+	return s.change(ctx, func(t *tx) error {
+		h, err := t.host(id)
+		if err != nil {
+			return err
+		}
+		if h.Machine != machine && h.Instance != "" && t.now.Sub(h.SeenAt) < live {
+			return fmt.Errorf("host %s: %w", h.Name, fleet.ErrOtherMachine)
+		}
+		t.changed = true
+		if err := t.saveFacts(h, facts); err != nil {
+			return err
+		}
+		return t.exec(`UPDATE hosts SET sequence = CASE WHEN instance = $1 THEN sequence ELSE 0 END, instance = $1, machine = $2, seen_at = $3 WHERE id = $4`,
+			instance, machine, micros(t.now), string(id))
+	})
+}
+
+func (t *tx) host(id fleet.HostID) (fleet.Host, error) {
+	h, err := scanHost(t.row(`SELECT `+hostColumns+` FROM hosts WHERE id = $1`, string(id)))
+	if errors.Is(err, sql.ErrNoRows) {
+		return h, fmt.Errorf("host %s: %w", id, fleet.ErrNoHost)
+	}
+	return h, err
+}
+
+func (t *tx) saveFacts(h fleet.Host, f fleet.HostFacts) error {
+	if h.Slots == f.Slots && list(h.Backends) == list(f.Backends) && list(h.Images) == list(f.Images) &&
+		h.OS == f.OS && h.Arch == f.Arch && h.AgentVersion == f.AgentVersion && h.Degraded == f.Degraded {
+		return nil
+	}
+	t.changed = true
+	return t.exec(`UPDATE hosts SET slots = $1, backends = $2, images = $3, os = $4, arch = $5, agent_version = $6, degraded = $7 WHERE id = $8`,
+		f.Slots, list(f.Backends), list(f.Images), f.OS, f.Arch, f.AgentVersion, f.Degraded, string(h.ID))
+}
+
+// Heard notes that the instance spoke, and refuses one that no longer does so for
+// the host.
+func (s *Store) Heard(ctx context.Context, id fleet.HostID, instance string, live time.Duration) error {
+	return s.change(ctx, func(t *tx) error {
+		h, err := t.host(id)
+		if err != nil {
+			return err
+		}
+		return t.heard(h, instance, live)
+	})
+}
+
+func (t *tx) heard(h fleet.Host, instance string, live time.Duration) error {
+	if instance == "" || h.Instance != instance {
+		return fmt.Errorf("host %s: %w", h.Name, fleet.ErrSuperseded)
+	}
+	if t.now.Sub(h.SeenAt) >= live {
+		t.changed = true // it is back
+	}
+	return t.exec(`UPDATE hosts SET seen_at = $1 WHERE id = $2`, micros(t.now), string(h.ID))
+}
+
+// Desired returns what is wanted of a host now.
+func (s *Store) Desired(ctx context.Context, id fleet.HostID) (fleet.Desired, error) {
+	out := fleet.Desired{Site: s.site, Epoch: s.epoch}
+	rtx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return out, fmt.Errorf("desired of host %s: %w", id, err)
+	}
+	defer rtx.Rollback() //nolint:errcheck // a read has nothing to lose
+	if err := rtx.QueryRowContext(ctx, `SELECT revision FROM hosts WHERE id = $1`, string(id)).Scan(&out.Revision); err != nil {
+		if errors.Is(err, sql.ErrNoRows) {
+			err = fleet.ErrNoHost
+		}
+		return out, fmt.Errorf("desired of host %s: %w", id, err)
+	}
+	rows, err := rtx.QueryContext(ctx, `SELECT id, wanted, scope, pool FROM runners
+		WHERE is_over = 0 AND host = $1 AND observed <> 'gone' ORDER BY created_at, id`, string(id))
+	out.Runners, err = collect(rows, err, func(row scanner) (fleet.DesiredRunner, error) {
+		var ident, wanted, scope, pool string
+		err := row.Scan(&ident, &wanted, &scope, &pool)
+		return fleet.DesiredRunner{ID: fleet.RunnerID(ident), Wanted: fleet.Wanted(wanted), Scope: storedScope(scope), Pool: pool}, err
+	})
+	if err != nil {
+		return out, fmt.Errorf("desired of host %s: %w", id, err)
+	}
+	return out, nil
+}
+
+// RemoveHost forgets a host: its credential stops working, and its runners count
+// as gone.
+func (s *Store) RemoveHost(ctx context.Context, id fleet.HostID) error {
+	return s.change(ctx, func(t *tx) error {
+		if _, err := t.host(id); err != nil {
+			return err
+		}
+		rows, err := t.QueryContext(t.ctx, `SELECT `+runnerColumns+` FROM runners WHERE is_over = 0 AND host = $1`, string(id))
+		live, err := collect(rows, err, scanRunner)
+		if err != nil {
+			return err
+		}
+		for _, r := range live {
+			next := r
+			next.Wanted, next.Observed, next.HoldsSlot = fleet.WantGone, fleet.ObservedGone, false
+			next.Retired = "its host was removed by an operator"
+			if _, err := t.saveRunner(r, next, next.Retired); err != nil {
+				return err
+			}
+		}
+		t.changed, t.hosts[id] = true, true // whoever waits for its revision learns that it is gone
+		return t.exec(`DELETE FROM hosts WHERE id = $1`, string(id))
+	})
+}

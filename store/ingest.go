@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: MIT
+
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/minifleet/minifleet/fleet"
+)
+
+// Ingest stores a delivery and what was read out of it, in one transaction. A
+// GUID that is known and has not failed changes nothing.
+func (s *Store) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, error) {
+	var out fleet.Ingested
+	err := s.change(ctx, func(t *tx) error {
+		out = fleet.Ingested{}
+		known, err := t.remember(in.Delivery)
+		if err != nil {
+			return fmt.Errorf("delivery %s: %w", in.Delivery.GUID, err)
+		}
+		if known {
+			out.Duplicate = true
+			return nil
+		}
+		switch {
+		case in.Job != nil:
+			out.Changed, err = t.learn(*in.Job)
+		case in.Run != nil:
+			out.Changed, err = true, t.learnRun(*in.Run)
+		case in.Installation != nil:
+			out.Changed, err = true, t.saveInstallation(*in.Installation)
+		}
+		return err
+	})
+	return out, err
+}
+
+// Learn stores news about a job that no delivery brought: GitHub's own answer.
+func (s *Store) Learn(ctx context.Context, news fleet.JobNews) error {
+	return s.change(ctx, func(t *tx) error {
+		_, err := t.learn(news)
+		return err
+	})
+}
+
+// remember stores the delivery and reports whether it was there and needs nothing
+// more.
+func (t *tx) remember(d fleet.Delivery) (known bool, err error) {
+	var status string
+	err = t.row(`SELECT status FROM deliveries WHERE guid = $1`, d.GUID).Scan(&status)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return false, t.exec(`INSERT INTO deliveries (guid, event, action, installation_id, repository, received_at, status, reason, times, payload)
+			VALUES ($1,$2,$3,$4,$5,$6,$7,$8,1,$9)`,
+			d.GUID, d.Event, d.Action, d.InstallationID, d.Repository, micros(d.ReceivedAt), string(d.Status), d.Reason, d.Payload)
+	case err != nil:
+		return false, err
+	case fleet.DeliveryStatus(status) == fleet.DeliveryFailed:
+		return false, t.exec(`UPDATE deliveries SET event = $2, action = $3, installation_id = $4, repository = $5, received_at = $6,
+			status = $7, reason = $8, times = times + 1, payload = $9 WHERE guid = $1`,
+			d.GUID, d.Event, d.Action, d.InstallationID, d.Repository, micros(d.ReceivedAt), string(d.Status), d.Reason, d.Payload)
+	default:
+		return true, t.exec(`UPDATE deliveries SET times = times + 1 WHERE guid = $1`, d.GUID)
+	}
+}
+
+const jobColumns = `id, run_id, run_attempt, installation_id, owner, repo, workflow, name, labels, state, conclusion,
+	runner_name, url, created_at, heard_at, queued_at, started_at, completed_at`
+
+func scanJob(row scanner) (fleet.Job, error) {
+	var (
+		j                                           fleet.Job
+		labels, state                               string
+		created, heard, queued, started, completedA int64
+	)
+	err := row.Scan(&j.ID, &j.RunID, &j.RunAttempt, &j.InstallationID, &j.Owner, &j.Repo, &j.Workflow, &j.Name, &labels, &state, &j.Conclusion,
+		&j.RunnerName, &j.URL, &created, &heard, &queued, &started, &completedA)
+	if labels != "" {
+		j.Labels = strings.Split(labels, "\n")
+	}
+	j.State = fleet.JobState(state)
+	j.CreatedAt, j.HeardAt, j.QueuedAt = fromMicros(created), fromMicros(heard), fromMicros(queued)
+	j.StartedAt, j.CompletedAt = fromMicros(started), fromMicros(completedA)
+	return j, err
+}
+
+func (t *tx) job(id fleet.JobID) (fleet.Job, error) {
+	j, err := scanJob(t.row(`SELECT `+jobColumns+` FROM jobs WHERE id = $1`, int64(id)))
+	if errors.Is(err, sql.ErrNoRows) {
+		return fleet.Job{}, nil // the table's unknown state
+	}
+	return j, err
+}
+
+// learn moves a job by its table and binds the runner that GitHub names.
+func (t *tx) learn(news fleet.JobNews) (changed bool, err error) {
+	was, err := t.job(news.Job.ID)
+	if err != nil {
+		return false, fmt.Errorf("job %d: %w", news.Job.ID, err)
+	}
+	is := was.Learn(news, t.now)
+	if is.State == fleet.JobUnknown {
+		return false, nil
+	}
+	if was.State != is.State || was.RunnerName != is.RunnerName || was.Conclusion != is.Conclusion {
+		changed, t.changed = true, true
+	}
+	if changed || was.State == fleet.JobUnknown {
+		if err := t.saveJob(is); err != nil {
+			return false, fmt.Errorf("job %d: %w", is.ID, err)
+		}
+	}
+	if err := t.bind(was, is); err != nil {
+		return false, fmt.Errorf("job %d: bind runner: %w", is.ID, err)
+	}
+	return changed, nil
+}
+
+func (t *tx) saveJob(j fleet.Job) error {
+	return t.exec(`INSERT INTO jobs (`+jobColumns+`, repository_key)
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19)
+		ON CONFLICT (id) DO UPDATE SET labels = excluded.labels, state = excluded.state, conclusion = excluded.conclusion,
+			runner_name = excluded.runner_name, queued_at = excluded.queued_at, started_at = excluded.started_at, completed_at = excluded.completed_at`,
+		int64(j.ID), j.RunID, j.RunAttempt, j.InstallationID, j.Owner, j.Repo, j.Workflow, j.Name, strings.Join(j.Labels, "\n"), string(j.State), j.Conclusion,
+		j.RunnerName, j.URL, micros(j.CreatedAt), micros(j.HeardAt), micros(j.QueuedAt), micros(j.StartedAt), micros(j.CompletedAt),
+		strings.ToLower(j.Repository()))
+}
+
+// bind ties the job to the runner of its name, and lets go of a runner that it
+// was taken from.
+func (t *tx) bind(was, is fleet.Job) error {
+	if was.RunnerName != "" && was.RunnerName != is.RunnerName {
+		if err := t.unbind(is.ID); err != nil {
+			return err
+		}
+	}
+	if is.RunnerName == "" || (is.State != fleet.JobInProgress && is.State != fleet.JobCompleted) {
+		return nil
+	}
+	var id string
+	err := t.row(`SELECT runner FROM mints WHERE name = $1`, is.RunnerName).Scan(&id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil // somebody else's runner
+	}
+	if err != nil {
+		return err
+	}
+	r, err := t.runner(fleet.RunnerID(id))
+	if errors.Is(err, fleet.ErrNotFound) {
+		return nil // long gone
+	}
+	if err != nil {
+		return err
+	}
+	next := r
+	next.Job = is.ID
+	detail := "GitHub: job " + is.Name + " started"
+	next.Registration = next.Registration.Next(fleet.RegStarted)
+	if is.State == fleet.JobCompleted {
+		next.JobDone = true
+		next.Registration = next.Registration.Next(fleet.RegFinished)
+		detail = "GitHub: job " + is.Name + " completed: " + is.Conclusion
+	}
+	_, err = t.saveRunner(r, next, detail)
+	return err
+}
+
+// unbind frees the runner of a job that GitHub took back.
+func (t *tx) unbind(id fleet.JobID) error {
+	rows, err := t.QueryContext(t.ctx, `SELECT `+runnerColumns+` FROM runners WHERE job = $1 AND job_done = 0`, int64(id))
+	bound, err := collect(rows, err, scanRunner)
+	if err != nil {
+		return err
+	}
+	for _, r := range bound {
+		next := r
+		next.Job = 0
+		if _, err := t.saveRunner(r, next, "GitHub took the job back"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *tx) learnRun(r fleet.Run) error {
+	return t.exec(`INSERT INTO runs (id, attempt, repository, event, head_repository, fork, actor, status, conclusion, heard_at)
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10)
+		ON CONFLICT (id, attempt) DO UPDATE SET event = excluded.event, head_repository = excluded.head_repository, fork = excluded.fork,
+			actor = excluded.actor, status = excluded.status, conclusion = excluded.conclusion
+		WHERE runs.status <> 'completed'`,
+		r.ID, r.Attempt, r.Repository, r.Event, r.HeadRepository, bit(r.Fork), r.Actor, r.Status, r.Conclusion, micros(t.now))
+}
+
+func (t *tx) saveInstallation(i fleet.Installation) error {
+	return t.exec(`INSERT INTO installations (id, account, suspended, deleted) VALUES ($1,$2,$3,$4)
+		ON CONFLICT (id) DO UPDATE SET account = excluded.account, suspended = excluded.suspended, deleted = excluded.deleted
+		WHERE installations.deleted = 0`, // an id never comes back: late news of one that was deleted is old
+		i.ID, i.Account, bit(i.Suspended), bit(i.Deleted))
+}
+
+// SetInstallations replaces what is known of the App's installations by GitHub's
+// own list.
+func (s *Store) SetInstallations(ctx context.Context, list []fleet.Installation) error {
+	return s.change(ctx, func(t *tx) error {
+		if err := t.exec(`DELETE FROM installations`); err != nil {
+			return err
+		}
+		for _, i := range list {
+			if err := t.saveInstallation(i); err != nil {
+				return err
+			}
+		}
+		return t.exec(`INSERT INTO meta (name, value) VALUES ('installations_at', $1)
+			ON CONFLICT (name) DO UPDATE SET value = excluded.value`, fmt.Sprint(micros(t.now)))
+	})
+}
+
+// KnownInstallation reports whether the App is installed there, as far as is
+// known: before GitHub's list was ever read, every installation passes.
+func (s *Store) KnownInstallation(ctx context.Context, id int64) (bool, error) {
+	var loaded, known int
+	err := s.read.QueryRowContext(ctx, `SELECT (SELECT COUNT(*) FROM meta WHERE name = 'installations_at'),
+		(SELECT COUNT(*) FROM installations WHERE id = $1 AND deleted = 0)`, id).Scan(&loaded, &known)
+	if err != nil {
+		return false, fmt.Errorf("installation %d: %w", id, err)
+	}
+	return loaded == 0 || known > 0, nil
+}

@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: MIT
+
+package store_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/minifleet/minifleet/fleet"
+)
+
+func testReport(t *testing.T, open opener) {
+	t.Run("a whole life", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 2)
+		id := w.place(h)
+		for _, o := range []fleet.Observed{"preparing", "booting", "standby", "registering", "idle", "busy", "finished", "destroying", "gone"} {
+			w.Add(time.Second)
+			s := said(id, o)
+			s.HasConfig = o == "registering" // said once is enough
+			s.HoldsSlot = o != "finished" && o != "gone"
+			w.report(h, s)
+			r := w.runner(id)
+			if r.Observed != o || !r.Since.Equal(w.Now()) || !r.MovedAt.Equal(w.Now()) {
+				t.Errorf("%s: observed %q since %s", o, r.Observed, r.Since)
+			}
+			if r.HoldsSlot != s.HoldsSlot {
+				t.Errorf("%s: holds its slot %t", o, r.HoldsSlot)
+			}
+		}
+		if r := w.runner(id); !r.Over() || !r.HasConfig || r.Failure != "" {
+			t.Errorf("%+v", r)
+		}
+		if st := w.state(); len(st.Runners) != 0 {
+			t.Error("a runner of the past is in the state")
+		}
+	})
+	t.Run("an older report changes nothing", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 2)
+		id := w.place(h)
+		w.sequence[h] = 9
+		w.report(h, said(id, fleet.ObservedStandby)) // 10
+		before := w.runner(id)
+		for _, seq := range []int64{10, 9, 0, -1} {
+			at := w.Add(time.Second)
+			rep := fleet.HostReport{Instance: "agent-1", Sequence: seq, Facts: facts(77), Runners: []fleet.RunnerReport{said(id, fleet.ObservedBusy)}}
+			w.must(w.s.Report(w.ctx(), h, rep, live))
+			if diff := cmp.Diff(before, w.runner(id)); diff != "" {
+				t.Errorf("sequence %d:\n%s", seq, diff)
+			}
+			now := w.hostNow(h)
+			if now.Slots != 2 || now.Sequence != 10 {
+				t.Errorf("sequence %d: %+v", seq, now)
+			}
+			if !now.SeenAt.Equal(at) {
+				t.Error("yet the host was heard")
+			}
+		}
+	})
+	t.Run("a new instance counts from the beginning", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 2)
+		id := w.place(h)
+		w.sequence[h] = 99
+		w.report(h, said(id, fleet.ObservedStandby))
+		w.must(w.s.Hello(w.ctx(), h, "agent-2", "machine-a", facts(2), live))
+		w.must(w.s.Report(w.ctx(), h, fleet.HostReport{Instance: "agent-2", Sequence: 1, Facts: facts(2), Runners: []fleet.RunnerReport{said(id, fleet.ObservedBusy)}}, live))
+		if r := w.runner(id); r.Observed != fleet.ObservedBusy {
+			t.Errorf("%+v", r)
+		}
+	})
+	t.Run("facts change", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 2)
+		changed := w.s.Changed()
+		w.must(w.s.Report(w.ctx(), h, fleet.HostReport{Instance: "agent-1", Sequence: 1, Facts: facts(2)}, live))
+		if closed(changed) {
+			t.Error("a report without news wakes the autoscaler")
+		}
+		f := facts(1)
+		f.Images, f.Degraded = nil, "disk is full"
+		w.must(w.s.Report(w.ctx(), h, fleet.HostReport{Instance: "agent-1", Sequence: 2, Facts: f}, live))
+		if got := w.hostNow(h); got.Slots != 1 || len(got.Images) != 0 || got.Degraded != "disk is full" {
+			t.Errorf("%+v", got)
+		}
+		if !closed(changed) {
+			t.Error("new facts wake nobody")
+		}
+	})
+	t.Run("only forward", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 2)
+		id := w.standby(h)
+		w.report(h, said(id, fleet.ObservedBooting))
+		if r := w.runner(id); r.Observed != fleet.ObservedStandby {
+			t.Errorf("%q", r.Observed)
+		}
+	})
+	t.Run("progress moves the clock of a phase, not its start", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 2)
+		id := w.place(h)
+		start := w.Add(time.Second)
+		s := said(id, fleet.ObservedPreparing)
+		s.Progress = "10 %"
+		w.report(h, s)
+		moved := w.Add(time.Minute)
+		s.Progress = "20 %"
+		w.report(h, s)
+		w.Add(time.Minute)
+		w.report(h, s) // the same again is no progress
+		if r := w.runner(id); !r.Since.Equal(start) || !r.MovedAt.Equal(moved) || r.Progress != "20 %" {
+			t.Errorf("since %s, moved %s, %q", r.Since, r.MovedAt, r.Progress)
+		}
+	})
+	t.Run("missing", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 5)
+		notBegun := w.place(h)
+		lost, leaving, ending := w.standby(h), w.standby(h), w.standby(h)
+		w.carry(fleet.Plan{Retires: []fleet.Retire{{Runner: leaving, Version: w.runner(leaving).Version, Reason: "test"}}})
+		w.report(h, w.others(h, said(ending, fleet.ObservedDestroying))...)
+		w.report(h)
+		if r := w.runner(notBegun); r.Observed != fleet.ObservedNone || !r.TakesSlot() {
+			t.Errorf("one that no agent has begun: %+v", r)
+		}
+		if r := w.runner(lost); r.Observed != fleet.ObservedGone || r.Failure == "" || r.TakesSlot() {
+			t.Errorf("lost: %+v", r)
+		}
+		for _, id := range []fleet.RunnerID{leaving, ending} {
+			if r := w.runner(id); r.Observed != fleet.ObservedGone || r.Failure != "" {
+				t.Errorf("one that was to go: %+v", r)
+			}
+		}
+		if got := w.hostNow(h).Failures; got != 1 {
+			t.Errorf("%d failures, want 1", got)
+		}
+	})
+	t.Run("a result ends the registration", func(t *testing.T) {
+		t.Parallel()
+		for _, c := range []struct {
+			o      fleet.Observed
+			result string
+			want   fleet.Registration
+		}{
+			{fleet.ObservedFinished, "succeeded", fleet.RegGone},
+			{fleet.ObservedDestroying, "failed", fleet.RegGone},
+			{fleet.ObservedGone, "canceled", fleet.RegGone},
+			{fleet.ObservedGone, "", fleet.RegMinted},
+			{fleet.ObservedFailed, "", fleet.RegMinted},
+			{fleet.ObservedBusy, "", fleet.RegMinted},
+		} {
+			w := newWorld(t, open)
+			h := w.host("a", 2)
+			id := w.minted(h, 1, "mf-1")
+			s := said(id, c.o)
+			s.Result = c.result
+			w.report(h, s)
+			if r := w.runner(id); r.Registration != c.want || r.Result != c.result {
+				t.Errorf("%s, result %q: registration %q, want %q", c.o, c.result, r.Registration, c.want)
+			}
+		}
+	})
+	t.Run("the first failure and result stand", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 2)
+		id := w.standby(h)
+		s := said(id, fleet.ObservedFailed)
+		s.Failure, s.Result = "first", "failed"
+		w.report(h, s)
+		s.Failure, s.Result, s.Observed = "second", "succeeded", fleet.ObservedDestroying
+		w.report(h, s)
+		if r := w.runner(id); r.Failure != "first" || r.Result != "failed" || r.Observed != fleet.ObservedFailed {
+			t.Errorf("%+v", r)
+		}
+	})
+	t.Run("another host cannot speak of a runner", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		a, b := w.host("a", 2), w.host("b", 2)
+		id := w.standby(a)
+		before := w.runner(id)
+		w.report(b, said(id, fleet.ObservedGone))
+		w.report(b, said(id, fleet.ObservedBusy))
+		if diff := cmp.Diff(before, w.runner(id)); diff != "" {
+			t.Errorf("%s", diff)
+		}
+	})
+}
+
+func testAdopt(t *testing.T, open opener) {
+	t.Run("without a config it goes", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 2)
+		revision := w.desired(h).Revision
+		w.report(h, said("r-old", fleet.ObservedStandby))
+		r := w.runner("r-old")
+		if r.Wanted != fleet.WantGone || !r.TakesSlot() || r.Host != h || r.Pool != "mac" {
+			t.Errorf("%+v", r)
+		}
+		if d := w.desired(h); d.Revision <= revision || len(d.Runners) != 1 || d.Runners[0].Wanted != fleet.WantGone {
+			t.Errorf("%+v", d)
+		}
+	})
+	t.Run("with a config it stays", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 2)
+		s := said("r-old", fleet.ObservedBusy)
+		s.HasConfig, s.Scope = true, acme
+		w.report(h, s)
+		r := w.runner("r-old")
+		if r.Wanted != fleet.WantArmed || r.Registration != fleet.RegMinted || r.Scope != acme || r.Phase() != fleet.PhaseBusy {
+			t.Errorf("%+v", r)
+		}
+		s.Observed, s.Result, s.HoldsSlot = fleet.ObservedGone, "succeeded", false
+		w.report(h, s)
+		if r := w.runner("r-old"); !r.Over() {
+			t.Errorf("it ended and stays in the books: %+v", r)
+		}
+	})
+	t.Run("what is gone is not adopted", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		w.report(w.host("a", 2), said("r-old", fleet.ObservedGone))
+		if _, ok, err := w.s.Runner(w.ctx(), "r-old"); ok || err != nil {
+			t.Errorf("%t, %v", ok, err)
+		}
+	})
+	t.Run("written off and back", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 2)
+		id := w.standby(h)
+		w.must(w.s.RemoveHost(w.ctx(), h))
+		if !w.runner(id).Over() {
+			t.Fatal("not over")
+		}
+		again := w.host("a2", 2)
+		w.sequence[again] = 0
+		s := said(id, fleet.ObservedBusy)
+		s.HasConfig = true
+		w.report(again, s)
+		r := w.runner(id)
+		if r.Over() || r.Host != again || r.Wanted != fleet.WantDrain || r.Phase() != fleet.PhaseBusy || !r.TakesSlot() {
+			t.Errorf("%+v", r)
+		}
+		if len(w.state().Runners) != 1 {
+			t.Error("it is not in the state")
+		}
+		s.Observed = fleet.ObservedGone
+		w.report(again, s)
+		if !w.runner(id).Over() {
+			t.Errorf("%+v", w.runner(id))
+		}
+	})
+}
+
+func testHealth(t *testing.T, open opener) {
+	fail := func(w *world, h fleet.HostID) {
+		id := w.place(h)
+		s := said(id, fleet.ObservedFailed)
+		s.Failure = "did not boot"
+		w.report(h, w.others(h, s)...)
+		w.report(h, w.others(h, s)...) // told twice, counted once
+		s.Observed, s.HoldsSlot = fleet.ObservedGone, false
+		w.report(h, w.others(h, s)...)
+	}
+	counts := func(w *world, h fleet.HostID, host, pool int) {
+		w.Helper()
+		if got := w.hostNow(h).Failures; got != host {
+			w.Errorf("host: %d failures in a row, want %d", got, host)
+		}
+		if got := w.state().Pools["mac"].Failures; got != pool {
+			w.Errorf("pool: %d failures in a row, want %d", got, pool)
+		}
+	}
+	t.Run("counted and forgotten", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 3)
+		for i := range 3 {
+			w.Add(time.Second)
+			fail(w, h)
+			counts(w, h, i+1, i+1)
+		}
+		if at := w.state().Pools["mac"].FailedAt; !at.Equal(w.Now()) {
+			t.Errorf("failed at %s", at)
+		}
+		id := w.standby(h)
+		counts(w, h, 0, 3) // the host works; whether the pool does is not known
+		w.report(h, said(id, fleet.ObservedBusy))
+		counts(w, h, 0, 0)
+	})
+	t.Run("reports that skip the steps", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 3)
+		fail(w, h)
+		id := w.place(h)
+		s := said(id, fleet.ObservedFinished)
+		s.Result = "succeeded"
+		w.report(h, s)
+		counts(w, h, 0, 0)
+	})
+	t.Run("a retirement that counts", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 3)
+		id := w.place(h)
+		w.carry(fleet.Plan{Retires: []fleet.Retire{{Runner: id, Version: w.runner(id).Version, Drain: true, Failure: true, Reason: "too slow"}}})
+		counts(w, h, 1, 1)
+		s := said(id, fleet.ObservedFailed)
+		s.Failure = "ended before it was up"
+		w.report(h, s)
+		counts(w, h, 1, 1) // the same failure
+		if r := w.runner(id); r.Failure != "too slow" || r.Retired != "too slow" {
+			t.Errorf("%+v", r)
+		}
+	})
+}
