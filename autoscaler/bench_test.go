@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: MIT
+
+package autoscaler_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/minifleet/minifleet/autoscaler"
+	"github.com/minifleet/minifleet/fleet"
+)
+
+// shapes are 1,000 jobs and 1,000 runners on 500 hosts, in the ways that are
+// hardest for one part of the decision or another.
+func shapes() map[string]func() *snap {
+	hosts := func(s *snap, slots int) {
+		for i := range 500 {
+			s.host(fmt.Sprintf("%03d", i), slots)
+		}
+	}
+	phases := []fleet.Phase{
+		fleet.PhaseBusy, fleet.PhaseIdle, fleet.PhaseStandby, fleet.PhaseBooting, fleet.PhaseArmed, fleet.PhaseRegistering,
+	}
+	runners := func(s *snap, pool func(int) string, edit func(int) func(*fleet.Runner)) {
+		for i := range 1000 {
+			s.runner(fmt.Sprint("r", i), pool(i), fmt.Sprintf("%03d", i%500), phases[i%len(phases)], edit(i))
+		}
+	}
+	named := func(i int) func(*fleet.Runner) {
+		return func(r *fleet.Runner) {
+			if r.Observed == fleet.ObservedBusy {
+				r.Job, r.Registration = fleet.JobID(100000+i), fleet.RegBusy
+			}
+		}
+	}
+	return map[string]func() *snap{
+		"one class": func() *snap {
+			s := newSnap()
+			s.pool("a", mac)
+			hosts(s, 4)
+			runners(s, func(int) string { return "a" }, named)
+			for i := range 1000 {
+				s.job(i+1, "app", "macos")
+			}
+			return s
+		},
+		"1000 repositories": func() *snap {
+			s := newSnap()
+			var list []string
+			for i := range 1000 {
+				list = append(list, fmt.Sprintf("acme/r%d", i))
+			}
+			s.pool("a", mac, scopes(list...))
+			hosts(s, 4)
+			runners(s, func(int) string { return "a" }, func(i int) func(*fleet.Runner) {
+				return func(r *fleet.Runner) {
+					if !r.Scope.IsZero() {
+						r.Scope.Repo = fmt.Sprintf("r%d", i)
+					}
+				}
+			})
+			for i := range 1000 {
+				s.job(i+1, fmt.Sprintf("r%d", i), "macos")
+			}
+			return s
+		},
+		"overlapping pools, saturated": func() *snap {
+			s := newSnap()
+			labels := []string{"x"}
+			for i := range 20 {
+				labels = append(labels, fmt.Sprint("l", i))
+				s.pool(fmt.Sprint("p", i), labels, most(52))
+			}
+			hosts(s, 2)
+			runners(s, func(i int) string { return fmt.Sprint("p", i%20) }, named)
+			for i := range 1000 {
+				s.job(i+1, fmt.Sprint("r", i%100), "x", fmt.Sprint("l", (i*7)%20))
+			}
+			return s
+		},
+		"everything full of what nobody needs": func() *snap {
+			s := newSnap()
+			s.pool("idle", []string{"other"})
+			s.pool("a", mac)
+			hosts(s, 2)
+			runners(s, func(int) string { return "idle" }, func(int) func(*fleet.Runner) { return aged(time.Second) })
+			for i := range 1000 {
+				s.job(i+1, fmt.Sprint("r", i), "macos")
+			}
+			return s
+		},
+		"all hosts empty": func() *snap {
+			s := newSnap()
+			for i := range 20 {
+				s.pool(fmt.Sprint("p", i), []string{"x", fmt.Sprint("l", i)}, standby(10))
+			}
+			hosts(s, 2)
+			for i := range 1000 {
+				s.job(i+1, fmt.Sprint("r", i), "x", fmt.Sprint("l", i%20))
+			}
+			return s
+		},
+		"nobody can serve": func() *snap {
+			s := newSnap()
+			for i := range 20 {
+				s.pool(fmt.Sprint("p", i), []string{"x", fmt.Sprint("l", i)}, func(p *fleet.Pool) { p.Backend = "vz" })
+			}
+			hosts(s, 2)
+			runners(s, func(i int) string { return fmt.Sprint("p", i%20) }, func(i int) func(*fleet.Runner) {
+				return func(r *fleet.Runner) { r.Observed, r.Job, r.Registration = fleet.ObservedBusy, 7, fleet.RegBusy }
+			})
+			for i := range 1000 {
+				s.job(i+1, fmt.Sprint("r", i), "x")
+			}
+			return s
+		},
+	}
+}
+
+func BenchmarkDecide(b *testing.B) {
+	for name, shape := range shapes() {
+		b.Run(name, func(b *testing.B) {
+			s := shape()
+			b.ReportAllocs()
+			for b.Loop() {
+				autoscaler.Decide(s.Snapshot)
+			}
+			b.ReportMetric(float64(b.Elapsed().Microseconds())/1000/float64(b.N), "ms/decision")
+		})
+	}
+}
+
+// The best of several runs has to be within the limit: others may use the
+// processor at the same time, but nothing makes a decision faster than it is.
+func TestDecideIsFast(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector makes everything slow")
+	}
+	const limit = 5 * time.Millisecond
+	for name, shape := range shapes() {
+		t.Run(name, func(t *testing.T) {
+			s := shape()
+			best := time.Hour
+			for begun := time.Now(); time.Since(begun) < 10*time.Second; {
+				start := time.Now()
+				autoscaler.Decide(s.Snapshot)
+				if best = min(best, time.Since(start)); best < limit {
+					return
+				}
+			}
+			t.Errorf("a decision takes %s at best, the limit is %s", best, limit)
+		})
+	}
+}

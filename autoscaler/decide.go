@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: MIT
+
+package autoscaler
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/minifleet/minifleet/fleet"
+)
+
+// Decide returns what to do now. It is pure: the same snapshot gives the same
+// plan.
+//
+// It settles what is over or overdue, matches the queued jobs, oldest first, to
+// the runners there are and then to runners there could be, and looks last at what
+// nobody needs. A job is never tied to a runner: the matching only counts, as
+// GitHub hands any job to any runner that fits.
+func Decide(s Snapshot) fleet.Plan {
+	d := newDecision(&s)
+	for _, r := range s.State.Runners {
+		d.settle(r)
+	}
+	m := d.match()
+	d.arm(m)
+	d.place(m)
+	d.makeRoom(m)
+	d.topUp(m)
+	d.surplus(m)
+	d.explain(m)
+	return d.plan
+}
+
+// decision is the work sheet of one Decide.
+type decision struct {
+	*Snapshot
+	plan  fleet.Plan
+	pools map[string]*poolSheet
+	order []*poolSheet // as configured
+	hosts map[fleet.HostID]*hostSheet
+	// leaving are runners that this plan retires or deletes: no supply any more.
+	leaving map[fleet.RunnerID]bool
+	freeing map[fleet.RunnerID]bool // whose slot is counted as about to be free
+}
+
+type poolSheet struct {
+	fleet.Pool
+	live    int // runners that count against MaxRunners
+	limits  fleet.Limits
+	resumes time.Time // after failures; zero: no backoff
+	shelves *shelves  // hosts that could take a runner, made when first needed
+
+	hostsSeen, unneededSeen int // how far makeRoom has looked for it
+
+	obstacle *obstacle // to a further runner, found when first asked for
+}
+
+type hostSheet struct {
+	fleet.Host
+	free      int // slots
+	freeing   int // slots of runners on their way out
+	reachable bool
+	resumes   time.Time
+}
+
+func newDecision(s *Snapshot) *decision {
+	d := &decision{
+		Snapshot: s, pools: map[string]*poolSheet{}, hosts: map[fleet.HostID]*hostSheet{},
+		leaving: map[fleet.RunnerID]bool{}, freeing: map[fleet.RunnerID]bool{},
+	}
+	for _, p := range s.Pools {
+		sheet := &poolSheet{Pool: p, limits: p.Limits.WithDefaults()}
+		if h := s.State.Pools[p.Name]; h.Failures > 0 {
+			sheet.resumes = h.FailedAt.Add(fleet.BackoffAfter(h.Failures))
+		}
+		d.pools[p.Name] = sheet
+		d.order = append(d.order, sheet)
+	}
+	for _, h := range s.State.Hosts {
+		sheet := &hostSheet{Host: h, free: h.Slots, reachable: s.reachable(h)}
+		if h.Failures > 0 {
+			sheet.resumes = h.FailedAt.Add(fleet.BackoffAfter(h.Failures))
+		}
+		if sheet.reachable {
+			d.wakeAt(h.SeenAt.Add(s.Rules.HostDeadline))
+		}
+		d.hosts[h.ID] = sheet
+	}
+	for _, r := range s.State.Runners {
+		if !r.TakesSlot() {
+			continue
+		}
+		h := d.hosts[r.Host]
+		if h != nil {
+			h.free--
+			if onItsWayOut(r) {
+				d.willFree(r)
+			}
+		}
+		if p := d.pools[r.Pool]; p != nil && (h == nil || h.reachable || r.Job != 0) {
+			p.live++
+		}
+	}
+	return d
+}
+
+// onItsWayOut reports whether the runner's slot will be free without anything more
+// being decided.
+func onItsWayOut(r fleet.Runner) bool {
+	switch r.Observed {
+	case fleet.ObservedFinished, fleet.ObservedFailed, fleet.ObservedDestroying:
+		return true
+	}
+	return r.Wanted == fleet.WantGone || r.JobDone ||
+		(r.Phase() != fleet.PhaseBusy && (r.Wanted == fleet.WantDrain || r.Registration == fleet.RegDeleting))
+}
+
+// willFree counts the slot of a runner as about to be free, once.
+func (d *decision) willFree(r fleet.Runner) {
+	if h := d.hosts[r.Host]; h != nil && r.TakesSlot() && !d.freeing[r.ID] {
+		h.freeing++
+		d.freeing[r.ID] = true
+	}
+}
+
+// wakeAt asks for another look at t, or earlier.
+func (d *decision) wakeAt(t time.Time) {
+	if t.After(d.Now) && (d.plan.WakeAt.IsZero() || t.Before(d.plan.WakeAt)) {
+		d.plan.WakeAt = t
+	}
+}
+
+func (d *decision) limits(r fleet.Runner) fleet.Limits {
+	if p := d.pools[r.Pool]; p != nil {
+		return p.limits
+	}
+	return fleet.Limits{}.WithDefaults()
+}
+
+func (d *decision) reachableHost(r fleet.Runner) bool {
+	h := d.hosts[r.Host]
+	return h != nil && h.reachable
+}
+
+func (d *decision) retire(r fleet.Runner, drain, failure bool, reason string) {
+	d.plan.Retires = append(d.plan.Retires, fleet.Retire{Runner: r.ID, Version: r.Version, Drain: drain, Failure: failure, Reason: reason})
+	d.willFree(r)
+	d.leaving[r.ID] = true
+}
+
+func (d *decision) delete(r fleet.Runner, reason string) {
+	d.willFree(r)
+	d.leaving[r.ID] = true
+	if r.DeleteAfter.After(d.Now) {
+		d.wakeAt(r.DeleteAfter)
+		return
+	}
+	d.plan.Deletes = append(d.plan.Deletes, fleet.Delete{Runner: r.ID, Version: r.Version, Reason: reason})
+}
+
+// end brings a runner that may hold a registration to its end without ever
+// killing a job: GitHub is asked to let go of it first, and its refusal is a veto;
+// then the guest is asked.
+func (d *decision) end(r fleet.Runner, failure bool, reason string) {
+	switch r.Registration {
+	case fleet.RegNone, fleet.RegGone:
+		d.retire(r, true, failure, reason)
+	default:
+		d.delete(r, reason)
+	}
+}
+
+// settle takes care of one runner whatever the demand.
+func (d *decision) settle(r fleet.Runner) {
+	switch {
+	case r.Observed == fleet.ObservedGone:
+		d.settleGone(r)
+	case r.Wanted == fleet.WantGone:
+		d.leaving[r.ID] = true
+	case r.JobDone:
+		d.retire(r, false, false, "its job is completed")
+	case r.Observed == fleet.ObservedFailed:
+		d.retire(r, false, false, r.Failure)
+	case r.Observed == fleet.ObservedFinished || r.Observed == fleet.ObservedDestroying:
+		d.retire(r, false, false, "its listener has ended")
+	case r.Wanted == fleet.WantDrain:
+		d.settleDraining(r)
+	case r.Registration == fleet.RegDeleting:
+		d.delete(r, "deletion begun earlier")
+	case r.Registration == fleet.RegGone && (r.Observed == fleet.ObservedIdle || r.Observed == fleet.ObservedRegistering):
+		reason := r.Retired
+		if reason == "" {
+			reason = "its registration at GitHub is gone"
+		}
+		d.retire(r, true, false, reason)
+	case d.pools[r.Pool] == nil && r.Job == 0 && r.Phase() != fleet.PhaseBusy:
+		d.end(r, false, "its pool is not configured any more")
+	default:
+		d.settleOverdue(r)
+	}
+}
+
+// settleDraining waits for a drained runner, and insists when its guest has not
+// answered whether it runs a job for so long that it never will: GitHub has let go
+// of it by then.
+func (d *decision) settleDraining(r fleet.Runner) {
+	d.leaving[r.ID] = true
+	if r.Phase() == fleet.PhaseBusy || r.Job != 0 || !d.Fresh.Hosts || !d.reachableHost(r) {
+		return
+	}
+	l := d.limits(r)
+	d.whenDue(r.Since.Add(l.Ending), func() {
+		d.retire(r, false, true, fmt.Sprintf("told to drain, it did not end within %s", l.Ending))
+	})
+}
+
+// settleGone deletes what a VM left at GitHub. A guest that reported its one job
+// finished leaves nothing.
+func (d *decision) settleGone(r fleet.Runner) {
+	switch r.Registration {
+	case fleet.RegNone, fleet.RegGone:
+	default:
+		d.delete(r, "its VM is gone")
+	}
+}
+
+// settleOverdue ends a runner that is too long in a phase. A host that is not
+// heard of, or had no time to be since the controller began, is another matter:
+// nothing is known of its runners.
+func (d *decision) settleOverdue(r fleet.Runner) {
+	if !d.Fresh.Hosts || !d.reachableHost(r) {
+		return
+	}
+	l := d.limits(r)
+	since, limit, failure := r.Since, time.Duration(0), true
+	phase := r.Phase()
+	switch phase {
+	case fleet.PhasePlaced:
+		limit = l.Placed
+	case fleet.PhasePreparing:
+		since, limit = r.MovedAt, l.Preparing
+	case fleet.PhaseBooting:
+		limit = l.Booting
+	case fleet.PhaseArmed: // from the grant on: a refused mint goes back to armed
+		since, limit = r.ArmedAt, l.Arming
+		if since.IsZero() {
+			since = r.Since
+		}
+	case fleet.PhaseRegistering:
+		limit = l.Registering
+	case fleet.PhaseBusy:
+		// GitHub called it busy once, and neither its guest nor a delivery does: the
+		// job was taken back. GitHub is asked to let go; if it will not, it is busy.
+		if r.Observed == fleet.ObservedBusy || r.Job != 0 {
+			return
+		}
+		limit, failure = l.Unnamed, false
+	default:
+		return
+	}
+	due := since.Add(limit)
+	if due.After(d.Now) {
+		d.wakeAt(due)
+		return
+	}
+	d.end(r, failure, fmt.Sprintf("%s for longer than %s", phase, limit))
+}
+
+// noPool says why no pool serves a job.
+func (d *decision) noPool(j fleet.Job) string {
+	if len(j.Labels) == 0 {
+		return "the job asks for no label, and no pool is matched by none"
+	}
+	for _, p := range d.order {
+		if j.Labels.Within(p.Labels) {
+			return fmt.Sprintf("pool %s has its labels, but not %s among its scopes", p.Name, j.Repository())
+		}
+	}
+	return "no pool has all of its labels: " + strings.Join(j.Labels, ", ")
+}

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: MIT
+
+package autoscaler
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/minifleet/minifleet/fleet"
+)
+
+// arm grants registrations to the standbys that demand calls for, as far as the
+// policy and GitHub's limits allow.
+func (d *decision) arm(m *matching) {
+	granted := map[string]int{} // grants not used yet, by owner
+	for _, r := range d.State.Runners {
+		if r.Phase() == fleet.PhaseArmed {
+			granted[strings.ToLower(r.Scope.Owner)]++
+		}
+	}
+	for i, j := range m.jobs { // oldest first
+		n := m.nodeOf[i]
+		if n == nil || n.tier != tierStandby {
+			continue
+		}
+		r := n.runner(i)
+		if v, ok := d.Verdicts[j.ID]; ok && (v.Pending || v.Refused) {
+			d.wait(j, fleet.WaitPolicy, r.ID, "policy: %s", v.Reason)
+			continue
+		}
+		scope, ok := n.pool.ScopeFor(j.Owner, j.Repo)
+		if !ok {
+			continue
+		}
+		owner := strings.ToLower(scope.Owner)
+		use := d.State.Mints[owner]
+		if d.Rules.MintsPerMinute > 0 && use.LastMinute+granted[owner] >= d.Rules.MintsPerMinute {
+			next := d.Now.Add(time.Minute) // all are granted and none is begun yet
+			if use.LastMinute > 0 {
+				next = use.Oldest.Add(time.Minute)
+			}
+			d.wakeAt(next)
+			d.wait(j, fleet.WaitMintBudget, r.ID, "standby %s is ready; %d registrations were begun for %s within a minute, which is the limit: the next after %s",
+				r.ID, use.LastMinute+granted[owner], scope.Owner, next.UTC().Format(time.TimeOnly))
+			continue
+		}
+		granted[owner]++
+		d.plan.Arms = append(d.plan.Arms, fleet.Arm{Runner: r.ID, Version: r.Version, Scope: scope, Job: j.ID})
+		d.wait(j, fleet.WaitStandby, r.ID, "standby %s is being armed", r.ID)
+	}
+}
+
+// runner returns the runner that stands for the job in the matching.
+func (n *node) runner(job int) fleet.Runner {
+	for i, taken := range n.taken {
+		if taken == job {
+			return n.runners[i]
+		}
+	}
+	return fleet.Runner{}
+}
+
+// makeRoom frees a slot for each job that found none, out of what nobody needs:
+// slots that are freeing anyway first, then clean VMs, then idle runners.
+func (d *decision) makeRoom(m *matching) {
+	unneeded := d.unneeded(m)
+	for i, j := range m.jobs {
+		if m.nodeOf[i] != nil {
+			continue
+		}
+		for _, p := range m.classOf[i].pools {
+			if p.hasRoom() && !p.resumes.After(d.Now) && d.freeSlotFor(p, j, unneeded) {
+				p.live++ // one job, one slot
+				break
+			}
+		}
+	}
+}
+
+// unneeded lists the runners that may go for the sake of a job, the least costly
+// first.
+func (d *decision) unneeded(m *matching) []fleet.Runner {
+	if !d.Fresh.Demand {
+		return nil
+	}
+	var list []fleet.Runner
+	for _, t := range []tier{tierStandby, tierComing, tierIdle} {
+		for _, n := range m.nodes {
+			if n.tier == t {
+				list = append(list, n.runners[len(n.taken):]...)
+			}
+		}
+	}
+	return list
+}
+
+// freeSlotFor finds a slot that is being freed, or frees one. What a pool has
+// passed by once is of no use to it later, so that each pool looks at every host
+// and runner only once.
+func (d *decision) freeSlotFor(p *poolSheet, j fleet.Job, unneeded []fleet.Runner) bool {
+	for ; p.hostsSeen < len(d.State.Hosts); p.hostsSeen++ {
+		h := d.hosts[d.State.Hosts[p.hostsSeen].ID]
+		if h.freeing > 0 && d.usable(p, h) {
+			h.freeing--
+			d.wait(j, fleet.WaitNoSlot, "", "a slot on %s is being freed", h.Name)
+			return true
+		}
+	}
+	for ; p.unneededSeen < len(unneeded); p.unneededSeen++ {
+		r := unneeded[p.unneededSeen]
+		h := d.hosts[r.Host]
+		if d.leaving[r.ID] || !d.usable(p, h) || r.DeleteAfter.After(d.Now) {
+			continue
+		}
+		d.end(r, false, "makes room for pool "+p.Name)
+		h.freeing-- // spoken for
+		d.wait(j, fleet.WaitNoSlot, "", "%s, which nobody needs, makes room on %s", r.ID, h.Name)
+		return true
+	}
+	return false
+}
+
+// surplus takes back grants and ends runners that no demand calls for, once they
+// have been so for long enough.
+func (d *decision) surplus(m *matching) {
+	if !d.Fresh.Demand {
+		return
+	}
+	kept := map[*poolSheet]int{}
+	for _, n := range m.nodes {
+		if n.tier == tierUnnamed || n.tier == tierNew {
+			continue
+		}
+		for _, r := range n.runners[len(n.taken):] {
+			if d.leaving[r.ID] {
+				continue
+			}
+			due := r.Since.Add(n.pool.limits.Surplus)
+			switch n.tier {
+			case tierArmed:
+				d.plan.Disarms = append(d.plan.Disarms, fleet.Disarm{Runner: r.ID, Version: r.Version, Reason: "no job waits for it any more"})
+			case tierStandby:
+				if kept[n.pool]++; kept[n.pool] > n.pool.Standby {
+					d.whenDue(due, func() { d.retire(r, true, false, "surplus: no job waits for it") })
+				}
+			case tierIdle:
+				d.whenDue(due, func() { d.end(r, false, "surplus: no job waits for it") })
+			}
+		}
+	}
+}
+
+func (d *decision) whenDue(due time.Time, do func()) {
+	if due.After(d.Now) {
+		d.wakeAt(due)
+		return
+	}
+	do()
+}
+
+func (d *decision) wait(j fleet.Job, code fleet.WaitCode, r fleet.RunnerID, format string, args ...any) {
+	d.plan.Waits = append(d.plan.Waits, fleet.Wait{Job: j.ID, Code: code, Runner: r, Reason: fmt.Sprintf(format, args...)})
+}
+
+// explain gives every job that has no reason yet the one that holds.
+func (d *decision) explain(m *matching) {
+	said := make(map[fleet.JobID]bool, len(d.plan.Waits))
+	for _, w := range d.plan.Waits {
+		said[w.Job] = true
+	}
+	for i, j := range m.jobs {
+		if said[j.ID] {
+			continue
+		}
+		n := m.nodeOf[i]
+		if n == nil {
+			d.explainUncovered(j, m.classOf[i])
+			continue
+		}
+		if n.tier == tierNew {
+			d.wait(j, fleet.WaitBooting, "", "a runner of pool %s is being placed", n.pool.Name)
+			continue
+		}
+		r := n.runner(i)
+		switch n.tier {
+		case tierUnnamed:
+			d.wait(j, fleet.WaitUnnamed, r.ID, "runner %s has begun a job that GitHub has not named yet; it may be this one", r.ID)
+		case tierIdle:
+			d.wait(j, fleet.WaitAssignment, r.ID, "runner %s listens: GitHub has yet to assign the job", r.ID)
+		case tierRegistering, tierArmed:
+			d.wait(j, fleet.WaitRegistering, r.ID, "runner %s is registering", r.ID)
+		default:
+			d.wait(j, fleet.WaitBooting, r.ID, "runner %s is coming: %s%s", r.ID, r.Phase(), withProgress(r.Progress))
+		}
+	}
+}
+
+func withProgress(p string) string {
+	if p == "" {
+		return ""
+	}
+	return " (" + p + ")"
+}
+
+// explainUncovered names the obstacle of the pool that comes nearest to serving
+// the job.
+func (d *decision) explainUncovered(j fleet.Job, c *class) {
+	if v := d.Verdicts[j.ID]; v.Refused {
+		d.wait(j, fleet.WaitPolicy, "", "policy: %s", v.Reason)
+		return
+	}
+	var nearest *obstacle
+	for _, p := range c.pools {
+		if p.obstacle == nil {
+			p.obstacle = d.obstacleOf(p)
+		}
+		if nearest == nil || p.obstacle.distance < nearest.distance {
+			nearest = p.obstacle
+		}
+	}
+	if nearest == nil {
+		d.wait(j, fleet.WaitNoPool, "", "%s", d.noPool(j))
+		return
+	}
+	d.wait(j, nearest.code, "", "%s", nearest.reason)
+}
+
+// obstacle is why a pool can have no further runner now.
+type obstacle struct {
+	distance int // 0 is nearest to an end of the wait
+	code     fleet.WaitCode
+	reason   string
+}
+
+func (d *decision) obstacleOf(p *poolSheet) *obstacle {
+	var fitting, silent int
+	var resting *hostSheet // has a slot, and is left alone after failures
+	for _, h := range d.State.Hosts {
+		sheet := d.hosts[h.ID]
+		if !p.serves(sheet) {
+			continue
+		}
+		fitting++
+		switch {
+		case !sheet.reachable:
+			silent++
+		case sheet.free > 0 && sheet.resumes.After(d.Now) && (resting == nil || sheet.resumes.Before(resting.resumes)):
+			resting = sheet
+		}
+	}
+	switch {
+	case fitting == 0:
+		return &obstacle{4, fleet.WaitNoHost, fmt.Sprintf("no host can run pool %s%s", p.Name, needs(p))}
+	case silent == fitting:
+		return &obstacle{3, fleet.WaitUnreachable, fmt.Sprintf("all %d hosts that could run it are unreachable", fitting)}
+	case !p.hasRoom():
+		return &obstacle{2, fleet.WaitPoolLimit, fmt.Sprintf("pool %s is at its limit of %d runners", p.Name, p.MaxRunners)}
+	case p.resumes.After(d.Now):
+		return &obstacle{1, fleet.WaitBackoff, fmt.Sprintf("runners of pool %s failed %d times in a row: the next try at %s UTC",
+			p.Name, d.State.Pools[p.Name].Failures, p.resumes.UTC().Format(time.TimeOnly))}
+	case resting != nil:
+		return &obstacle{1, fleet.WaitBackoff, fmt.Sprintf("runners on host %s failed %d times in a row: the next try at %s UTC",
+			resting.Name, resting.Failures, resting.resumes.UTC().Format(time.TimeOnly))}
+	default:
+		return &obstacle{0, fleet.WaitNoSlot, "every slot that could run it is taken"}
+	}
+}
+
+func needs(p *poolSheet) string {
+	if p.Backend == "" {
+		return ": none has enrolled with a slot"
+	}
+	return ": none offers backend " + p.Backend
+}

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: MIT
+
+package autoscaler
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/minifleet/minifleet/fleet"
+)
+
+// Store is the durable state as the loop needs it.
+type Store interface {
+	State(context.Context) (fleet.State, error)
+	Carry(context.Context, fleet.Plan) (fleet.Carried, error)
+	RegistrationDeleted(ctx context.Context, id fleet.RunnerID, attempt int) error
+	DeleteVetoed(ctx context.Context, id fleet.RunnerID, attempt int, retry time.Time) error
+	DeleteFailed(ctx context.Context, id fleet.RunnerID, attempt int, retry time.Time) error
+	// Changed returns a channel that is closed at the next change.
+	Changed() <-chan struct{}
+}
+
+// Unregisterer deletes registrations at GitHub. It returns nil where there is none
+// any more, fleet.ErrRunnerBusy for a veto and *fleet.RateLimited to be left alone.
+type Unregisterer interface {
+	Unregister(context.Context, fleet.RegistrationRef) error
+}
+
+// Config wires a Loop.
+type Config struct {
+	Store  Store
+	GitHub Unregisterer
+	Pools  []fleet.Pool
+	Rules  Rules
+	// Policy gives verdicts on queued jobs; nil allows all.
+	Policy func(context.Context, []fleet.Job) map[fleet.JobID]Verdict
+	// Deletes bounds the DELETE calls under way at once. 0 means 8.
+	Deletes int
+	// Repair is how long the loop sleeps at most without any event. 0 means 30 s.
+	Repair time.Duration
+	Log    *slog.Logger
+}
+
+// Loop decides again whenever something changed or is due.
+type Loop struct {
+	c       Config
+	wake    chan struct{}
+	started time.Time
+
+	mu       sync.Mutex // guards deleting
+	deleting map[fleet.RunnerID]bool
+
+	explaining sync.Mutex // guards explained
+	explained  explained
+}
+
+// New returns a loop that Run starts.
+func New(c Config) *Loop {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Deletes == 0 {
+		c.Deletes = 8
+	}
+	if c.Repair == 0 {
+		c.Repair = 30 * time.Second
+	}
+	if c.Rules.HostDeadline == 0 {
+		c.Rules.HostDeadline = time.Minute
+	}
+	return &Loop{c: c, wake: make(chan struct{}, 1), deleting: map[fleet.RunnerID]bool{}, started: time.Now()}
+}
+
+// Wake makes the loop decide again soon. It never blocks.
+func (l *Loop) Wake() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run decides until ctx ends, and returns when the calls that it began are over.
+func (l *Loop) Run(ctx context.Context) error {
+	var calls sync.WaitGroup
+	defer calls.Wait()
+	slots := make(chan struct{}, l.c.Deletes)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		changed := l.c.Store.Changed()
+		next := l.c.Repair
+		due, deletes, err := l.once(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			l.c.Log.Error("decision not carried out", "error", err)
+			next, changed = time.Second, nil // the store is in trouble: do not spin
+		case !due.IsZero():
+			next = max(0, min(next, time.Until(due)))
+		}
+		for _, d := range deletes {
+			calls.Go(func() { l.delete(ctx, slots, d) })
+		}
+		timer.Reset(next)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-l.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// once decides and records. It returns when to look again and what to delete.
+func (l *Loop) once(ctx context.Context) (due time.Time, deletes []fleet.Deletion, err error) {
+	s, err := l.snapshot(ctx)
+	if err != nil {
+		return due, nil, err
+	}
+	plan := Decide(s)
+	l.hold(&plan)
+	if plan.Empty() {
+		return plan.WakeAt, nil, nil
+	}
+	done, err := l.c.Store.Carry(ctx, plan)
+	if err != nil {
+		return due, nil, err
+	}
+	l.log(plan, done)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, d := range done.Deletes {
+		l.deleting[d.Runner] = true
+	}
+	return plan.WakeAt, done.Deletes, nil
+}
+
+// hold leaves out deletions that are under way.
+func (l *Loop) hold(p *fleet.Plan) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	kept := p.Deletes[:0]
+	for _, d := range p.Deletes {
+		if !l.deleting[d.Runner] {
+			kept = append(kept, d)
+		}
+	}
+	p.Deletes = kept
+}
+
+func (l *Loop) snapshot(ctx context.Context) (Snapshot, error) {
+	state, err := l.c.Store.State(ctx)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	s := Snapshot{
+		Now: time.Now(), State: state, Pools: l.c.Pools, Rules: l.c.Rules,
+		Fresh: Fresh{Demand: true, Hosts: time.Since(l.started) > l.c.Rules.HostDeadline},
+	}
+	if l.c.Policy != nil {
+		s.Verdicts = l.c.Policy(ctx, state.Jobs)
+	}
+	return s, nil
+}
+
+// Explain says why a queued job waits, from a decision on the present state. The
+// decision is made anew when the state has changed or is a second old.
+func (l *Loop) Explain(ctx context.Context, id fleet.JobID) (fleet.Wait, bool, error) {
+	l.explaining.Lock()
+	defer l.explaining.Unlock()
+	e := &l.explained
+	fresh := e.changed != nil && time.Since(e.at) < time.Second
+	select {
+	case <-e.changed: // nil blocks: there is none yet
+		fresh = false
+	default:
+	}
+	if !fresh {
+		changed := l.c.Store.Changed()
+		s, err := l.snapshot(ctx)
+		if err != nil {
+			return fleet.Wait{}, false, err
+		}
+		*e = explained{changed: changed, at: time.Now(), waits: map[fleet.JobID]fleet.Wait{}}
+		for _, w := range Decide(s).Waits {
+			e.waits[w.Job] = w
+		}
+	}
+	w, ok := e.waits[id]
+	return w, ok, nil
+}
+
+// explained is the newest decision that was made for Explain.
+type explained struct {
+	changed <-chan struct{}
+	at      time.Time
+	waits   map[fleet.JobID]fleet.Wait
+}
+
+// delete carries out one recorded deletion and confirms what became of it.
+func (l *Loop) delete(ctx context.Context, slots chan struct{}, d fleet.Deletion) {
+	defer func() {
+		l.mu.Lock()
+		delete(l.deleting, d.Runner)
+		l.mu.Unlock()
+		l.Wake()
+	}()
+	select {
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
+	case <-ctx.Done():
+		return
+	}
+	err := l.c.GitHub.Unregister(ctx, d.Ref)
+	if ctx.Err() != nil {
+		return // recorded as deleting: the next run repeats it
+	}
+	var limited *fleet.RateLimited
+	log := l.c.Log.With("runner", d.Runner, "registration", d.Ref.Name, "scope", d.Ref.Scope.String())
+	switch {
+	case err == nil:
+		err = l.c.Store.RegistrationDeleted(ctx, d.Runner, d.Attempt)
+	case errors.Is(err, fleet.ErrRunnerBusy):
+		log.Info("registration not deleted: GitHub says that it runs a job")
+		err = l.c.Store.DeleteVetoed(ctx, d.Runner, d.Attempt, time.Now().Add(time.Minute))
+	case errors.As(err, &limited):
+		log.Warn("registration not deleted yet", "error", err)
+		err = l.c.Store.DeleteFailed(ctx, d.Runner, d.Attempt, limited.Until)
+	default:
+		log.Warn("registration not deleted yet", "error", err)
+		err = l.c.Store.DeleteFailed(ctx, d.Runner, d.Attempt, time.Now().Add(10*time.Second))
+	}
+	if err != nil && ctx.Err() == nil {
+		log.Error("outcome of a deletion not stored", "error", err)
+		pause(ctx, time.Second) // the store is in trouble: do not ask GitHub in a circle
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+func (l *Loop) log(p fleet.Plan, done fleet.Carried) {
+	for _, a := range p.Places {
+		l.c.Log.Info("place", "pool", a.Pool, "host", a.Host, "reason", a.Reason)
+	}
+	for _, a := range p.Arms {
+		l.c.Log.Info("arm", "runner", a.Runner, "scope", a.Scope.String(), "job", a.Job)
+	}
+	for _, a := range p.Disarms {
+		l.c.Log.Info("disarm", "runner", a.Runner, "reason", a.Reason)
+	}
+	for _, a := range p.Retires {
+		l.c.Log.Info("retire", "runner", a.Runner, "reason", a.Reason, "drain", a.Drain, "failure", a.Failure)
+	}
+	for _, a := range p.Deletes {
+		l.c.Log.Info("delete registration", "runner", a.Runner, "reason", a.Reason)
+	}
+	if done.Void > 0 {
+		l.c.Log.Debug("part of the plan was void", "void", done.Void, "done", done.Done)
+	}
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: MIT
+
+package autoscaler
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/minifleet/minifleet/fleet"
+)
+
+// shelves hold the hosts that could take a runner of one pool: those with its
+// image first, then by free slots, most first, since a VM that is alone on its
+// host is the quicker one.
+type shelves struct {
+	hosts [2][]*hostSheet // with the image, without
+}
+
+// serves reports whether the host could ever run the pool.
+func (p *poolSheet) serves(h *hostSheet) bool {
+	return h.Slots > 0 && (p.Backend == "" || slices.Contains(h.Backends, p.Backend))
+}
+
+// usable reports whether the host could run the pool as soon as it has a slot.
+func (d *decision) usable(p *poolSheet, h *hostSheet) bool {
+	return h.reachable && !h.resumes.After(d.Now) && p.serves(h)
+}
+
+func (d *decision) shelve(p *poolSheet) *shelves {
+	s := &shelves{}
+	for _, h := range d.State.Hosts {
+		sheet := d.hosts[h.ID]
+		if !p.serves(sheet) || !sheet.reachable || sheet.free <= 0 {
+			continue
+		}
+		if sheet.resumes.After(d.Now) {
+			d.wakeAt(sheet.resumes)
+			continue
+		}
+		at := 1
+		if slices.Contains(h.Images, p.Image) {
+			at = 0
+		}
+		s.hosts[at] = append(s.hosts[at], sheet)
+	}
+	for _, shelf := range s.hosts {
+		slices.SortStableFunc(shelf, func(a, b *hostSheet) int {
+			return cmp.Or(cmp.Compare(b.free, a.free), cmp.Compare(a.Failures, b.Failures), cmp.Compare(a.Name, b.Name))
+		})
+	}
+	return s
+}
+
+// next takes a slot of the best host. A host that was used goes behind those with
+// as many free slots as it has left.
+func (s *shelves) next() *hostSheet {
+	for i := range s.hosts {
+		for len(s.hosts[i]) > 0 {
+			shelf := s.hosts[i]
+			h := shelf[0]
+			if h.free <= 0 {
+				s.hosts[i] = shelf[1:]
+				continue
+			}
+			if len(shelf) > 1 && shelf[1].free > h.free {
+				s.sink(i)
+				continue
+			}
+			h.free--
+			s.sink(i)
+			return h
+		}
+	}
+	return nil
+}
+
+// sink moves the first host of a shelf to where its free slots put it.
+func (s *shelves) sink(i int) {
+	shelf := s.hosts[i]
+	h := shelf[0]
+	rest := shelf[1:]
+	at, _ := slices.BinarySearchFunc(rest, h.free, func(o *hostSheet, free int) int {
+		if o.free >= free {
+			return -1
+		}
+		return 1
+	})
+	copy(shelf, rest[:at])
+	shelf[at] = h
+}
+
+// hasRoom reports whether the pool may have one more runner.
+func (p *poolSheet) hasRoom() bool { return p.MaxRunners == 0 || p.live < p.MaxRunners }
+
+// choose finds a host for one more runner of a pool and takes the slot, or
+// returns nil.
+func (d *decision) choose(p *poolSheet) *hostSheet {
+	if !p.hasRoom() {
+		return nil
+	}
+	if p.resumes.After(d.Now) {
+		d.wakeAt(p.resumes)
+		return nil
+	}
+	if p.shelves == nil {
+		p.shelves = d.shelve(p)
+	}
+	h := p.shelves.next()
+	if h != nil {
+		p.live++
+	}
+	return h
+}
+
+// place turns the matched room into runners.
+func (d *decision) place(m *matching) {
+	for _, n := range m.nodes {
+		if n.tier != tierNew {
+			continue
+		}
+		for i, job := range n.taken {
+			j := m.jobs[job]
+			d.put(n.pool, n.placed[i], fmt.Sprintf("job %s of %s", j.Name, j.Repository()))
+		}
+	}
+}
+
+func (d *decision) put(p *poolSheet, h *hostSheet, why string) {
+	with := "without the image"
+	if slices.Contains(h.Images, p.Image) {
+		with = "with the image"
+	}
+	d.plan.Places = append(d.plan.Places, fleet.Place{
+		Pool: p.Name, Host: h.ID,
+		Reason: fmt.Sprintf("for %s; on %s, %s, %d of %d slots left", why, h.Name, with, h.free, h.Slots),
+	})
+}
+
+// topUp keeps a pool's standbys beyond demand, where there is room for them.
+func (d *decision) topUp(m *matching) {
+	for _, p := range d.order {
+		spare := 0
+		for _, n := range m.nodes {
+			if n.pool == p && (n.tier == tierStandby || n.tier == tierComing) {
+				for _, r := range n.runners[len(n.taken):] {
+					if !d.leaving[r.ID] {
+						spare++
+					}
+				}
+			}
+		}
+		for ; spare < p.Standby; spare++ {
+			h := d.choose(p)
+			if h == nil {
+				break
+			}
+			d.put(p, h, "standby")
+		}
+	}
+}
