@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT
+
+package hosts
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/minifleet/minifleet/fleet"
+	"github.com/minifleet/minifleet/hosts/protocol"
+)
+
+// wire puts what is wanted into the words of the protocol, with all that the host
+// needs to make each runner.
+func (s *Server) wire(d fleet.Desired) protocol.Desired {
+	out := protocol.Desired{Site: d.Site, Epoch: d.Epoch, Revision: d.Revision, Runners: []protocol.Desire{}}
+	for _, r := range d.Runners {
+		p := s.pools[r.Pool]
+		want := protocol.Desire{
+			ID: string(r.ID), Pool: r.Pool, Image: p.Image, Backend: p.Backend, CPUs: p.CPUs, MemoryMiB: p.MemoryMiB,
+			EndGraceSeconds: int(s.c.EndGrace / time.Second),
+		}
+		switch r.Wanted {
+		case fleet.WantArmed:
+			want.Wanted, want.Scope = protocol.WantArmed, r.Scope.String()
+		case fleet.WantDrain:
+			want.Wanted, want.UnlessBusy = protocol.WantGone, true
+		case fleet.WantGone:
+			want.Wanted = protocol.WantGone
+		default:
+			want.Wanted = protocol.WantUp
+		}
+		out.Runners = append(out.Runners, want)
+	}
+	return out
+}
+
+func factsOf(f protocol.Facts) (fleet.HostFacts, error) {
+	if f.Slots < 0 || f.Slots > 1000 {
+		return fleet.HostFacts{}, fmt.Errorf("facts.slots %d: want 0 to 1000", f.Slots)
+	}
+	if len(f.Backends) > 100 || len(f.Images) > 1000 {
+		return fleet.HostFacts{}, fmt.Errorf("facts: %d backends and %d images are too many", len(f.Backends), len(f.Images))
+	}
+	for _, word := range slices.Concat(f.Backends, f.Images, []string{f.OS, f.Arch, f.AgentVersion}) {
+		if len(word) > 200 {
+			return fleet.HostFacts{}, fmt.Errorf("facts: %.40q... is longer than 200 bytes", word)
+		}
+	}
+	if len(f.Degraded) > protocol.MaxText {
+		return fleet.HostFacts{}, fmt.Errorf("facts.degraded is longer than %d bytes", protocol.MaxText)
+	}
+	return fleet.HostFacts{
+		Slots: f.Slots, Backends: f.Backends, Images: f.Images, OS: f.OS, Arch: f.Arch, AgentVersion: f.AgentVersion, Degraded: f.Degraded,
+	}, nil
+}
+
+func reportOf(in protocol.Report) (fleet.HostReport, error) {
+	out := fleet.HostReport{Instance: in.Instance, Sequence: in.Sequence, Revision: in.Revision}
+	var err error
+	if out.Facts, err = factsOf(in.Facts); err != nil {
+		return out, err
+	}
+	if len(in.Runners) > protocol.MaxRunners {
+		return out, fmt.Errorf("runners: %d are more than %d", len(in.Runners), protocol.MaxRunners)
+	}
+	seen := map[string]bool{}
+	for _, r := range in.Runners {
+		if !idPattern.MatchString(r.ID) || seen[r.ID] {
+			return out, fmt.Errorf("runners: id %.70q is malformed or stands twice", r.ID)
+		}
+		seen[r.ID] = true
+		if len(r.Failure) > protocol.MaxText || len(r.Result) > 100 || len(r.Progress) > protocol.MaxText {
+			return out, fmt.Errorf("runner %s: a text is longer than %d bytes", r.ID, protocol.MaxText)
+		}
+		observed := fleet.Observed(r.Observed)
+		if observed == fleet.ObservedNone || !slices.Contains(fleet.Observeds(), observed) {
+			return out, fmt.Errorf("runner %s: observed %.40q is not a word of the protocol", r.ID, r.Observed)
+		}
+		said := fleet.RunnerReport{
+			ID: fleet.RunnerID(r.ID), Observed: observed, HoldsSlot: r.HoldsSlot, HasConfig: r.HasConfig,
+			Failure: r.Failure, Result: r.Result, Progress: r.Progress, Pool: r.Pool,
+		}
+		if !fleet.ValidName(r.Pool) {
+			return out, fmt.Errorf("runner %s: pool %.40q is not a name", r.ID, r.Pool)
+		}
+		if r.Scope != "" {
+			if said.Scope, err = fleet.ParseScope(r.Scope); err != nil {
+				return out, fmt.Errorf("runner %s: %w", r.ID, err)
+			}
+		}
+		out.Runners = append(out.Runners, said)
+	}
+	return out, nil
+}
