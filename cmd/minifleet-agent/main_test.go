@@ -20,9 +20,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func call(t *testing.T, vars map[string]string, args ...string) (string, error) {
 	t.Helper()
-	var out bytes.Buffer
-	err := run(t.Context(), args, strings.NewReader(""), &out, &out, func(k string) string { return vars[k] })
-	return out.String(), err
+	var out, complaints bytes.Buffer // written to side by side
+	err := run(t.Context(), args, strings.NewReader(""), &out, &complaints, func(k string) string { return vars[k] })
+	return out.String() + complaints.String(), err
 }
 
 func write(t *testing.T, text string) string {
