@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT
+
+package admin
+
+import (
+	"context"
+	_ "embed" // the contract
+	"errors"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+
+	"github.com/minifleet/minifleet/admin/api"
+	"github.com/minifleet/minifleet/fleet"
+	"github.com/minifleet/minifleet/secret"
+)
+
+//go:embed openapi.yaml
+var spec []byte
+
+// Store is what the API shows. Each listing returns one page and the cursor of
+// the next, "" on the last; a cursor that is not the store's own is
+// fleet.ErrCursor.
+type Store interface {
+	ListJobs(ctx context.Context, q fleet.JobQuery) ([]fleet.Job, string, error)
+	Job(ctx context.Context, id fleet.JobID) (fleet.Job, bool, error)
+	ListRunners(ctx context.Context, q fleet.RunnerQuery) ([]fleet.Runner, string, error)
+	Runner(ctx context.Context, id fleet.RunnerID) (fleet.Runner, bool, error)
+	// RunnerCounts counts the runners that are not over, by pool and phase.
+	RunnerCounts(ctx context.Context) (map[string]map[fleet.Phase]int, error)
+	// Timeline returns the moments of a runner, oldest first.
+	Timeline(ctx context.Context, id fleet.RunnerID) ([]fleet.Moment, error)
+	ListHosts(ctx context.Context, q fleet.HostQuery) ([]fleet.Host, string, error)
+	// SlotsTaken counts the slots that runners hold, by host.
+	SlotsTaken(ctx context.Context) (map[fleet.HostID]int, error)
+	// RemoveHost forgets a host; one that is not there is fleet.ErrNotFound.
+	RemoveHost(ctx context.Context, id fleet.HostID) error
+	ListDeliveries(ctx context.Context, q fleet.DeliveryQuery) ([]fleet.DeliverySummary, string, error)
+}
+
+// Explainer knows why queued jobs wait.
+type Explainer interface {
+	// Explain returns what the newest decision said of a queued job, and false if
+	// it said nothing of it.
+	Explain(ctx context.Context, id fleet.JobID) (fleet.Wait, bool, error)
+}
+
+// Enroller makes the tokens with which hosts join.
+type Enroller interface {
+	// NewEnrolment returns a token that is good for one host until ttl is over;
+	// an empty name lets the host choose its own.
+	NewEnrolment(ctx context.Context, hostName string, ttl time.Duration) (secret.Text, error)
+}
+
+// Config says what a Server serves.
+type Config struct {
+	Token        secret.Text // of the operator; required
+	Store        Store       // required
+	Explainer    Explainer   // required
+	Enroller     Enroller    // required
+	Pools        []fleet.Pool
+	HostDeadline time.Duration                   // without a word from a host until it is unreachable; 0 means one minute
+	Ready        func(ctx context.Context) error // nil means always ready
+	Version      string                          // "" means (devel)
+	Now          func() time.Time                // nil means time.Now
+	Log          *slog.Logger                    // nil discards
+}
+
+// Validate returns all that is missing.
+func (c Config) Validate() error {
+	var errs []error
+	if strings.TrimSpace(c.Token.Reveal()) == "" {
+		errs = append(errs, errors.New("admin: the operator's token is empty: without one anybody could read the fleet and add hosts"))
+	}
+	if c.Store == nil || c.Explainer == nil || c.Enroller == nil {
+		errs = append(errs, errors.New("admin: a store, an explainer and an enroller are required"))
+	}
+	if c.HostDeadline < 0 {
+		errs = append(errs, errors.New("admin: the host deadline must not be negative"))
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) withDefaults() Config {
+	if c.HostDeadline == 0 {
+		c.HostDeadline = time.Minute
+	}
+	if c.Ready == nil {
+		c.Ready = func(context.Context) error { return nil }
+	}
+	if c.Version == "" {
+		c.Version = "(devel)"
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	c.Pools = slices.SortedFunc(slices.Values(c.Pools), func(a, b fleet.Pool) int {
+		return strings.Compare(a.Name, b.Name)
+	})
+	return c
+}
+
+// Server is the operator API.
+type Server struct {
+	cfg     Config
+	handler http.Handler
+	unready atomic.Bool // whether the last probe found the controller not ready
+}
+
+// New returns a server for the configuration.
+func New(cfg Config) (*Server, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg.withDefaults()}
+	s.handler = s.build()
+	return s, nil
+}
+
+// Routes adds the API's paths to the root router of a listener, which may serve
+// others beside them.
+func (s *Server) Routes(r chi.Router) {
+	for _, pattern := range []string{"/healthz", "/readyz", "/api/v1", "/api/v1/*"} {
+		r.Handle(pattern, s.handler)
+	}
+}
+
+// build makes the API's own router, so that a path below /api/v1 which does not
+// exist is answered in the API's manner and not in that of the router around it.
+func (s *Server) build() http.Handler {
+	mux := chi.NewRouter()
+	mux.Use(secure, s.recoverPanics, s.authenticate, checkQuery, headAsGet)
+	mux.NotFound(func(w http.ResponseWriter, r *http.Request) {
+		writeError(w, http.StatusNotFound, "no such path: /api/v1/openapi.yaml lists all")
+	})
+	mux.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
+		var allowed []string
+		for _, m := range []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodDelete} {
+			if mux.Match(chi.NewRouteContext(), strings.Replace(m, http.MethodHead, http.MethodGet, 1), r.URL.Path) {
+				allowed = append(allowed, m)
+			}
+		}
+		w.Header().Set("Allow", strings.Join(allowed, ", "))
+		writeError(w, http.StatusMethodNotAllowed, "this path takes "+strings.Join(allowed, ", "))
+	})
+	strict := api.NewStrictHandlerWithOptions(handlers{s.cfg, s}, []api.StrictMiddlewareFunc{knownParameters},
+		api.StrictHTTPServerOptions{RequestErrorHandlerFunc: s.refuse, ResponseErrorHandlerFunc: s.refuse})
+	return api.HandlerWithOptions(strict, api.ChiServerOptions{
+		BaseRouter:       mux,
+		Middlewares:      []api.MiddlewareFunc{s.strictBody},
+		ErrorHandlerFunc: refuseParameter,
+	})
+}
+
+// handlers implements the generated interface; each method is one operation.
+type handlers struct {
+	Config
+	server *Server
+}
+
+var _ api.StrictServerInterface = handlers{}
