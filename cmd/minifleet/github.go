@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/minifleet/minifleet/fleet"
+	"github.com/minifleet/minifleet/githubapp"
+	"github.com/minifleet/minifleet/store"
+)
+
+// gitHubPort is the App as the domain sees it: its words, its errors.
+type gitHubPort struct{ app *githubapp.App }
+
+// Register makes a registration.
+func (p gitHubPort) Register(ctx context.Context, scope fleet.Scope, name string, labels []string, group string) (fleet.Registered, error) {
+	r, err := p.app.Register(ctx, githubapp.RegisterRequest{Scope: scope, Name: name, Labels: labels, Group: group})
+	if err != nil {
+		return fleet.Registered{}, inDomain(err)
+	}
+	return fleet.Registered{ID: r.ID, Config: r.Config}, nil
+}
+
+// tooEarly is how long after a registration was asked for its absence from GitHub's
+// list proves nothing: the request itself may take a minute, and the list lags by
+// seconds (github-aws-runners/terraform-aws-github-runner#4391).
+const tooEarly = 75 * time.Second
+
+// Unregister deletes a registration, found by name where its id was never known.
+// That there is none is success.
+func (p gitHubPort) Unregister(ctx context.Context, ref fleet.RegistrationRef) error {
+	if ref.ID == 0 {
+		if ref.Name == "" {
+			return fmt.Errorf("%w: a registration without id and name cannot be found", fleet.ErrRefused)
+		}
+		r, found, err := p.app.FindRunner(ctx, ref.Scope, ref.Name)
+		switch {
+		case err != nil:
+			return inDomain(err)
+		case !found && time.Since(ref.Begun) < tooEarly:
+			return fmt.Errorf("runner %s is not listed, which may be too early to tell: %w", ref.Name, fleet.ErrLater)
+		case !found:
+			return nil
+		}
+		ref.ID = r.ID
+	}
+	return inDomain(p.app.DeleteRunner(ctx, ref.Scope, ref.ID))
+}
+
+// inDomain adds the domain's name for an error of GitHub's.
+func inDomain(err error) error {
+	if err == nil {
+		return nil
+	}
+	var limited *githubapp.RateLimited
+	if errors.As(err, &limited) {
+		return &fleet.RateLimited{Until: limited.Until}
+	}
+	for ours, theirs := range map[error]error{
+		fleet.ErrNameTaken: githubapp.ErrNameTaken, fleet.ErrRunnerBusy: githubapp.ErrBusy, fleet.ErrUncertain: githubapp.ErrUncertain,
+	} {
+		if errors.Is(err, theirs) {
+			return fmt.Errorf("%w: %w", ours, err)
+		}
+	}
+	for _, final := range []error{githubapp.ErrRefused, githubapp.ErrGroup, githubapp.ErrNotInstalled} {
+		if errors.Is(err, final) {
+			return fmt.Errorf("%w: %w", fleet.ErrRefused, err)
+		}
+	}
+	return err
+}
+
+// ingest stores deliveries, and lets the App forget what it remembers of an
+// installation that there is news of.
+type ingest struct {
+	*store.Store
+	app *githubapp.App
+}
+
+// Ingest stores a delivery.
+func (i ingest) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, error) {
+	done, err := i.Store.Ingest(ctx, in)
+	if err == nil && in.Installation != nil {
+		i.app.ForgetInstallation(in.Installation.ID)
+	}
+	return done, err
+}

@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+	"golang.org/x/net/netutil"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/minifleet/minifleet/admin"
+	"github.com/minifleet/minifleet/autoscaler"
+	"github.com/minifleet/minifleet/fleet"
+	"github.com/minifleet/minifleet/githubapp"
+	"github.com/minifleet/minifleet/hosts"
+	"github.com/minifleet/minifleet/hosts/protocol"
+	"github.com/minifleet/minifleet/secret"
+	"github.com/minifleet/minifleet/store"
+	"github.com/minifleet/minifleet/webhook"
+)
+
+type serveCommand struct {
+	Config string `short:"c" required:"" type:"existingfile" help:"Configuration file (YAML)."`
+}
+
+// Help lists what the configuration can hold.
+func (serveCommand) Help() string {
+	// Indented lines are left as they are.
+	table := "    " + strings.ReplaceAll(strings.TrimSpace(configKeys()), "\n", "\n    ")
+	return "Keys of the configuration file, each with its default. A variable " + envPrefix + "_<KEY> (all capitals, _ for the dot, " +
+		"such as " + envPrefix + "_GITHUB_APP_ID) wins over the file.\n\n" + table
+}
+
+// Run serves until the context ends.
+func (c serveCommand) Run(s *surroundings) error {
+	cfg, err := loadSettings(c.Config, s.getenv)
+	if err != nil {
+		return err
+	}
+	log, err := logger(s.stderr, cfg.LogLevel, cfg.LogFormat)
+	if err != nil {
+		return err
+	}
+	ctl, err := newController(s.ctx, cfg, filepath.Dir(c.Config), log)
+	if err != nil {
+		return err
+	}
+	defer ctl.close()
+	for _, d := range ctl.doors {
+		fmt.Fprintf(s.stdout, "%s %s\n", d.name, d.url)
+	}
+	return ctl.run(s.ctx)
+}
+
+// controller is a wired `serve`.
+type controller struct {
+	cfg   settings
+	log   *slog.Logger
+	store *store.Store
+	app   *githubapp.App
+	loop  *autoscaler.Loop
+	doors []*door
+}
+
+// door is one listener with what is behind it.
+type door struct {
+	name, url string
+	listener  net.Listener
+	server    *http.Server
+	hangUp    context.CancelFunc // ends calls that wait
+}
+
+func newController(ctx context.Context, cfg settings, dir string, log *slog.Logger) (*controller, error) {
+	c := &controller{cfg: cfg, log: log}
+	ok := false
+	defer func() {
+		if !ok {
+			c.close()
+		}
+	}()
+	var err error
+	if c.store, err = store.Open(ctx, store.Config{Path: under(dir, cfg.Database), Log: log}); err != nil {
+		return nil, err
+	}
+	if c.app, err = githubapp.New(githubapp.Config{
+		AppID: cfg.GitHub.AppID, PrivateKey: cfg.GitHub.PrivateKey, BaseURL: cfg.GitHub.URL,
+		UserAgent: "minifleet/" + version(), Log: log.With("part", "github"),
+	}); err != nil {
+		return nil, err
+	}
+	pools := cfg.pools()
+	c.loop = autoscaler.New(autoscaler.Config{
+		Store: c.store, GitHub: gitHubPort{c.app}, Pools: pools, Repair: cfg.Timing.Repair,
+		Rules: autoscaler.Rules{HostDeadline: cfg.Timing.HostDeadline, MintsPerMinute: cfg.GitHub.MintsPerMinute},
+		Log:   log.With("part", "autoscaler"),
+	})
+	hooks, err := c.webhooks(pools)
+	if err != nil {
+		return nil, err
+	}
+	agents := listener{cfg.Agents.Address, under(dir, cfg.Agents.CertFile), under(dir, cfg.Agents.KeyFile)}
+	pin, err := agents.pin()
+	if err != nil {
+		return nil, err
+	}
+	fleetHosts, err := hosts.New(hosts.Config{
+		Store: c.store, GitHub: gitHubPort{c.app}, Pools: pools, Name: githubapp.RunnerName,
+		Poll: cfg.Timing.Poll, Live: cfg.Timing.HostDeadline, Lease: cfg.Timing.Lease, EndGrace: cfg.Timing.EndGrace,
+		CertificatePin: pin, Log: log.With("part", "hosts"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	api, err := admin.New(admin.Config{
+		Token: cfg.Admin.Token, Store: c.store, Explainer: c.loop, Enroller: fleetHosts, Pools: pools,
+		HostDeadline: cfg.Timing.HostDeadline, Ready: c.store.Ping, Version: version(), Log: log.With("part", "admin"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range []struct {
+		name   string
+		at     listener
+		routes func(chi.Router)
+	}{
+		{"webhook", listener{cfg.Webhook.Address, under(dir, cfg.Webhook.CertFile), under(dir, cfg.Webhook.KeyFile)}, hooks.Routes},
+		{"agents", agents, fleetHosts.Routes},
+		{"admin", listener{cfg.Admin.Address, under(dir, cfg.Admin.CertFile), under(dir, cfg.Admin.KeyFile)}, api.Routes},
+	} {
+		if err := c.open(ctx, d.name, d.at, d.routes); err != nil {
+			return nil, err
+		}
+	}
+	ok = true
+	return c, nil
+}
+
+func (c *controller) webhooks(pools []fleet.Pool) (*webhook.Handler, error) {
+	secrets := []secret.Text{c.cfg.GitHub.WebhookSecret}
+	if !c.cfg.GitHub.PreviousSecret.Empty() {
+		secrets = append(secrets, c.cfg.GitHub.PreviousSecret)
+	}
+	return webhook.New(webhook.Config{
+		Secrets: secrets, AppID: c.cfg.GitHub.AppID, Store: ingest{c.store, c.app}, Wake: c.loop.Wake, Log: c.log.With("part", "webhook"),
+		Serves: func(owner, repo string) bool {
+			for _, p := range pools {
+				if _, ok := p.ScopeFor(owner, repo); ok {
+					return true
+				}
+			}
+			return false
+		},
+	})
+}
+
+// under resolves a path of the configuration against its folder.
+func under(dir, path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(dir, path)
+}
+
+// pin returns the pin of the certificate that the listener shows, "" without TLS.
+func (l listener) pin() (string, error) {
+	if l.CertFile == "" {
+		return "", nil
+	}
+	pair, err := tls.LoadX509KeyPair(l.CertFile, l.KeyFile)
+	if err != nil {
+		return "", fmt.Errorf("certificate %s: %w", l.CertFile, err)
+	}
+	return protocol.Pin(pair.Leaf), nil
+}
+
+// open listens, so that an address in use is an error at once.
+func (c *controller) open(ctx context.Context, name string, at listener, routes func(chi.Router)) error {
+	r := chi.NewRouter()
+	r.Use(readSoon)
+	routes(r)
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", at.Address)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	l = netutil.LimitListener(l, maxConnections)
+	d := &door{name: name, url: "http://" + l.Addr().String(), listener: l}
+	if at.CertFile != "" {
+		pair, err := tls.LoadX509KeyPair(at.CertFile, at.KeyFile)
+		if err != nil {
+			l.Close()
+			return fmt.Errorf("%s: certificate %s: %w", name, at.CertFile, err)
+		}
+		d.listener = tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12})
+		d.url = "https://" + l.Addr().String()
+	}
+	base, hangUp := context.WithCancel(context.WithoutCancel(ctx))
+	d.hangUp = hangUp
+	d.server = &http.Server{
+		Handler: r, BaseContext: func(net.Listener) context.Context { return base },
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelDebug),
+	}
+	c.doors = append(c.doors, d)
+	c.log.Info("listening", "part", name, "address", d.url)
+	return nil
+}
+
+// maxConnections bounds each listener, so that strangers at one cannot take the
+// descriptors of the others. A thousand hosts need two connections each.
+const maxConnections = 4096
+
+// readSoon bounds how long a body may take to arrive, whoever sends it: the server
+// reads what a handler leaves of it before it answers. A handler that waits after it
+// has read the body lifts the deadline.
+func readSoon(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 {
+			// Every writer of net/http can do this.
+			http.NewResponseController(w).SetReadDeadline(time.Now().Add(15 * time.Second)) //nolint:errcheck
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// run serves until ctx ends, then lets requests finish: those that only wait are
+// answered at once.
+func (c *controller) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, d := range c.doors {
+		g.Go(func() error {
+			if err := d.server.Serve(d.listener); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("%s: %w", d.name, err)
+			}
+			return nil
+		})
+	}
+	g.Go(func() error { return c.loop.Run(ctx) })
+	g.Go(func() error {
+		return c.every(ctx, c.cfg.GitHub.InstallationRefresh, "installations not read", c.refreshInstallations)
+	})
+	g.Go(func() error { return c.every(ctx, time.Hour, "old records not pruned", c.prune) })
+	g.Go(func() error {
+		<-ctx.Done()
+		c.log.Info("stopping: requests under way are finished, runners go on")
+		grace, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), 15*time.Second, errors.New("requests under way took too long"))
+		defer cancel()
+		var errs []error
+		for _, d := range c.doors {
+			if d.name != "webhook" {
+				d.hangUp()
+			}
+			errs = append(errs, d.server.Shutdown(grace))
+			d.hangUp()
+		}
+		return errors.Join(errs...)
+	})
+	return g.Wait()
+}
+
+// every calls f now and then; its failure is logged and mended by the next call.
+func (c *controller) every(ctx context.Context, period time.Duration, complaint string, f func(context.Context) error) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer.C:
+		}
+		next := period
+		if err := f(ctx); err != nil && ctx.Err() == nil {
+			c.log.Warn(complaint, "error", err)
+			next = min(period, time.Minute)
+		}
+		timer.Reset(next)
+	}
+}
+
+func (c *controller) refreshInstallations(ctx context.Context) error {
+	list, err := c.app.Installations(ctx)
+	if err != nil {
+		return err
+	}
+	return c.store.SetInstallations(ctx, list)
+}
+
+func (c *controller) prune(ctx context.Context) error {
+	return c.store.Prune(ctx, store.Retention{Payloads: c.cfg.KeepEvents, History: c.cfg.KeepPast})
+}
+
+func (c *controller) close() {
+	for _, d := range c.doors {
+		d.hangUp()
+		d.listener.Close()
+	}
+	if c.app != nil {
+		c.app.Close()
+	}
+	if c.store != nil {
+		if err := c.store.Close(); err != nil {
+			c.log.Error("database not closed", "error", err)
+		}
+	}
+}

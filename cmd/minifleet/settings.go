@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/minifleet/minifleet/config"
+	"github.com/minifleet/minifleet/fleet"
+	"github.com/minifleet/minifleet/secret"
+)
+
+const envPrefix = "MINIFLEET"
+
+// settings is the controller's configuration file.
+type settings struct {
+	Database   string        `yaml:"database" default:"minifleet.db" help:"SQLite file of the state; made if it is not there"`
+	Webhook    listener      `yaml:"webhook" help:"where GitHub delivers: the only public listener"`
+	Agents     listener      `yaml:"agents" help:"where agents call: TLS, or plain HTTP on loopback"`
+	Admin      adminSettings `yaml:"admin" help:"API for operators"`
+	GitHub     gitHub        `yaml:"github" help:"the GitHub App"`
+	Timing     timing        `yaml:"timing"`
+	Pools      []pool        `yaml:"pools" help:"what is served, by which machines"`
+	LogLevel   string        `yaml:"log_level" default:"info" help:"debug, info, warn or error"`
+	LogFormat  string        `yaml:"log_format" default:"text" help:"text or json"`
+	KeepEvents time.Duration `yaml:"keep_payloads" default:"168h" help:"how long payloads of deliveries are kept"`
+	KeepPast   time.Duration `yaml:"keep_history" default:"720h" help:"how long ended jobs, runners and deliveries are kept"`
+}
+
+type listener struct {
+	Address  string `yaml:"address" default:"127.0.0.1:0" help:"host:port; an empty host is every interface"`
+	CertFile string `yaml:"cert_file" help:"TLS certificate chain, PEM"`
+	KeyFile  string `yaml:"key_file" help:"its private key, PEM"`
+}
+
+type adminSettings struct {
+	Address   string      `yaml:"address" default:"127.0.0.1:8090" help:"host:port; an empty host is every interface"`
+	CertFile  string      `yaml:"cert_file" help:"TLS certificate chain, PEM"`
+	KeyFile   string      `yaml:"key_file" help:"its private key, PEM"`
+	Token     secret.Text `yaml:"token" help:"bearer token of operators"`
+	TokenFile string      `yaml:"token_file" help:"file that holds it"`
+}
+
+type gitHub struct {
+	URL                 string        `yaml:"url" default:"https://api.github.com" help:"REST base; https://HOST/api/v3 for GitHub Enterprise Server"`
+	AppID               int64         `yaml:"app_id" required:"true" help:"id of the GitHub App"`
+	PrivateKey          secret.Text   `yaml:"private_key" help:"its private key, PEM"`
+	PrivateKeyFile      string        `yaml:"private_key_file" help:"file that holds it"`
+	WebhookSecret       secret.Text   `yaml:"webhook_secret" help:"its webhook secret"`
+	WebhookSecretFile   string        `yaml:"webhook_secret_file" help:"file that holds it"`
+	PreviousSecret      secret.Text   `yaml:"webhook_secret_previous" help:"the secret before, while GitHub changes over"`
+	PreviousSecretFile  string        `yaml:"webhook_secret_previous_file" help:"file that holds it"`
+	MintsPerMinute      int           `yaml:"mints_per_minute" default:"120" help:"registrations begun per owner and minute; GitHub allows 180"`
+	InstallationRefresh time.Duration `yaml:"installation_refresh" default:"15m" help:"how often the list of installations is read again"`
+}
+
+type timing struct {
+	HostDeadline time.Duration `yaml:"host_deadline" default:"1m" help:"silence after which a host is unreachable"`
+	Poll         time.Duration `yaml:"poll" default:"20s" help:"how long an agent leaves its call open"`
+	Lease        time.Duration `yaml:"lease" default:"10m" help:"how long an agent keeps clean VMs without an answer"`
+	EndGrace     time.Duration `yaml:"end_grace" default:"30s" help:"how long a listener may take to end"`
+	Repair       time.Duration `yaml:"repair" default:"30s" help:"longest time between two decisions"`
+}
+
+type pool struct {
+	Name        string   `yaml:"name" required:"true" help:"lower-case letters, digits and dashes"`
+	Labels      []string `yaml:"labels" required:"true" help:"all labels of its runners: GitHub adds none, so list self-hosted, macOS, ARM64"`
+	Scopes      []string `yaml:"scopes" required:"true" help:"organizations, or owner/repository"`
+	Image       string   `yaml:"image" required:"true" help:"name of the VM image"`
+	Backend     string   `yaml:"backend" help:"kind of VM; empty takes what the host offers"`
+	CPUs        int      `yaml:"cpus" default:"4" help:"of each VM"`
+	MemoryMiB   int      `yaml:"memory_mib" default:"8192" help:"of each VM"`
+	MaxRunners  int      `yaml:"max_runners" help:"0: as many as there are slots"`
+	Standby     int      `yaml:"standby" help:"VMs kept booted beyond demand"`
+	RunnerGroup string   `yaml:"runner_group" help:"of an organization; empty is the default group"`
+	Limits      limits   `yaml:"limits" help:"how long a runner may take in each phase"`
+}
+
+type limits struct {
+	Placed      time.Duration `yaml:"placed" default:"1m" help:"until the agent begins"`
+	Preparing   time.Duration `yaml:"preparing" default:"10m" help:"without progress of the image"`
+	Booting     time.Duration `yaml:"booting" default:"5m" help:"until the guest answers"`
+	Registering time.Duration `yaml:"registering" default:"4m" help:"until the listener is online"`
+	Surplus     time.Duration `yaml:"surplus" default:"1m" help:"how long a runner nobody needs is kept"`
+	Unnamed     time.Duration `yaml:"unnamed" default:"2m" help:"how long a busy guest stands for a job that GitHub has not named"`
+}
+
+// loadSettings reads and checks the file.
+func loadSettings(path string, getenv func(string) string) (settings, error) {
+	return config.Load[settings](path, envPrefix, getenv)
+}
+
+// configKeys lists every key with its default, for --help.
+func configKeys() string {
+	var b strings.Builder
+	if err := config.WriteHelp[settings](&b, envPrefix); err != nil {
+		return err.Error()
+	}
+	return b.String()
+}
+
+// Validate returns all that is wrong.
+func (s *settings) Validate() error {
+	var errs []error
+	if s.GitHub.PrivateKey.Empty() {
+		errs = append(errs, errors.New("github.private_key or github.private_key_file is required"))
+	}
+	if s.GitHub.WebhookSecret.Empty() {
+		errs = append(errs, errors.New("github.webhook_secret or github.webhook_secret_file is required: without it anybody could start runners"))
+	}
+	if s.Admin.Token.Empty() {
+		errs = append(errs, errors.New("admin.token or admin.token_file is required"))
+	}
+	errs = append(errs,
+		s.Webhook.validate("webhook", false), s.Agents.validate("agents", true),
+		listener{s.Admin.Address, s.Admin.CertFile, s.Admin.KeyFile}.validate("admin", true))
+	if len(s.Pools) == 0 {
+		errs = append(errs, errors.New("pools: at least one is needed, or no job is served"))
+	}
+	seen := map[string]bool{}
+	for _, p := range s.Pools {
+		if seen[p.Name] {
+			errs = append(errs, fmt.Errorf("pool %q stands twice", p.Name))
+		}
+		seen[p.Name] = true
+		_, err := p.domain()
+		errs = append(errs, err)
+	}
+	if _, err := logger(nil, s.LogLevel, s.LogFormat); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// validate checks that what must not be read on the way is not: only the webhook
+// listener, whose payloads are signed, may speak plain HTTP beyond loopback, to a
+// proxy that ends TLS.
+func (l listener) validate(name string, private bool) error {
+	host, _, err := net.SplitHostPort(l.Address)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s.address %q: want host:port", name, l.Address)
+	case (l.CertFile == "") != (l.KeyFile == ""):
+		return fmt.Errorf("%s: cert_file and key_file go together", name)
+	case private && l.CertFile == "" && !loopback(host):
+		return fmt.Errorf("%s.address %q is not loopback: set %s.cert_file and %s.key_file", name, l.Address, name, name)
+	}
+	return nil
+}
+
+func loopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// domain returns the pool in the domain's words.
+func (p pool) domain() (fleet.Pool, error) {
+	out := fleet.Pool{
+		Name: p.Name, Labels: fleet.NewLabels(p.Labels...), LabelNames: p.Labels,
+		Image: p.Image, Backend: p.Backend, CPUs: p.CPUs, MemoryMiB: p.MemoryMiB,
+		MaxRunners: p.MaxRunners, Standby: p.Standby, RunnerGroup: cmp.Or(p.RunnerGroup, "default"),
+		Limits: fleet.Limits{
+			Placed: p.Limits.Placed, Preparing: p.Limits.Preparing, Booting: p.Limits.Booting,
+			Registering: p.Limits.Registering, Surplus: p.Limits.Surplus, Unnamed: p.Limits.Unnamed,
+		}.WithDefaults(),
+	}
+	var errs []error
+	for _, text := range p.Scopes {
+		s, err := fleet.ParseScope(text)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("pool %q: %w", p.Name, err))
+			continue
+		}
+		out.Scopes = append(out.Scopes, s)
+	}
+	return out, errors.Join(append(errs, out.Validate())...)
+}
+
+func (s *settings) pools() []fleet.Pool {
+	var out []fleet.Pool
+	for _, p := range s.Pools {
+		d, _ := p.domain() // checked by Validate
+		out = append(out, d)
+	}
+	return out
+}

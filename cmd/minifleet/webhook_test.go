@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	_ "modernc.org/sqlite" // to lock the controller's database from outside
+
+	"github.com/minifleet/minifleet/githubapp/githubsim"
+	"github.com/minifleet/minifleet/webhook"
+)
+
+// delivery is a request as GitHub makes it, to be spoiled.
+type delivery struct {
+	guid, event string
+	body        []byte
+	headers     map[string]string // beyond the usual ones; "" leaves one out
+	stream      bool              // in chunks, without a Content-Length
+}
+
+func sign(key string, body []byte) string {
+	mac := hmac.New(sha256.New, []byte(key))
+	mac.Write(body)
+	return "sha256=" + hex.EncodeToString(mac.Sum(nil))
+}
+
+// post makes a request to the controller's webhook, signed with the key.
+func (c *served) post(s *site, key string, d delivery) (status int, answer map[string]any) {
+	c.t.Helper()
+	headers := map[string]string{
+		"Content-Type": "application/json", "X-GitHub-Delivery": d.guid, "X-GitHub-Event": d.event,
+		"X-GitHub-Hook-Installation-Target-Type": "integration",
+		"X-GitHub-Hook-Installation-Target-ID":   fmt.Sprint(s.sim.AppID()),
+		"X-Hub-Signature-256":                    sign(key, d.body),
+	}
+	maps.Copy(headers, d.headers)
+	var body io.Reader = bytes.NewReader(d.body)
+	if d.stream {
+		body = io.MultiReader(body) // whose length net/http cannot know
+	}
+	req, err := http.NewRequestWithContext(c.t.Context(), http.MethodPost, c.webhook+"/webhook", body)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for name, value := range headers {
+		if value != "" {
+			req.Header.Set(name, value)
+		}
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		c.t.Fatalf("post %s: %v", d.guid, err)
+	}
+	defer res.Body.Close()
+	if err := json.NewDecoder(res.Body).Decode(&answer); err != nil {
+		c.t.Fatalf("post %s: the answer is not JSON: %v", d.guid, err)
+	}
+	return res.StatusCode, answer
+}
+
+// genuine returns the payload of a `queued` delivery that GitHub has made, with
+// another job id, and with changes.
+func (s *site) genuine(job int64, changes ...func(map[string]any)) []byte {
+	s.t.Helper()
+	for _, d := range s.sim.Deliveries() {
+		if d.Event != "workflow_job" || d.Action != "queued" {
+			continue
+		}
+		dec := json.NewDecoder(strings.NewReader(d.Payload))
+		dec.UseNumber()
+		var payload map[string]any
+		if err := dec.Decode(&payload); err != nil {
+			s.t.Fatal(err)
+		}
+		payload["workflow_job"].(map[string]any)["id"] = job
+		for _, change := range changes {
+			change(payload)
+		}
+		b, err := json.Marshal(payload)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return b
+	}
+	s.t.Fatal("GitHub has delivered no queued job")
+	return nil
+}
+
+func inInstallation(id int64) func(map[string]any) {
+	return func(p map[string]any) { p["installation"].(map[string]any)["id"] = id }
+}
+
+func inRepository(fullName string) func(map[string]any) {
+	return func(p map[string]any) { p["repository"].(map[string]any)["full_name"] = fullName }
+}
+
+// macLabels are those of the pool mac.
+func macLabels() []string { return []string{"self-hosted", "macos", "arm64"} }
+
+func TestDeliveries(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	c := s.serve()
+	key := s.sim.WebhookSecret().Reveal()
+	s.queue(macLabels())
+	s.delivered()
+	// Until the controller has read the installations, it takes every one for known.
+	eventually(t, "the controller has read the installations", func() bool {
+		_, a := c.post(s, key, delivery{guid: "probe-" + fmt.Sprint(time.Now().UnixNano()), event: "workflow_job", body: s.genuine(1, inInstallation(999))})
+		return a["status"] == "failed"
+	})
+	whole := s.genuine(7001)
+	large := append(slices.Clone(whole), bytes.Repeat([]byte(" "), webhook.MaxBody)...)
+	for name, test := range map[string]struct {
+		key    string // "" is the right one
+		send   delivery
+		code   int
+		status string // of the delivery as stored, "" if nothing is
+		reason string // a part of it, or of the error
+	}{
+		"processed":                    {send: delivery{event: "workflow_job", body: whole}, code: 202, status: "processed"},
+		"wrong signature":              {key: "another key", send: delivery{event: "workflow_job", body: whole}, code: 401, reason: "ignature"},
+		"missing signature":            {send: delivery{event: "workflow_job", body: whole, headers: map[string]string{"X-Hub-Signature-256": ""}}, code: 401, reason: "ignature"},
+		"old SHA-1 signature alone":    {send: delivery{event: "workflow_job", body: whole, headers: map[string]string{"X-Hub-Signature-256": "", "X-Hub-Signature": "sha1=00"}}, code: 401, reason: "ignature"},
+		"signature of another body":    {send: delivery{event: "workflow_job", body: whole, headers: map[string]string{"X-Hub-Signature-256": sign(key, []byte("{}"))}}, code: 401, reason: "ignature"},
+		"oversized":                    {send: delivery{event: "workflow_job", body: large}, code: 413, reason: "25 MB"},
+		"oversized, in chunks":         {send: delivery{event: "workflow_job", body: large, stream: true}, code: 413, reason: "25 MB"},
+		"truncated JSON":               {send: delivery{event: "workflow_job", body: whole[:len(whole)/2]}, code: 202, status: "failed", reason: "not the JSON"},
+		"no JSON at all":               {send: delivery{event: "workflow_job", body: []byte("hello")}, code: 202, status: "failed", reason: "not the JSON"},
+		"unknown installation":         {send: delivery{event: "workflow_job", body: s.genuine(7002, inInstallation(999))}, code: 202, status: "failed", reason: "unknown installation 999"},
+		"foreign repository":           {send: delivery{event: "workflow_job", body: s.genuine(7003, inRepository("acme/rockets"))}, code: 202, status: "ignored", reason: "no pool serves acme/rockets"},
+		"repository without a pool":    {send: delivery{event: "workflow_job", body: s.genuine(7004, inRepository("octo/other"))}, code: 202, status: "ignored", reason: "no pool serves octo/other"},
+		"unknown event":                {send: delivery{event: "sponsorship", body: []byte(`{"action":"created"}`)}, code: 202, status: "ignored", reason: "sponsorship"},
+		"unknown event, broken JSON":   {send: delivery{event: "sponsorship", body: []byte(`{`)}, code: 202, status: "ignored", reason: "sponsorship"},
+		"unknown action":               {send: delivery{event: "workflow_job", body: s.genuine(7005, func(p map[string]any) { p["action"] = "pondered" })}, code: 202, status: "ignored", reason: "pondered"},
+		"another App":                  {send: delivery{event: "workflow_job", body: whole, headers: map[string]string{"X-GitHub-Hook-Installation-Target-ID": "1"}}, code: 202, status: "ignored", reason: "App 1"},
+		"a repository's own webhook":   {send: delivery{event: "workflow_job", body: whole, headers: map[string]string{"X-GitHub-Hook-Installation-Target-Type": "repository"}}, code: 202, status: "ignored", reason: "target type"},
+		"no event":                     {send: delivery{event: "", body: whole}, code: 400, reason: "X-GitHub-Event"},
+		"a name that is no event's":    {send: delivery{event: "work flow", body: whole}, code: 400, reason: "event"},
+		"as a form, like an old hook":  {send: delivery{event: "workflow_job", body: []byte("payload=%7B%7D"), headers: map[string]string{"Content-Type": "application/x-www-form-urlencoded"}}, code: 202, status: "failed", reason: "no workflow_job"},
+		"a content type of no use":     {send: delivery{event: "workflow_job", body: whole, headers: map[string]string{"Content-Type": "text/plain"}}, code: 202, status: "failed", reason: "application/json"},
+		"not larger than what is sent": {send: delivery{event: "workflow_job", body: large[:webhook.MaxBody]}, code: 202, status: "processed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := &served{t: t, webhook: c.webhook, admin: c.admin}
+			d := test.send
+			d.guid = "guid-" + strings.Map(func(r rune) rune {
+				if r < 'a' || r > 'z' {
+					return '-'
+				}
+				return r
+			}, name)
+			use := key
+			if test.key != "" {
+				use = test.key
+			}
+			code, answer := c.post(s, use, d)
+			said := fmt.Sprint(answer["reason"], answer["error"])
+			if code != test.code || (test.status != "" && answer["status"] != test.status) || !strings.Contains(said, test.reason) {
+				t.Errorf("answer %d %v, want %d %s %q", code, answer, test.code, test.status, test.reason)
+			}
+			stored := ""
+			for _, row := range c.list("deliveries", "--limit", "1000") {
+				if row["guid"] == d.guid {
+					stored = fmt.Sprint(row["status"])
+					if !strings.Contains(fmt.Sprint(row["reason"]), test.reason) {
+						t.Errorf("the operator sees the reason %q, want %q in it", row["reason"], test.reason)
+					}
+				}
+			}
+			if stored != test.status {
+				t.Errorf("stored as %q, want %q", stored, test.status)
+			}
+		})
+	}
+	if ids := c.list("jobs").column("id"); !slices.Contains(ids, "7001") || len(ids) != 2 {
+		t.Errorf("jobs %v, want GitHub's one and 7001: only what was processed makes a job", ids)
+	}
+	failed := c.get("deliveries", "--status", "failed")
+	if !strings.Contains(failed, "guid-truncated--") || strings.Contains(failed, "guid-foreign-repository") || !strings.Contains(failed, "not the JSON") {
+		t.Errorf("the operator's table of failed deliveries:\n%s", failed)
+	}
+	if log := c.log.String(); strings.Contains(log, key) {
+		t.Error("the log contains the webhook's secret")
+	}
+}
+
+func TestReplayIsStoredOnce(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	c := s.serve()
+	s.queue(macLabels())
+	s.delivered()
+	key := s.sim.WebhookSecret().Reveal()
+	first := delivery{guid: "one", event: "workflow_job", body: s.genuine(7101)}
+	if code, a := c.post(s, key, first); code != 202 || a["duplicate"] == true {
+		t.Errorf("first: %d %v", code, a)
+	}
+	for range 3 {
+		if code, a := c.post(s, key, first); code != 202 || a["duplicate"] != true {
+			t.Errorf("replayed: %d %v", code, a)
+		}
+	}
+	// The same GUID with another job in it is a replay too, and changes nothing.
+	if code, a := c.post(s, key, delivery{guid: "one", event: "workflow_job", body: s.genuine(7102)}); code != 202 || a["duplicate"] != true {
+		t.Errorf("replayed with another body: %d %v", code, a)
+	}
+	if ids := c.list("jobs").column("id"); slices.Contains(ids, "7102") || !slices.Contains(ids, "7101") {
+		t.Errorf("jobs %v", ids)
+	}
+	for _, row := range c.list("deliveries") {
+		if row["guid"] == "one" && fmt.Sprint(row["times"]) != "5" {
+			t.Errorf("delivered %v times, want 5", row["times"])
+		}
+	}
+}
+
+func TestFailedDeliveryIsProcessedWhenItComesWhole(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	c := s.serve()
+	s.queue(macLabels())
+	s.delivered()
+	key := s.sim.WebhookSecret().Reveal()
+	whole := s.genuine(7201)
+	if _, a := c.post(s, key, delivery{guid: "half", event: "workflow_job", body: whole[:200]}); a["status"] != "failed" {
+		t.Fatalf("half of it: %v", a)
+	}
+	if _, a := c.post(s, key, delivery{guid: "half", event: "workflow_job", body: whole}); a["status"] != "processed" || a["duplicate"] == true {
+		t.Fatalf("all of it: %v", a)
+	}
+	if ids := c.list("jobs").column("id"); !slices.Contains(ids, "7201") {
+		t.Errorf("jobs %v, want 7201 among them", ids)
+	}
+	if failed := c.list("deliveries", "--status", "failed"); len(failed) != 0 {
+		t.Errorf("still failed: %v", failed)
+	}
+}
+
+// The news of a new installation is lost, and with it the jobs there; what GitHub
+// then redelivers mends it.
+func TestUnknownInstallationIsMendedByRedelivery(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.pools = strings.ReplaceAll(s.pools, "scopes: [octo/demo]", "scopes: [octo/demo, acme]")
+	c := s.serve()
+	eventually(t, "the controller knows an installation", func() bool {
+		return slices.ContainsFunc(s.sim.Requests(), func(r githubsim.Request) bool { return r.Path == "/app/installations" && r.Status == 200 })
+	})
+	if err := s.sim.Inject(githubsim.Fault{Kind: githubsim.DeliveryFailed, Path: "installation.created"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.sim.AddInstallation(githubsim.Installation{Account: "acme", Repositories: []string{"rockets"}}); err != nil {
+		t.Fatal(err)
+	}
+	s.delivered()
+	// GitHub's answer and its storing are not one: ask until it has been stored.
+	var job int64
+	eventually(t, "a job of an unknown installation is stored as failed", func() bool {
+		r, err := s.sim.QueueRun(githubsim.Workflow{Repo: "acme/rockets", Jobs: []githubsim.JobSpec{{Name: "x", Labels: macLabels(), Steps: []githubsim.Step{{Run: "true"}}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		job = r.JobIDs[0]
+		s.delivered()
+		return strings.Contains(c.get("deliveries", "--status", "failed"), "acme/rockets")
+	})
+	again := func(ok func(githubsim.Delivery) bool) {
+		t.Helper()
+		all := s.sim.Deliveries()
+		at := slices.IndexFunc(all, ok)
+		if at < 0 {
+			t.Fatal("GitHub has made no such delivery")
+		}
+		if err := s.sim.Redeliver(all[at].ID); err != nil {
+			t.Fatal(err)
+		}
+		s.delivered()
+	}
+	again(func(d githubsim.Delivery) bool { return d.Event == "installation" && d.StatusCode == 502 })
+	again(func(d githubsim.Delivery) bool { return d.JobID == job && d.Action == "queued" })
+	eventually(t, "the job is known", func() bool {
+		return slices.Contains(c.list("jobs", "--repo", "acme/rockets").column("id"), fmt.Sprint(job))
+	})
+}
+
+func TestStoreDown(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	c := s.serve()
+	s.delivered()
+	db, err := sql.Open("sqlite", "file:"+s.path("state.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	if _, err := db.ExecContext(t.Context(), "PRAGMA busy_timeout = 5000; BEGIN EXCLUSIVE"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.sim.Inject(githubsim.Fault{Kind: githubsim.DeliveryLost, Path: "workflow_run", Count: -1}); err != nil { // it would only take longer
+		t.Fatal(err)
+	}
+	job := s.queue(macLabels()).JobIDs[0]
+	if code := probe(t, c.admin+"/readyz"); code != http.StatusServiceUnavailable {
+		t.Errorf("readyz answers %d while the database is locked", code)
+	}
+	s.delivered()
+	if code := probe(t, c.admin+"/healthz"); code != http.StatusOK {
+		t.Errorf("healthz answers %d: the process itself is well", code)
+	}
+	of := func(code int) []githubsim.Delivery {
+		return slices.DeleteFunc(s.sim.Deliveries(), func(d githubsim.Delivery) bool { return d.JobID != job || d.StatusCode != code })
+	}
+	refused := of(http.StatusServiceUnavailable)
+	if len(refused) == 0 || len(of(http.StatusAccepted)) > 0 {
+		t.Fatalf("deliveries while the database was locked: %+v", s.sim.Deliveries())
+	}
+	if rows := c.list("jobs"); len(rows) != 0 {
+		t.Errorf("jobs %v: nothing was acknowledged", rows)
+	}
+	if _, err := db.ExecContext(t.Context(), "ROLLBACK"); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range refused {
+		if err := s.sim.Redeliver(d.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.delivered()
+	if ids := c.list("jobs").column("id"); !slices.Equal(ids, []string{fmt.Sprint(job)}) || len(of(http.StatusAccepted)) == 0 {
+		t.Errorf("after the redelivery: jobs %v, want %d", ids, job)
+	}
+	if code := probe(t, c.admin+"/readyz"); code != http.StatusOK {
+		t.Errorf("readyz answers %d", code)
+	}
+}
+
+func probe(t *testing.T, url string) int {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	return res.StatusCode
+}
+
+func TestSecretsDuringRotation(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.file("new.secret", "the new secret")
+	s.secrets = "webhook_secret_file: new.secret\n  webhook_secret_previous_file: webhook.secret"
+	c := s.serve()
+	s.queue(macLabels())
+	s.delivered() // signed with the previous secret
+	old := s.sim.WebhookSecret().Reveal()
+	if ids := c.list("jobs"); len(ids) != 1 {
+		t.Fatalf("jobs %v: GitHub still signs with the secret before", ids)
+	}
+	for key, want := range map[string]int{old: 202, "the new secret": 202, "a third": 401} {
+		if code, a := c.post(s, key, delivery{guid: "r-" + hex.EncodeToString([]byte(key))[:12], event: "workflow_job", body: s.genuine(7301)}); code != want {
+			t.Errorf("signed with %q: %d %v, want %d", key, code, a, want)
+		}
+	}
+	body := s.genuine(7302)
+	c.stop()
+	s.secrets = "webhook_secret_file: new.secret"
+	c = s.serve()
+	for key, want := range map[string]int{old: 401, "the new secret": 202} {
+		if code, a := c.post(s, key, delivery{guid: "after", event: "workflow_job", body: body}); code != want {
+			t.Errorf("after the rotation, signed with %q: %d %v, want %d", key, code, a, want)
+		}
+	}
+}

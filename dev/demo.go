@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: MIT
+
+package dev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/minifleet/minifleet/admin/api"
+	"github.com/minifleet/minifleet/githubapp/githubsim"
+)
+
+// The demo's jobs. Names say what must become of them.
+const (
+	ordinaryJobs = 18
+	jobLong      = "survives-agent-restart"
+	jobFails     = "fails"
+	jobQueued    = "cancelled-while-queued"
+	jobBooting   = "cancelled-while-booting"
+	jobRunning   = "cancelled-while-running"
+	jobSecond    = "survives-too"
+	longTicks    = 40 // of 200 ms
+)
+
+// nap is the sleep of the job that is cancelled while it runs: ten minutes, in a
+// form that only processes of this site's jobs have among their arguments.
+func nap() string { return fmt.Sprintf("600.%d", os.Getpid()) }
+
+// expected is the conclusion that a job must have.
+func expected(name string) string {
+	switch {
+	case name == jobFails:
+		return "failure"
+	case strings.HasPrefix(name, "cancelled-"):
+		return "cancelled"
+	default:
+		return "success"
+	}
+}
+
+func job(name string, steps ...githubsim.Step) githubsim.JobSpec {
+	return githubsim.JobSpec{Name: name, Labels: poolLabels(), Env: map[string]string{"FLEET": "minifleet", "JOB": name}, Steps: steps}
+}
+
+func step(name, script string) githubsim.Step { return githubsim.Step{Name: name, Run: script} }
+
+// ticking prints a number every 200 ms: that none is missing proves that nothing
+// interrupted it.
+func ticking(name string) githubsim.JobSpec {
+	return job(name,
+		step("Tick", fmt.Sprintf(`i=0; while [ $i -lt %d ]; do i=$((i+1)); echo "tick $i of $JOB"; sleep 0.2; done`, longTicks)),
+		step("Say so", `echo "$JOB ran to its end in $FLEET"`))
+}
+
+// firstRun is one job that is cancelled before anything else happens.
+func firstRun() githubsim.Workflow {
+	return githubsim.Workflow{Repo: owner + "/" + repo, Name: "early", Event: "push", Jobs: []githubsim.JobSpec{job(jobBooting, step("Never", "echo never"))}}
+}
+
+func mainRun() githubsim.Workflow {
+	w := githubsim.Workflow{Repo: owner + "/" + repo, Name: "ci", Event: "push"}
+	w.Jobs = append(w.Jobs, ticking(jobLong), ticking(jobSecond),
+		job(jobRunning, step("Sleep with a grandchild", fmt.Sprintf(`sh -c 'sleep %[1]s & wait' & echo child; sleep %[1]s`, nap()))))
+	for i := range ordinaryJobs {
+		w.Jobs = append(w.Jobs, job(fmt.Sprintf("build-%02d", i+1),
+			step("Prepare", `mkdir -p out && echo "$JOB in $FLEET" > out/hello`),
+			githubsim.Step{Name: "Build", Env: map[string]string{"STEP": "build"}, Run: `sleep 0.3; tr a-z A-Z < out/hello; echo "$STEP done"`},
+			step("Check", `test "$(cat out/hello)" = "$JOB in minifleet"`)))
+		if i == 6 {
+			w.Jobs = append(w.Jobs, job(jobFails, step("Good", "echo fine"), step("Bad", "echo about to fail; exit 3"), step("Skipped", "echo not reached")))
+		}
+	}
+	w.Jobs = append(w.Jobs, job(jobQueued, step("Never", "echo never")))
+	return w
+}
+
+// demo runs the workflow, does what the names of its jobs say, and accounts for
+// the end.
+func (s *site) demo(asked context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(asked, 3*time.Minute, errors.New("the demo is not over after 3 minutes"))
+	defer cancel()
+	began := time.Now()
+	watching, stopWatching := context.WithCancel(ctx)
+	var watcher errgroup.Group
+	watcher.Go(func() error { return s.watch(watching, began) })
+	err := s.play(ctx)
+	if err == nil {
+		err = s.quiet(ctx)
+	}
+	stopWatching()
+	err = errors.Join(err, watcher.Wait())
+	if asked.Err() != nil {
+		return err // there is no account of half a demo
+	}
+	return errors.Join(err, s.summary(context.WithoutCancel(ctx), time.Since(began)))
+}
+
+func (s *site) play(ctx context.Context) error {
+	first, err := s.sim.QueueRun(ctx, firstRun())
+	if err != nil {
+		return err
+	}
+	if err := s.cancelWhileBooting(ctx, first.JobIDs[0]); err != nil {
+		return fmt.Errorf("%s: %w", jobBooting, err)
+	}
+	w := mainRun()
+	all, err := s.sim.QueueRun(ctx, w)
+	if err != nil {
+		return err
+	}
+	ids := map[string]int64{}
+	for i, j := range w.Jobs {
+		ids[j.Name] = all.JobIDs[i]
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return named(jobQueued, s.sim.CancelJob(ctx, ids[jobQueued])) })
+	g.Go(func() error { return named(jobRunning, s.cancelWhileRunning(ctx, ids[jobRunning])) })
+	g.Go(func() error { return named(jobLong, s.restartAgentUnder(ctx, ids[jobLong])) })
+	for _, id := range all.JobIDs {
+		g.Go(func() error {
+			_, err := s.sim.WaitJob(ctx, id, "completed")
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+func named(job string, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", job, err)
+	}
+	return nil
+}
+
+// cancelWhileBooting waits until a VM is coming for the job and cancels it then.
+func (s *site) cancelWhileBooting(ctx context.Context, id int64) error {
+	err := s.until(ctx, 20*time.Second, "a VM boots for it", func() (bool, error) {
+		list, err := s.runners(ctx, false)
+		for _, r := range list {
+			switch r.Phase {
+			case api.PhasePreparing, api.PhaseBooting:
+				return true, nil
+			case api.PhasePlaced:
+			default:
+				return false, fmt.Errorf("runner %s is %s already", r.ID, r.Phase)
+			}
+		}
+		return false, err
+	})
+	if err != nil {
+		return err
+	}
+	return s.sim.CancelJob(ctx, id)
+}
+
+// cancelWhileRunning cancels a job once its grandchild runs.
+func (s *site) cancelWhileRunning(ctx context.Context, id int64) error {
+	if _, err := s.sim.WaitJob(ctx, id, "in_progress"); err != nil {
+		return err
+	}
+	if err := s.until(ctx, time.Minute, "its sleep has begun", func() (bool, error) {
+		return len(processesWith(nap())) > 0, nil
+	}); err != nil {
+		return err
+	}
+	return s.sim.CancelJob(ctx, id)
+}
+
+// restartAgentUnder kills the agent of a running job, leaves it dead for a
+// second and starts it again.
+func (s *site) restartAgentUnder(ctx context.Context, id int64) error {
+	j, err := s.sim.WaitJob(ctx, id, "in_progress")
+	if err != nil {
+		return err
+	}
+	var host string
+	if err := s.until(ctx, 20*time.Second, "its host is known", func() (bool, error) {
+		host, err = s.hostOf(ctx, j.RunnerName)
+		return host != "", err
+	}); err != nil {
+		return err
+	}
+	for i, a := range s.agents {
+		if a.name != host {
+			continue
+		}
+		s.say("agent of %s killed (SIGKILL) while %s runs there", host, jobLong)
+		a.cmd.Process.Signal(syscall.SIGKILL) //nolint:errcheck // the wait below tells
+		<-a.done
+		s.agents[i] = nil
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if err := s.startAgent(ctx, i); err != nil {
+			return err
+		}
+		s.say("agent of %s started again", host)
+		return nil
+	}
+	return fmt.Errorf("runner %s is on host %q, which is none of ours", j.RunnerName, host)
+}
+
+// quiet waits until nothing is left of the runners: at GitHub, in the controller's
+// books, on the hosts.
+func (s *site) quiet(ctx context.Context) error {
+	return s.until(ctx, 45*time.Second, "every runner is gone", func() (bool, error) {
+		left, err := s.leftovers(ctx)
+		return err == nil && len(left) == 0, err
+	})
+}
