@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+# make demo    the main job, end to end, on this machine
+# make test    all tests, the quick ones first
+# make build   the programs, for this machine and every supported one
+# make lint    formatting and static checks
+# make bench   the figures
+
+GO       ?= go
+BUILD    := -trimpath
+export CGO_ENABLED ?= 0
+
+PROGRAMS := minifleet minifleet-agent minifleet-vmm minifleet-guest
+SOURCES   = $(shell find . -name '*.go' -not -name '*_test.go') go.mod go.sum
+
+GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+.PHONY: all demo programs runner build test test-quick test-e2e lint bench generate clean
+
+all: programs
+
+programs: ## the programs for this machine, in bin/
+	@mkdir -p bin
+	$(GO) build $(BUILD) -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
+
+runner: ## the runner client of the demo and the end-to-end tests, which is not ours
+	@mkdir -p e2e/bin
+	cd e2e && $(GO) build $(BUILD) -o bin/runner ./runner
+
+demo: programs runner
+	bin/minifleet dev --demo --runner e2e/bin/runner $(ARGS)
+
+# The static programs cross-compile; minifleet-vmm is built for the hosts it runs on.
+build: programs
+	@set -e; for os in linux darwin; do for arch in amd64 arm64; do \
+		echo "build $$os/$$arch"; mkdir -p bin/$$os-$$arch; \
+		CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch $(GO) build $(BUILD) -o bin/$$os-$$arch/ $(addprefix ./cmd/,$(PROGRAMS)); \
+	done; done
+
+test: test-quick test-e2e
+
+# The race detector needs cgo, and so a C compiler.
+test-quick:
+	@command -v $${CC:-cc} >/dev/null || { echo "make test: no C compiler, which Go's race detector needs: install gcc (Debian: apt-get install gcc libc6-dev)"; exit 1; }
+	$(GO) vet ./...
+	CGO_ENABLED=1 $(GO) test -race -timeout 10m ./...
+
+test-e2e: programs runner
+	cd e2e && $(GO) vet ./... && CGO_ENABLED=1 $(GO) test -race -timeout 15m ./...
+
+lint:
+	@out=$$($(GO) run $(GOFUMPT) -l . ) && { [ -z "$$out" ] || { echo "not formatted (gofumpt -w):"; echo "$$out"; exit 1; }; }
+	$(GO) vet ./...
+	cd e2e && $(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	$(GO) run $(GOLANGCI) run ./...
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchtime 1s ./autoscaler ./webhook ./store
+
+generate:
+	$(GO) generate ./...
+
+clean:
+	rm -rf bin e2e/bin
