@@ -23,6 +23,7 @@ func Decide(s Snapshot) fleet.Plan {
 		d.settle(r)
 	}
 	m := d.match()
+	d.doubt(m)
 	d.arm(m)
 	d.place(m)
 	d.makeRoom(m)
@@ -58,9 +59,10 @@ type poolSheet struct {
 
 type hostSheet struct {
 	fleet.Host
-	free      int // slots
-	freeing   int // slots of runners on their way out
-	reachable bool
+	free      int  // slots
+	freeing   int  // slots of runners on their way out
+	live      bool // can be given work
+	reachable bool // what is known of its runners counts
 	resumes   time.Time
 }
 
@@ -78,7 +80,7 @@ func newDecision(s *Snapshot) *decision {
 		d.order = append(d.order, sheet)
 	}
 	for _, h := range s.State.Hosts {
-		sheet := &hostSheet{Host: h, free: h.Slots, reachable: s.reachable(h)}
+		sheet := &hostSheet{Host: h, free: h.Slots, live: s.live(h), reachable: s.reachable(h)}
 		if h.Failures > 0 {
 			sheet.resumes = h.FailedAt.Add(fleet.BackoffAfter(h.Failures))
 		}
@@ -112,8 +114,8 @@ func onItsWayOut(r fleet.Runner) bool {
 	case fleet.ObservedFinished, fleet.ObservedFailed, fleet.ObservedDestroying:
 		return true
 	}
-	return r.Wanted == fleet.WantGone || r.JobDone ||
-		(r.Phase() != fleet.PhaseBusy && (r.Wanted == fleet.WantDrain || r.Registration == fleet.RegDeleting))
+	return r.Wanted == fleet.WantGone || r.JobDone || r.Phase() != fleet.PhaseBusy &&
+		(r.Wanted == fleet.WantDrain || r.Registration == fleet.RegDeleting && r.DeleteAfter.IsZero())
 }
 
 // willFree counts the slot of a runner as about to be free, once.
@@ -149,14 +151,16 @@ func (d *decision) retire(r fleet.Runner, drain, failure bool, reason string) {
 	d.leaving[r.ID] = true
 }
 
-func (d *decision) delete(r fleet.Runner, reason string) {
-	d.willFree(r)
+func (d *decision) delete(r fleet.Runner, failure bool, reason string) {
 	d.leaving[r.ID] = true
+	if r.DeleteAfter.IsZero() {
+		d.willFree(r) // where GitHub has not refused before
+	}
 	if r.DeleteAfter.After(d.Now) {
 		d.wakeAt(r.DeleteAfter)
 		return
 	}
-	d.plan.Deletes = append(d.plan.Deletes, fleet.Delete{Runner: r.ID, Version: r.Version, Reason: reason})
+	d.plan.Deletes = append(d.plan.Deletes, fleet.Delete{Runner: r.ID, Version: r.Version, Failure: failure, Reason: reason})
 }
 
 // end brings a runner that may hold a registration to its end without ever
@@ -167,7 +171,7 @@ func (d *decision) end(r fleet.Runner, failure bool, reason string) {
 	case fleet.RegNone, fleet.RegGone:
 		d.retire(r, true, failure, reason)
 	default:
-		d.delete(r, reason)
+		d.delete(r, failure, reason)
 	}
 }
 
@@ -187,17 +191,43 @@ func (d *decision) settle(r fleet.Runner) {
 	case r.Wanted == fleet.WantDrain:
 		d.settleDraining(r)
 	case r.Registration == fleet.RegDeleting:
-		d.delete(r, "deletion begun earlier")
+		d.settleDeleting(r)
 	case r.Registration == fleet.RegGone && (r.Observed == fleet.ObservedIdle || r.Observed == fleet.ObservedRegistering):
 		reason := r.Retired
 		if reason == "" {
 			reason = "its registration at GitHub is gone"
 		}
 		d.retire(r, true, false, reason)
+	case r.Unvouched():
+		d.settleUnvouched(r)
 	case d.pools[r.Pool] == nil && r.Job == 0 && r.Phase() != fleet.PhaseBusy:
 		d.end(r, false, "its pool is not configured any more")
 	default:
 		d.settleOverdue(r)
+	}
+}
+
+// settleDeleting repeats a deletion that is not confirmed. Where GitHub will not
+// answer it for long, the guest alone is asked: a registration that cannot be
+// deleted is no reason to keep a slot.
+func (d *decision) settleDeleting(r fleet.Runner) {
+	if !r.RetiredAt.IsZero() && r.Phase() != fleet.PhaseBusy && d.reachableHost(r) {
+		due := r.RetiredAt.Add(d.limits(r).Ending)
+		if !due.After(d.Now) {
+			d.retire(r, true, false, r.Retired+"; GitHub does not confirm that its registration is gone")
+			return
+		}
+		d.wakeAt(due)
+	}
+	d.delete(r, false, r.Retired)
+}
+
+// settleUnvouched ends a runner for which only its agent vouches, as after an older
+// database was restored. Its job may end; it is no supply for any other.
+func (d *decision) settleUnvouched(r fleet.Runner) {
+	d.leaving[r.ID] = true
+	if r.Phase() != fleet.PhaseBusy && r.Job == 0 {
+		d.end(r, false, "the controller has no record of having armed it")
 	}
 }
 
@@ -206,11 +236,12 @@ func (d *decision) settle(r fleet.Runner) {
 // of it by then.
 func (d *decision) settleDraining(r fleet.Runner) {
 	d.leaving[r.ID] = true
-	if r.Phase() == fleet.PhaseBusy || r.Job != 0 || !d.Fresh.Hosts || !d.reachableHost(r) {
+	vetoed := r.Registration != fleet.RegNone && r.Registration != fleet.RegGone
+	if vetoed || r.Phase() == fleet.PhaseBusy || r.Job != 0 || !d.Fresh.Hosts || !d.reachableHost(r) {
 		return
 	}
 	l := d.limits(r)
-	d.whenDue(r.Since.Add(l.Ending), func() {
+	d.whenDue(d.heardSince(r, r.Since).Add(l.Ending), func() {
 		d.retire(r, false, true, fmt.Sprintf("told to drain, it did not end within %s", l.Ending))
 	})
 }
@@ -221,7 +252,7 @@ func (d *decision) settleGone(r fleet.Runner) {
 	switch r.Registration {
 	case fleet.RegNone, fleet.RegGone:
 	default:
-		d.delete(r, "its VM is gone")
+		d.delete(r, false, "its VM is gone")
 	}
 }
 
@@ -243,7 +274,7 @@ func (d *decision) settleOverdue(r fleet.Runner) {
 	case fleet.PhaseBooting:
 		limit = l.Booting
 	case fleet.PhaseArmed: // from the grant on: a refused mint goes back to armed
-		since, limit = r.ArmedAt, l.Arming
+		since, limit, failure = r.ArmedAt, l.Arming, false // GitHub's fault, or the controller's
 		if since.IsZero() {
 			since = r.Since
 		}
@@ -259,12 +290,21 @@ func (d *decision) settleOverdue(r fleet.Runner) {
 	default:
 		return
 	}
-	due := since.Add(limit)
+	due := d.heardSince(r, since).Add(limit)
 	if due.After(d.Now) {
 		d.wakeAt(due)
 		return
 	}
 	d.end(r, failure, fmt.Sprintf("%s for longer than %s", phase, limit))
+}
+
+// heardSince is when a limit began to run: not while the host was silent, as
+// nothing is known of that time.
+func (d *decision) heardSince(r fleet.Runner, since time.Time) time.Time {
+	if h := d.hosts[r.Host]; h != nil && h.BackAt.After(since) {
+		return h.BackAt
+	}
+	return since
 }
 
 // noPool says why no pool serves a job.

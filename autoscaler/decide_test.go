@@ -623,6 +623,18 @@ func TestScalingDown(t *testing.T) {
 			s.host("1", 2)
 			s.runner("r", "a", "1", fleet.PhaseIdle, reg(fleet.RegDeleting))
 		}, want: []string{"delete r"}},
+		"a deletion that GitHub does not confirm for long: the guest alone is asked": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.host("1", 5)
+			told := func(ago time.Duration) func(*fleet.Runner) {
+				return func(r *fleet.Runner) {
+					r.Registration, r.RetiredAt, r.Retired = fleet.RegDeleting, now.Add(-ago), "surplus"
+				}
+			}
+			s.runner("fresh", "a", "1", fleet.PhaseIdle, told(4*time.Minute))
+			s.runner("stale", "a", "1", fleet.PhaseIdle, told(5*time.Minute))
+			s.runner("busy", "a", "1", fleet.PhaseBusy, told(time.Hour), func(r *fleet.Runner) { r.DeleteAfter = now.Add(time.Hour) })
+		}, want: []string{"delete fresh", "drain stale"}},
 		"an unused grant is taken back": {make: func(s *snap) {
 			s.pool("a", mac)
 			s.host("1", 2)
@@ -722,6 +734,99 @@ func TestScalingDown(t *testing.T) {
 	}
 }
 
+// TestDoubt: a runner that listens and is given nothing does not stand for a job for
+// ever.
+func TestDoubt(t *testing.T) {
+	t.Parallel()
+	at := func(idle, queued time.Duration, edit ...func(*snap)) (fleet.Plan, fleet.Wait) {
+		s := newSnap()
+		s.pool("a", mac)
+		s.host("1", 2)
+		s.runner("r", "a", "1", fleet.PhaseIdle, aged(idle))
+		s.job(1, "app", "macos")
+		s.State.Jobs[0].QueuedAt = now.Add(-queued)
+		for _, e := range edit {
+			e(s)
+		}
+		p := s.decide()
+		return p, waitOf(t, p, 1)
+	}
+	const limit = 3 * time.Minute
+	for name, c := range map[string]struct {
+		idle, queued time.Duration
+		want         []string
+	}{
+		"both long":         {limit, limit, []string{"delete r"}},
+		"runner short":      {limit - time.Second, time.Hour, nil},
+		"job short":         {time.Hour, limit - time.Second, nil},
+		"GitHub let it go?": {time.Hour, time.Hour, []string{"delete r"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, w := at(c.idle, c.queued)
+			if diff := cmp.Diff(c.want, brief(p)); diff != "" {
+				t.Error(diff)
+			}
+			if w.Code != fleet.WaitAssignment {
+				t.Errorf("%+v", w)
+			}
+		})
+	}
+	t.Run("nothing is concluded from what is not known", func(t *testing.T) {
+		for _, edit := range []func(*snap){
+			func(s *snap) { s.Fresh.Hosts = false },
+			func(s *snap) { s.Fresh.Demand = false },
+			func(s *snap) { s.State.Hosts[0].BackAt = now.Add(-time.Second) },
+		} {
+			if p, _ := at(time.Hour, time.Hour, edit); !p.Empty() {
+				t.Errorf("%q", brief(p))
+			}
+		}
+	})
+}
+
+// TestSilenceStopsTheClocks: what a host did while it was not heard of is not held
+// against its runners.
+func TestSilenceStopsTheClocks(t *testing.T) {
+	t.Parallel()
+	s := newSnap()
+	s.pool("a", mac)
+	s.host("1", 1)
+	s.State.Hosts[0].BackAt = now.Add(-time.Second)
+	s.runner("r", "a", "1", fleet.PhaseBooting, aged(time.Hour))
+	s.job(1, "app", "macos")
+	if p := s.decide(); !p.Empty() {
+		t.Errorf("%q", brief(p))
+	}
+	s.State.Hosts[0].BackAt = now.Add(-time.Hour)
+	if diff := cmp.Diff([]string{"failed, drain r"}, brief(s.decide())); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestUnvouched: a runner that only its agent knows of may end its job, and is no
+// supply.
+func TestUnvouched(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		phase fleet.Phase
+		want  []string
+	}{
+		"idle": {fleet.PhaseIdle, []string{"delete r", "place a on h-1"}},
+		"busy": {fleet.PhaseBusy, []string{"place a on h-1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSnap()
+			s.pool("a", mac)
+			s.host("1", 2)
+			s.runner("r", "a", "1", c.phase, func(r *fleet.Runner) { r.HasConfig, r.ArmedAt = true, time.Time{} })
+			s.job(1, "app", "macos")
+			if diff := cmp.Diff(c.want, brief(s.decide())); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
 func TestDeadlines(t *testing.T) {
 	t.Parallel()
 	l := fleet.Limits{}.WithDefaults()
@@ -733,7 +838,7 @@ func TestDeadlines(t *testing.T) {
 		"placed":      {fleet.PhasePlaced, l.Placed, "failed, drain r"},
 		"preparing":   {fleet.PhasePreparing, l.Preparing, "failed, drain r"},
 		"booting":     {fleet.PhaseBooting, l.Booting, "failed, drain r"},
-		"armed":       {fleet.PhaseArmed, l.Arming, "failed, drain r"},
+		"armed":       {fleet.PhaseArmed, l.Arming, "drain r"},
 		"registering": {fleet.PhaseRegistering, l.Registering, "delete r"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -786,7 +891,7 @@ func TestDeadlines(t *testing.T) {
 		s.host("1", 1)
 		s.runner("r", "a", "1", fleet.PhaseArmed, aged(time.Hour), func(r *fleet.Runner) { r.Since, r.Registration, r.Attempt = now, fleet.RegGone, 3 })
 		s.job(1, "app", "macos")
-		if diff := cmp.Diff([]string{"failed, drain r"}, brief(s.decide())); diff != "" {
+		if diff := cmp.Diff([]string{"drain r"}, brief(s.decide())); diff != "" {
 			t.Error(diff)
 		}
 	})

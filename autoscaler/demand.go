@@ -10,6 +10,32 @@ import (
 	"github.com/minifleet/minifleet/fleet"
 )
 
+// doubt ends runners that listen for long while the job they stand for waits for
+// as long: GitHub does not give it to them, whatever the reason, and another may
+// fare better. It takes fresh knowledge to say that.
+func (d *decision) doubt(m *matching) {
+	if !d.Fresh.Demand || !d.Fresh.Hosts {
+		return
+	}
+	for i, j := range m.jobs {
+		n := m.nodeOf[i]
+		if n == nil || n.tier != tierIdle {
+			continue
+		}
+		r := n.runner(i)
+		since := d.heardSince(r, r.Since)
+		if j.QueuedAt.After(since) {
+			since = j.QueuedAt
+		}
+		limit := n.pool.limits.Assignment
+		d.whenDue(since.Add(limit), func() {
+			why := fmt.Sprintf("it listened for %s and GitHub did not give it the job that waits", limit)
+			d.end(r, false, why)
+			d.wait(j, fleet.WaitAssignment, r.ID, "runner %s is replaced: %s", r.ID, why)
+		})
+	}
+}
+
 // arm grants registrations to the standbys that demand calls for, as far as the
 // policy and GitHub's limits allow.
 func (d *decision) arm(m *matching) {
@@ -243,7 +269,7 @@ func (d *decision) obstacleOf(p *poolSheet) *obstacle {
 		}
 		fitting++
 		switch {
-		case !sheet.reachable:
+		case !sheet.live:
 			silent++
 		case sheet.free > 0 && sheet.resumes.After(d.Now) && (resting == nil || sheet.resumes.Before(resting.resumes)):
 			resting = sheet

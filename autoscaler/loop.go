@@ -202,6 +202,10 @@ type explained struct {
 	waits   map[fleet.JobID]fleet.Wait
 }
 
+// givenUp is how long a deletion that GitHub refuses is repeated: an ephemeral
+// runner that was offline for a day is removed by GitHub itself.
+const givenUp = 25 * time.Hour
+
 // delete carries out one recorded deletion and confirms what became of it.
 func (l *Loop) delete(ctx context.Context, slots chan struct{}, d fleet.Deletion) {
 	defer func() {
@@ -215,6 +219,10 @@ func (l *Loop) delete(ctx context.Context, slots chan struct{}, d fleet.Deletion
 		defer func() { <-slots }()
 	case <-ctx.Done():
 		return
+	}
+	var age time.Duration
+	if !d.Since.IsZero() {
+		age = time.Since(d.Since)
 	}
 	err := l.c.GitHub.Unregister(ctx, d.Ref)
 	if ctx.Err() != nil {
@@ -231,9 +239,13 @@ func (l *Loop) delete(ctx context.Context, slots chan struct{}, d fleet.Deletion
 	case errors.As(err, &limited):
 		log.Warn("registration not deleted yet", "error", err)
 		err = l.c.Store.DeleteFailed(ctx, d.Runner, d.Attempt, limited.Until)
+	case errors.Is(err, fleet.ErrRefused) && age > givenUp:
+		log.Error("registration given up: GitHub refuses to delete it, and removes it by itself when it was offline for a day", "error", err)
+		err = l.c.Store.RegistrationDeleted(ctx, d.Runner, d.Attempt)
 	default:
 		log.Warn("registration not deleted yet", "error", err)
-		err = l.c.Store.DeleteFailed(ctx, d.Runner, d.Attempt, time.Now().Add(10*time.Second))
+		pause := min(max(10*time.Second, age/2), 10*time.Minute)
+		err = l.c.Store.DeleteFailed(ctx, d.Runner, d.Attempt, time.Now().Add(pause))
 	}
 	if err != nil && ctx.Err() == nil {
 		log.Error("outcome of a deletion not stored", "error", err)

@@ -65,7 +65,7 @@ func (m *memory) Carry(_ context.Context, p fleet.Plan) (fleet.Carried, error) {
 			m.state.Runners[i].Version++
 		}
 		out.Deletes = append(out.Deletes, fleet.Deletion{
-			Runner: a.Runner, Attempt: 1, Ref: fleet.RegistrationRef{Name: m.state.Runners[i].RunnerName, Scope: fleet.Scope{Owner: "acme"}},
+			Runner: a.Runner, Attempt: 1, Since: m.state.Runners[i].Since, Ref: fleet.RegistrationRef{Name: m.state.Runners[i].RunnerName, Scope: fleet.Scope{Owner: "acme"}},
 		})
 		out.Done++
 	}
@@ -137,7 +137,7 @@ func (m *memory) leftovers(n int) {
 		id := fmt.Sprint("r", i)
 		m.state.Runners = append(m.state.Runners, fleet.Runner{
 			ID: fleet.RunnerID(id), Pool: "a", Host: "h-1", Wanted: fleet.WantGone, Observed: fleet.ObservedGone,
-			Registration: fleet.RegMinted, RunnerName: "mf-" + id, Attempt: 1, Version: 1,
+			Registration: fleet.RegMinted, RunnerName: "mf-" + id, Attempt: 1, Version: 1, Since: time.Now(),
 		})
 	}
 }
@@ -261,6 +261,36 @@ func TestLoopConfirmsDeletions(t *testing.T) {
 					t.Errorf("asked %d times", len(asked))
 				case c.next != 0 && (len(asked) != 2 || asked[1].Sub(start) != c.next):
 					t.Errorf("asked at %v", asked)
+				}
+			})
+		})
+	}
+}
+
+// What fails for long is tried less often, and what GitHub refuses for more than a
+// day is given up.
+func TestLoopDeletionsThatFailForLong(t *testing.T) {
+	for name, c := range map[string]struct {
+		age  time.Duration
+		err  error
+		want string
+	}{
+		"young":             {0, fleet.ErrUncertain, "r0/1 failed for 10s"},
+		"a minute":          {time.Minute, fleet.ErrUncertain, "r0/1 failed for 30s"},
+		"hours":             {5 * time.Hour, fleet.ErrUncertain, "r0/1 failed for 10m0s"},
+		"refused, hours":    {5 * time.Hour, fleet.ErrRefused, "r0/1 failed for 10m0s"},
+		"refused, a day":    {26 * time.Hour, fleet.ErrRefused, "r0/1 deleted"},
+		"no answer, a week": {7 * 24 * time.Hour, fleet.ErrUncertain, "r0/1 failed for 10m0s"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMemory()
+				m.leftovers(1)
+				m.state.Runners[0].Since = time.Now().Add(-c.age)
+				_, stop := run(t, site(m, func(context.Context, fleet.RegistrationRef) error { return c.err }))
+				defer stop()
+				if _, outcomes := m.got(); !slices.Equal(outcomes, []string{c.want}) {
+					t.Errorf("got %q, want %q", outcomes, c.want)
 				}
 			})
 		})
@@ -394,6 +424,10 @@ func TestLoopTrustsSilenceOnlyAfterAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
 		m.state.Hosts[0].SeenAt = time.Now().Add(-time.Hour)
+		m.state.Runners = []fleet.Runner{{
+			ID: "r", Pool: "a", Host: "h-1", Scope: fleet.Scope{Owner: "acme"}, Wanted: fleet.WantArmed, ArmedAt: time.Now(), HasConfig: true,
+			Observed: fleet.ObservedIdle, Registration: fleet.RegMinted, Since: time.Now(), Version: 1,
+		}}
 		m.state.Jobs = []fleet.Job{{ID: 1, Owner: "acme", Repo: "app", Labels: fleet.NewLabels("macos"), State: fleet.JobQueued}}
 		c := site(m, never)
 		c.Rules.HostDeadline = 40 * time.Second
@@ -406,7 +440,7 @@ func TestLoopTrustsSilenceOnlyAfterAWhile(t *testing.T) {
 				t.Errorf("%+v, %t, %v; want %q", w, ok, err, want)
 			}
 		}
-		wait(fleet.WaitBooting)
+		wait(fleet.WaitAssignment)
 		time.Sleep(41 * time.Second)
 		wait(fleet.WaitUnreachable)
 		if _, ok, err := l.Explain(t.Context(), 404); ok || err != nil {

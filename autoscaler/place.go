@@ -24,14 +24,14 @@ func (p *poolSheet) serves(h *hostSheet) bool {
 
 // usable reports whether the host could run the pool as soon as it has a slot.
 func (d *decision) usable(p *poolSheet, h *hostSheet) bool {
-	return h.reachable && !h.resumes.After(d.Now) && p.serves(h)
+	return h.live && !h.resumes.After(d.Now) && p.serves(h)
 }
 
 func (d *decision) shelve(p *poolSheet) *shelves {
 	s := &shelves{}
 	for _, h := range d.State.Hosts {
 		sheet := d.hosts[h.ID]
-		if !p.serves(sheet) || !sheet.reachable || sheet.free <= 0 {
+		if !p.serves(sheet) || !sheet.live || sheet.free <= 0 {
 			continue
 		}
 		if sheet.resumes.After(d.Now) {

@@ -103,7 +103,7 @@ func TestLoopOverTheRealStore(t *testing.T) {
 	job.Conclusion = "success"
 	must(s.Learn(ctx, fleet.JobNews{Event: fleet.ToldCompleted, Job: job}))
 	until("told to go", func(r fleet.Runner) bool { return r.Wanted == fleet.WantGone })
-	said.Observed, said.HoldsSlot = fleet.ObservedGone, false
+	said.Observed, said.HoldsSlot, said.Result = fleet.ObservedGone, false, "succeeded"
 	report(said)
 	until("over", fleet.Runner.Over)
 	select {
@@ -114,7 +114,7 @@ func TestLoopOverTheRealStore(t *testing.T) {
 
 	// Another VM dies with its registration: it is deleted at GitHub.
 	must(s.Report(ctx, h.ID, fleet.HostReport{Instance: "a", Sequence: 100, Facts: facts}, time.Minute))
-	lost := fleet.RunnerReport{ID: "r-lost", Observed: fleet.ObservedIdle, HoldsSlot: true, HasConfig: true, Pool: "mac", Scope: fleet.Scope{Owner: "Acme"}}
+	lost := fleet.RunnerReport{ID: "r-lost", Observed: fleet.ObservedIdle, HoldsSlot: true, HasConfig: true, Pool: "mac", Scope: fleet.Scope{Owner: "Acme"}, RunnerName: s.Site() + "-mac-lost"}
 	must(s.Report(ctx, h.ID, fleet.HostReport{Instance: "a", Sequence: 101, Facts: facts, Runners: []fleet.RunnerReport{lost}}, time.Minute))
 	must(s.Report(ctx, h.ID, fleet.HostReport{Instance: "a", Sequence: 102, Facts: facts}, time.Minute))
 	select {

@@ -45,10 +45,11 @@ type Verdict struct {
 	Reason  string
 }
 
-// reachable reports whether the host was heard of lately.
+// live reports whether the host was heard of lately: it can be given work.
+func (s *Snapshot) live(h fleet.Host) bool { return s.Now.Sub(h.SeenAt) < s.Rules.HostDeadline }
+
+// reachable reports whether what is known of the host's runners counts: as long as
+// it is live, and while there was no time yet to hear of it.
 func (s *Snapshot) reachable(h fleet.Host) bool {
-	if !s.Fresh.Hosts && !h.SeenAt.IsZero() {
-		return true
-	}
-	return s.Now.Sub(h.SeenAt) < s.Rules.HostDeadline
+	return s.live(h) || !s.Fresh.Hosts && !h.SeenAt.IsZero()
 }

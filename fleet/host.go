@@ -23,6 +23,7 @@ type Host struct {
 	Sequence int64     // of the newest report taken from that instance
 	Machine  string    // identity of the hardware, to tell a restart from a copy
 	SeenAt   time.Time // last word from the agent, our clock
+	BackAt   time.Time // end of its last silence: no deadline runs while nothing is heard
 
 	Failures  int       // runners that failed here in a row
 	FailedAt  time.Time // the last of them

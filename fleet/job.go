@@ -117,6 +117,7 @@ type Job struct {
 	State          JobState
 	Conclusion     string // GitHub's word, "" until completed
 	RunnerName     string // as GitHub names it, "" until in progress
+	RunnerID       int64  // the same at GitHub; only in news, not kept
 	URL            string // page of the job at GitHub
 
 	CreatedAt   time.Time // GitHub's clock

@@ -79,6 +79,7 @@ type Retire struct {
 type Delete struct {
 	Runner  RunnerID
 	Version int64
+	Failure bool // it counts against pool and host
 	Reason  string
 }
 
@@ -122,4 +123,5 @@ type Deletion struct {
 	Runner  RunnerID
 	Attempt int
 	Ref     RegistrationRef
+	Since   time.Time // start of the runner's phase: what has failed for long is tried less often
 }

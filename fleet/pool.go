@@ -38,6 +38,7 @@ type Limits struct {
 	Ending      time.Duration // from the order to go until the slot is free
 	Surplus     time.Duration // how long a runner nobody needs is kept
 	Unnamed     time.Duration // how long a busy guest stands for a job that GitHub has not named
+	Assignment  time.Duration // how long a listening runner stands for a job that GitHub does not give it
 }
 
 // WithDefaults fills what is zero.
@@ -46,11 +47,12 @@ func (l Limits) WithDefaults() Limits {
 		Placed:      cmp.Or(l.Placed, time.Minute),
 		Preparing:   cmp.Or(l.Preparing, 10*time.Minute),
 		Booting:     cmp.Or(l.Booting, 5*time.Minute),
-		Arming:      cmp.Or(l.Arming, 2*time.Minute),
+		Arming:      cmp.Or(l.Arming, 10*time.Minute),
 		Registering: cmp.Or(l.Registering, 4*time.Minute),
 		Ending:      cmp.Or(l.Ending, 5*time.Minute),
 		Surplus:     cmp.Or(l.Surplus, time.Minute),
 		Unnamed:     cmp.Or(l.Unnamed, 2*time.Minute),
+		Assignment:  cmp.Or(l.Assignment, 3*time.Minute),
 	}
 }
 

@@ -44,8 +44,10 @@ type RunnerReport struct {
 	Failure   string
 	Result    string // succeeded, failed, canceled, ...: "" while unknown or without a job
 	Progress  string
-	Pool      string // for a runner that the controller does not know
-	Scope     Scope
+	// For a runner that the controller does not know, or knows less of.
+	Pool       string
+	Scope      Scope
+	RunnerName string // at GitHub, of the config that the guest was given
 }
 
 // Mint is permission to register a runner once, with the name it must use.

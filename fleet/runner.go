@@ -50,6 +50,18 @@ func (r Runner) Phase() Phase {
 	return PhaseOf(r.Host != "", r.Wanted, r.Observed, r.Registration)
 }
 
+// AdoptedReason is the Reason of a runner that was taken over from an agent's
+// report: the controller had no record of it and never armed it.
+const AdoptedReason = "adopted: its agent runs it and the controller had no record of it"
+
+// Adopted reports whether nothing but an agent's word vouches for the runner.
+func (r Runner) Adopted() bool { return r.Reason == AdoptedReason }
+
+// Unvouched reports whether the runner holds a config that this controller has not
+// granted, as far as it knows. It may end its job; it gets no registration and
+// counts for nothing.
+func (r Runner) Unvouched() bool { return r.HasConfig && r.ArmedAt.IsZero() }
+
 // Over reports whether nothing of the runner is left anywhere: no VM and no
 // registration.
 func (r Runner) Over() bool {

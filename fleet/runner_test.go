@@ -277,3 +277,22 @@ func TestRunnerTakesSlot(t *testing.T) {
 		}
 	}
 }
+
+func TestRunnerVouched(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		r                  fleet.Runner
+		adopted, unvouched bool
+	}{
+		"placed":                  {fleet.Runner{Reason: "for job x"}, false, false},
+		"armed":                   {fleet.Runner{ArmedAt: began, HasConfig: true}, false, false},
+		"adopted with a config":   {fleet.Runner{Reason: fleet.AdoptedReason, HasConfig: true}, true, true},
+		"adopted without one":     {fleet.Runner{Reason: fleet.AdoptedReason}, true, false},
+		"a config never granted":  {fleet.Runner{HasConfig: true}, false, true},
+		"adopted, and armed then": {fleet.Runner{Reason: fleet.AdoptedReason, HasConfig: true, ArmedAt: began}, true, false},
+	} {
+		if c.r.Adopted() != c.adopted || c.r.Unvouched() != c.unvouched {
+			t.Errorf("%s: adopted %t, unvouched %t", name, c.r.Adopted(), c.r.Unvouched())
+		}
+	}
+}

@@ -45,7 +45,7 @@ func (a *App) GetJob(ctx context.Context, owner, repo string, id fleet.JobID) (f
 		Owner: owner, Repo: repo,
 		Workflow: printable(found.GetWorkflowName(), 512), Name: printable(found.GetName(), 512),
 		Labels:     fleet.NewLabels(found.Labels...),
-		Conclusion: printable(found.GetConclusion(), 64), RunnerName: printable(found.GetRunnerName(), 512),
+		Conclusion: printable(found.GetConclusion(), 64), RunnerName: printable(found.GetRunnerName(), 512), RunnerID: found.GetRunnerID(),
 		URL: webAddress(found.GetHTMLURL()), CreatedAt: found.GetCreatedAt().UTC(),
 	}}, true, nil
 }

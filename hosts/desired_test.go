@@ -233,9 +233,31 @@ func TestReport(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
 		a := w.agent("mini-1", 2)
-		a.report(protocol.RunnerReport{ID: "r-old", Observed: "busy", HoldsSlot: true, HasConfig: true, Pool: "mac", Scope: "Acme/App"})
-		if r := w.runner("r-old"); r.Wanted != fleet.WantArmed || r.Scope.String() != "Acme/App" {
+		a.report(protocol.RunnerReport{ID: "r-old", Observed: "busy", HoldsSlot: true, HasConfig: true, Pool: "mac", Scope: "Acme/App", RunnerName: w.s.Site() + "-mac-1"})
+		if r := w.runner("r-old"); r.Wanted != fleet.WantArmed || r.Scope.String() != "Acme/App" || r.Registration != fleet.RegMinted {
 			t.Errorf("%+v", r)
+		}
+	})
+	t.Run("texts are fit to be shown", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		a := w.agent("mini-1", 2)
+		id := a.place()
+		a.report(protocol.RunnerReport{ID: string(id), Observed: "failed", Pool: "mac", Failure: "a\x1b[31mred\nline \u202eback", Progress: "ü 10 %\t"})
+		if r := w.runner(id); r.Failure != "a [31mred line  back" || r.Progress != "ü 10 % " {
+			t.Errorf("%q, %q", r.Failure, r.Progress)
+		}
+	})
+	t.Run("an agent from a later time than the database", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		a := w.agent("mini-1", 2)
+		rep := protocol.Report{Instance: a.instance, Sequence: 1, Revision: 1 << 53, Facts: facts(2)}
+		if got := w.do(http.MethodPost, protocol.PathReport, a.credential, rep, nil); got.status != http.StatusNoContent {
+			t.Errorf("%d %s", got.status, got.body)
+		}
+		if d, _ := a.desired("", 0); d.Revision != 1<<53+1 {
+			t.Errorf("revision %d", d.Revision)
 		}
 	})
 	t.Run("fields that are not known are ignored", func(t *testing.T) {
@@ -266,6 +288,10 @@ func TestReport(t *testing.T) {
 			"long result":     func(r *protocol.Report) { r.Runners[1].Result = strings.Repeat("x", 101) },
 			"pool":            func(r *protocol.Report) { r.Runners[1].Pool = "No Pool" },
 			"scope":           func(r *protocol.Report) { r.Runners[1].Scope = "a/b/c" },
+			"runner name":     func(r *protocol.Report) { r.Runners[1].RunnerName = "a b" },
+			"revision < 0":    func(r *protocol.Report) { r.Revision = -1 },
+			"huge revision":   func(r *protocol.Report) { r.Revision = 1<<63 - 1 },
+			"huge sequence":   func(r *protocol.Report) { r.Sequence = 1<<63 - 1 },
 			"facts":           func(r *protocol.Report) { r.Facts.Slots = -1 },
 			"too many of all": func(r *protocol.Report) { r.Runners = make([]protocol.RunnerReport, protocol.MaxRunners+1) },
 		} {

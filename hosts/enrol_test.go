@@ -65,7 +65,7 @@ func TestEnrolment(t *testing.T) {
 	t.Run("several hosts with one token", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
-		text, err := w.hosts.NewEnrolments(t.Context(), "", time.Hour, 2)
+		text, err := w.hosts.NewEnrolment(t.Context(), "", time.Hour, 2)
 		w.must(err)
 		token, pin, err := protocol.ParseEnrolment(text)
 		w.must(err)
@@ -84,7 +84,7 @@ func TestEnrolment(t *testing.T) {
 		t.Parallel()
 		pin := strings.Repeat("ab", 32)
 		w := newWorld(t, func(c *hosts.Config) { c.CertificatePin = pin })
-		text, err := w.hosts.NewEnrolment(t.Context(), "", time.Hour)
+		text, err := w.hosts.NewEnrolment(t.Context(), "", time.Hour, 1)
 		w.must(err)
 		if _, got, err := protocol.ParseEnrolment(text); err != nil || got != pin {
 			t.Errorf("%q, %v", got, err)

@@ -84,7 +84,8 @@ func (s *Server) desired(w http.ResponseWriter, r *http.Request, h fleet.Host) {
 		revision = -1 // unknown: answer at once
 	}
 	seconds, _ := strconv.Atoi(q.Get("wait"))
-	wait := min(time.Duration(max(0, seconds))*time.Second, protocol.MaxWait)
+	// A host is heard of when its call begins: a quiet one must call twice within its deadline.
+	wait := min(time.Duration(max(0, seconds))*time.Second, protocol.MaxWait, s.c.Live/2)
 	if err := s.c.Store.Heard(r.Context(), h.ID, q.Get("instance"), s.c.Live); err != nil {
 		s.failWith(w, r, err)
 		return

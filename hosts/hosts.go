@@ -104,14 +104,9 @@ func (s *Server) Routes(r chi.Router) {
 	r.Post(protocol.PathMint, s.asHost(s.mint))
 }
 
-// NewEnrolment makes a token with which one host can join within ttl; an empty
-// name lets the host choose its own. The token is shown once and stored hashed.
-func (s *Server) NewEnrolment(ctx context.Context, hostName string, ttl time.Duration) (secret.Text, error) {
-	return s.NewEnrolments(ctx, hostName, ttl, 1)
-}
-
-// NewEnrolments makes a token for several hosts.
-func (s *Server) NewEnrolments(ctx context.Context, hostName string, ttl time.Duration, uses int) (secret.Text, error) {
+// NewEnrolment makes a token with which so many hosts can join within ttl; an empty
+// name lets them choose their own. The token is shown once and stored hashed.
+func (s *Server) NewEnrolment(ctx context.Context, hostName string, ttl time.Duration, uses int) (secret.Text, error) {
 	token := secret.Generate()
 	e := fleet.Enrolment{TokenHash: token.Hash(), HostName: hostName, ExpiresAt: time.Now().Add(ttl)}
 	if err := s.c.Store.AddEnrolment(ctx, e, uses); err != nil {

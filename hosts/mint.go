@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,6 +42,10 @@ func (s *Server) mintFor(ctx context.Context, host fleet.HostID, id fleet.Runner
 		pool, ok := s.pools[m.Pool]
 		if !ok {
 			err := fmt.Errorf("%w: pool %s is not configured any more", fleet.ErrRefused, m.Pool)
+			return "", secret.Text{}, errors.Join(err, s.c.Store.MintRefused(ctx, id, m.Attempt, err.Error()))
+		}
+		if !slices.ContainsFunc(pool.Scopes, func(have fleet.Scope) bool { return have.Key() == m.Scope.Key() }) {
+			err := fmt.Errorf("%w: pool %s does not serve %s", fleet.ErrRefused, m.Pool, m.Scope)
 			return "", secret.Text{}, errors.Join(err, s.c.Store.MintRefused(ctx, id, m.Attempt, err.Error()))
 		}
 		reg, err := s.c.GitHub.Register(ctx, m.Scope, m.Name, pool.LabelNames, pool.RunnerGroup)

@@ -295,6 +295,17 @@ func TestMintAgain(t *testing.T) {
 		one(w.world, second.Name)
 		w.holdsNowhere(jitConfig)
 	})
+	t.Run("its pool does not serve the scope any more", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, func(c *hosts.Config) { c.Pools[0].Scopes = []fleet.Scope{{Owner: "Other"}} })
+		a := w.agent("mini-1", 2)
+		id := a.armed()
+		_, got := a.mint(id)
+		w.refused(got, http.StatusBadGateway, protocol.CodeRefused)
+		if calls, _ := w.gh.took(); len(calls) != 0 {
+			t.Errorf("%q", calls)
+		}
+	})
 	t.Run("its pool is not configured any more", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t, func(c *hosts.Config) { c.Pools = nil })

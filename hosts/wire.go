@@ -5,7 +5,9 @@ package hosts
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/hosts/protocol"
@@ -52,12 +54,39 @@ func factsOf(f protocol.Facts) (fleet.HostFacts, error) {
 		return fleet.HostFacts{}, fmt.Errorf("facts.degraded is longer than %d bytes", protocol.MaxText)
 	}
 	return fleet.HostFacts{
-		Slots: f.Slots, Backends: f.Backends, Images: f.Images, OS: f.OS, Arch: f.Arch, AgentVersion: f.AgentVersion, Degraded: f.Degraded,
+		Slots: f.Slots, Backends: printables(f.Backends), Images: printables(f.Images),
+		OS: printable(f.OS), Arch: printable(f.Arch), AgentVersion: printable(f.AgentVersion), Degraded: printable(f.Degraded),
 	}, nil
 }
 
+// printable makes a text that comes from a host, and perhaps from inside a VM, fit
+// for logs and terminals.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "\uFFFD"))
+}
+
+func printables(list []string) []string {
+	out := make([]string, 0, len(list))
+	for _, s := range list {
+		out = append(out, printable(s))
+	}
+	return out
+}
+
+// maxCount bounds what an agent may count to: the controller goes on from a revision
+// that an agent names, and must never come to the end of the numbers.
+const maxCount = 1 << 53
+
 func reportOf(in protocol.Report) (fleet.HostReport, error) {
 	out := fleet.HostReport{Instance: in.Instance, Sequence: in.Sequence, Revision: in.Revision}
+	if in.Revision < 0 || in.Revision > maxCount || in.Sequence < 0 || in.Sequence > maxCount {
+		return out, fmt.Errorf("revision %d, sequence %d: want 0 to %d", in.Revision, in.Sequence, int64(maxCount))
+	}
 	var err error
 	if out.Facts, err = factsOf(in.Facts); err != nil {
 		return out, err
@@ -80,7 +109,10 @@ func reportOf(in protocol.Report) (fleet.HostReport, error) {
 		}
 		said := fleet.RunnerReport{
 			ID: fleet.RunnerID(r.ID), Observed: observed, HoldsSlot: r.HoldsSlot, HasConfig: r.HasConfig,
-			Failure: r.Failure, Result: r.Result, Progress: r.Progress, Pool: r.Pool,
+			Failure: printable(r.Failure), Result: printable(r.Result), Progress: printable(r.Progress), Pool: r.Pool, RunnerName: r.RunnerName,
+		}
+		if r.RunnerName != "" && !idPattern.MatchString(r.RunnerName) {
+			return out, fmt.Errorf("runner %s: runner_name %.70q is not a name", r.ID, r.RunnerName)
 		}
 		if !fleet.ValidName(r.Pool) {
 			return out, fmt.Errorf("runner %s: pool %.40q is not a name", r.ID, r.Pool)

@@ -289,7 +289,7 @@ func (w *world) must(err error) {
 // token makes an enrolment token, as an operator would carry it to a host.
 func (w *world) token(hostName string, ttl time.Duration) string {
 	w.Helper()
-	text, err := w.hosts.NewEnrolment(w.Context(), hostName, ttl)
+	text, err := w.hosts.NewEnrolment(w.Context(), hostName, ttl, 1)
 	w.must(err)
 	token, _, err := protocol.ParseEnrolment(text)
 	w.must(err)

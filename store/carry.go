@@ -75,17 +75,23 @@ func (t *tx) retire(a fleet.Retire) error {
 	} else {
 		next.Wanted = r.Wanted.Next(fleet.DoRetire)
 	}
-	if next.Retired == "" {
-		next.Retired, next.RetiredAt = a.Reason, t.now
-	}
-	if a.Failure && next.Failure == "" {
-		next.Failure = a.Reason
-		if err := t.failed(next); err != nil {
-			return err
-		}
+	if err := t.sentence(&next, a.Reason, a.Failure); err != nil {
+		return err
 	}
 	_, err = t.saveRunner(r, next, a.Reason)
 	return err
+}
+
+// sentence notes why a runner has to go; the first reason stays.
+func (t *tx) sentence(r *fleet.Runner, reason string, failure bool) error {
+	if r.Retired == "" {
+		r.Retired, r.RetiredAt = reason, t.now
+	}
+	if !failure || r.Failure != "" {
+		return nil
+	}
+	r.Failure = reason
+	return t.failed(*r)
 }
 
 func (t *tx) disarm(a fleet.Disarm) error {
@@ -112,6 +118,11 @@ func (t *tx) delete(a fleet.Delete, out *fleet.Carried) error {
 	if next.Registration != fleet.RegDeleting {
 		return fleet.ErrConflict
 	}
+	if r.Registration != fleet.RegDeleting && r.Observed != fleet.ObservedGone {
+		if err := t.sentence(&next, a.Reason, a.Failure); err != nil {
+			return err
+		}
+	}
 	if _, err := t.saveRunner(r, next, a.Reason); err != nil {
 		return err
 	}
@@ -119,7 +130,7 @@ func (t *tx) delete(a fleet.Delete, out *fleet.Carried) error {
 	if err != nil {
 		return err
 	}
-	out.Deletes = append(out.Deletes, fleet.Deletion{Runner: r.ID, Attempt: r.Attempt, Ref: ref})
+	out.Deletes = append(out.Deletes, fleet.Deletion{Runner: r.ID, Attempt: r.Attempt, Ref: ref, Since: r.Since})
 	return nil
 }
 

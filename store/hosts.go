@@ -14,21 +14,23 @@ import (
 )
 
 const hostColumns = `id, name, slots, backends, images, os, arch, agent_version, degraded,
-	revision, instance, sequence, machine, seen_at, failures, failed_at, created_at`
+	revision, instance, sequence, machine, seen_at, back_at, failures, failed_at, created_at`
 
 func scanHost(row scanner) (fleet.Host, error) {
 	var (
 		h                     fleet.Host
 		id, backends, images  string
 		seen, failed, created int64
+		back                  int64
 	)
 	err := row.Scan(&id, &h.Name, &h.Slots, &backends, &images, &h.OS, &h.Arch, &h.AgentVersion, &h.Degraded,
-		&h.Revision, &h.Instance, &h.Sequence, &h.Machine, &seen, &h.Failures, &failed, &created)
+		&h.Revision, &h.Instance, &h.Sequence, &h.Machine, &seen, &back, &h.Failures, &failed, &created)
 	if err != nil {
 		return h, err
 	}
 	h.ID = fleet.HostID(id)
-	h.SeenAt, h.FailedAt, h.CreatedAt = fromMicros(seen), fromMicros(failed), fromMicros(created)
+	h.SeenAt, h.BackAt = fromMicros(seen), fromMicros(back)
+	h.FailedAt, h.CreatedAt = fromMicros(failed), fromMicros(created)
 	return h, errors.Join(json.Unmarshal([]byte(backends), &h.Backends), json.Unmarshal([]byte(images), &h.Images))
 }
 
@@ -57,6 +59,15 @@ func (s *Store) AddEnrolment(ctx context.Context, e fleet.Enrolment, uses int) e
 // machine that comes back under its old name replaces its old credential.
 func (s *Store) Enrol(ctx context.Context, tokenHash, credentialHash, name, machine string) (fleet.Host, error) {
 	var host fleet.Host
+	// Strangers get no further than a read: the one writer is not theirs to occupy.
+	var known int
+	if err := s.read.QueryRowContext(ctx, `SELECT (SELECT COUNT(*) FROM enrolments WHERE token_hash = $1) + (SELECT COUNT(*) FROM hosts WHERE credential_hash = $2)`,
+		tokenHash, credentialHash).Scan(&known); err != nil {
+		return host, fmt.Errorf("enrol: %w", err)
+	}
+	if known == 0 {
+		return host, fleet.ErrToken
+	}
 	err := s.change(ctx, func(t *tx) error {
 		var err error
 		host, err = scanHost(t.row(`SELECT `+hostColumns+` FROM hosts WHERE credential_hash = $1`, credentialHash))
@@ -72,7 +83,8 @@ func (s *Store) Enrol(ctx context.Context, tokenHash, credentialHash, name, mach
 		}
 		old, err := scanHost(t.row(`SELECT `+hostColumns+` FROM hosts WHERE name = $1`, name))
 		switch {
-		case err == nil && old.Machine != machine:
+		case err == nil && (old.Machine != machine || fixed == ""):
+			// A token that leaves the name open is no permission to replace a host.
 			return fmt.Errorf("host %q: %w", name, fleet.ErrHostName)
 		case err == nil:
 			host = old
@@ -82,7 +94,7 @@ func (s *Store) Enrol(ctx context.Context, tokenHash, credentialHash, name, mach
 		}
 		t.changed = true
 		host = fleet.Host{ID: fleet.HostID("h-" + randomID(10)), Name: name, Machine: machine, CreatedAt: t.now}
-		return t.exec(`INSERT INTO hosts (`+hostColumns+`, credential_hash) VALUES ($1,$2,0,'[]','[]','','','','',1,'',0,$3,0,0,0,$4,$5)`,
+		return t.exec(`INSERT INTO hosts (`+hostColumns+`, credential_hash) VALUES ($1,$2,0,'[]','[]','','','','',1,'',0,$3,0,0,0,0,$4,$5)`,
 			string(host.ID), name, machine, micros(t.now), credentialHash)
 	})
 	return host, err
@@ -129,8 +141,11 @@ func (s *Store) Hello(ctx context.Context, id fleet.HostID, instance, machine st
 		if err := t.saveFacts(h, facts); err != nil {
 			return err
 		}
-		return t.exec(`UPDATE hosts SET sequence = CASE WHEN instance = $1 THEN sequence ELSE 0 END, instance = $1, machine = $2, seen_at = $3 WHERE id = $4`,
-			instance, machine, micros(t.now), string(id))
+		if err := t.seen(h, live); err != nil {
+			return err
+		}
+		return t.exec(`UPDATE hosts SET sequence = CASE WHEN instance = $1 THEN sequence ELSE 0 END, instance = $1, machine = $2 WHERE id = $3`,
+			instance, machine, string(id))
 	})
 }
 
@@ -168,10 +183,16 @@ func (t *tx) heard(h fleet.Host, instance string, live time.Duration) error {
 	if instance == "" || h.Instance != instance {
 		return fmt.Errorf("host %s: %w", h.Name, fleet.ErrSuperseded)
 	}
-	if t.now.Sub(h.SeenAt) >= live {
-		t.changed = true // it is back
+	return t.seen(h, live)
+}
+
+// seen notes that the host was heard of, and whether that ends a silence.
+func (t *tx) seen(h fleet.Host, live time.Duration) error {
+	if t.now.Sub(h.SeenAt) < live {
+		return t.exec(`UPDATE hosts SET seen_at = $1 WHERE id = $2`, micros(t.now), string(h.ID))
 	}
-	return t.exec(`UPDATE hosts SET seen_at = $1 WHERE id = $2`, micros(t.now), string(h.ID))
+	t.changed = true
+	return t.exec(`UPDATE hosts SET seen_at = $1, back_at = $1 WHERE id = $2`, micros(t.now), string(h.ID))
 }
 
 // Desired returns what is wanted of a host now.

@@ -93,7 +93,10 @@ func testEnrol(t *testing.T, open opener) {
 		t.Parallel()
 		w := newWorld(t, open)
 		id := w.host("mini", 1)
-		add(w, "tok", "", 1)
+		add(w, "open", "", 1)
+		_, err := w.s.Enrol(w.ctx(), "open", "new credential", "mini", "machine-mini")
+		w.wantErr(err, fleet.ErrHostName) // a token for any name replaces nobody
+		add(w, "tok", "mini", 1)
 		h, err := w.s.Enrol(w.ctx(), "tok", "new credential", "mini", "machine-mini")
 		w.must(err)
 		if h.ID != id {
@@ -113,7 +116,7 @@ func testHello(t *testing.T, open opener) {
 		got := w.hostNow(id)
 		want := fleet.Host{
 			ID: id, Name: "mini", Slots: 3, Backends: []string{"process"}, Images: []string{"sonoma"}, OS: "linux", Arch: "arm64", AgentVersion: "1",
-			Revision: 1, Instance: "agent-1", Machine: "machine-mini", SeenAt: epoch, CreatedAt: epoch,
+			Revision: 1, Instance: "agent-1", Machine: "machine-mini", SeenAt: epoch, BackAt: epoch, CreatedAt: epoch,
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
@@ -184,10 +187,16 @@ func testHello(t *testing.T, open opener) {
 		if closed(changed) {
 			t.Error("each poll of a live host wakes the autoscaler")
 		}
-		w.Add(live)
+		if back := w.hostNow(id).BackAt; !back.Equal(epoch) {
+			t.Errorf("a live host came back at %s", back)
+		}
+		at = w.Add(live)
 		w.must(w.s.Heard(w.ctx(), id, "agent-1", live))
 		if !closed(changed) {
 			t.Error("a host that is back wakes nobody")
+		}
+		if h := w.hostNow(id); !h.BackAt.Equal(at) || !h.SeenAt.Equal(at) {
+			t.Errorf("seen %s, back %s, want %s", h.SeenAt, h.BackAt, at)
 		}
 	})
 }

@@ -156,13 +156,18 @@ func (t *tx) bind(was, is fleet.Job) error {
 	if err != nil {
 		return err
 	}
+	switch {
+	case !r.Scope.Covers(is.Owner, is.Repo), r.GitHubID != 0 && is.RunnerID != 0 && r.GitHubID != is.RunnerID:
+		return nil // a runner of another registration that bears the same name
+	case r.Job != 0 && r.Job != is.ID:
+		return nil // it has its one job: this one was taken from it before
+	}
 	next := r
 	next.Job = is.ID
 	detail := "GitHub: job " + is.Name + " started"
 	next.Registration = next.Registration.Next(fleet.RegStarted)
 	if is.State == fleet.JobCompleted {
-		next.JobDone = true
-		next.Registration = next.Registration.Next(fleet.RegFinished)
+		next.JobDone = true // whether the registration went with it, the guest says
 		detail = "GitHub: job " + is.Name + " completed: " + is.Conclusion
 	}
 	_, err = t.saveRunner(r, next, detail)
@@ -202,21 +207,57 @@ func (t *tx) saveInstallation(i fleet.Installation) error {
 		i.ID, i.Account, bit(i.Suspended), bit(i.Deleted))
 }
 
-// SetInstallations replaces what is known of the App's installations by GitHub's
-// own list.
-func (s *Store) SetInstallations(ctx context.Context, list []fleet.Installation) error {
+// InstallationIDs returns the installations that are known and not deleted.
+func (s *Store) InstallationIDs(ctx context.Context) ([]int64, error) {
+	rows, err := s.read.QueryContext(ctx, `SELECT id FROM installations WHERE deleted = 0`)
+	return collect(rows, err, func(row scanner) (id int64, err error) { return id, row.Scan(&id) })
+}
+
+// SetInstallations takes in GitHub's own list. Of those that were known before it
+// was asked for, the ones that it lacks are deleted; what a delivery told meanwhile
+// stays.
+func (s *Store) SetInstallations(ctx context.Context, list []fleet.Installation, before []int64) error {
 	return s.change(ctx, func(t *tx) error {
-		if err := t.exec(`DELETE FROM installations`); err != nil {
-			return err
-		}
+		there := map[int64]bool{}
 		for _, i := range list {
+			there[i.ID] = true
 			if err := t.saveInstallation(i); err != nil {
 				return err
+			}
+		}
+		for _, id := range before {
+			if !there[id] {
+				if err := t.exec(`UPDATE installations SET deleted = 1 WHERE id = $1`, id); err != nil {
+					return err
+				}
 			}
 		}
 		return t.exec(`INSERT INTO meta (name, value) VALUES ('installations_at', $1)
 			ON CONFLICT (name) DO UPDATE SET value = excluded.value`, fmt.Sprint(micros(t.now)))
 	})
+}
+
+// FailedDeliveries returns failed deliveries of installations that are known by
+// now, with their payloads, oldest first, at most 1,000: those that overtook the
+// news of their installation.
+func (s *Store) FailedDeliveries(ctx context.Context) ([]fleet.Delivery, error) {
+	rows, err := s.read.QueryContext(ctx, `SELECT guid, event, action, installation_id, repository, received_at, status, reason, payload
+		FROM deliveries WHERE status = 'failed' AND payload IS NOT NULL
+		AND installation_id IN (SELECT id FROM installations WHERE deleted = 0) ORDER BY received_at, guid LIMIT 1000`)
+	list, err := collect(rows, err, func(row scanner) (fleet.Delivery, error) {
+		var (
+			d      fleet.Delivery
+			at     int64
+			status string
+		)
+		err := row.Scan(&d.GUID, &d.Event, &d.Action, &d.InstallationID, &d.Repository, &at, &status, &d.Reason, &d.Payload)
+		d.ReceivedAt, d.Status = fromMicros(at), fleet.DeliveryStatus(status)
+		return d, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("failed deliveries: %w", err)
+	}
+	return list, nil
 }
 
 // KnownInstallation reports whether the App is installed there, as far as is

@@ -206,7 +206,7 @@ func testInstallations(t *testing.T, open opener) {
 		}
 	}
 	known(5, true) // nothing is known yet: every one passes
-	w.must(w.s.SetInstallations(w.ctx(), []fleet.Installation{{ID: 5, Account: "Acme"}, {ID: 6, Account: "Beta", Suspended: true}}))
+	w.must(w.s.SetInstallations(w.ctx(), []fleet.Installation{{ID: 5, Account: "Acme"}, {ID: 6, Account: "Beta", Suspended: true}}, nil))
 	known(5, true)
 	known(6, true)
 	known(7, false)
@@ -218,8 +218,16 @@ func testInstallations(t *testing.T, open opener) {
 	known(7, true)
 	tell("i2", fleet.Installation{ID: 7, Account: "Gamma", Deleted: true})
 	known(7, false)
-	w.must(w.s.SetInstallations(w.ctx(), nil))
+	before, err := w.s.InstallationIDs(w.ctx())
+	w.must(err)
+	if diff := cmp.Diff([]int64{5, 6}, before); diff != "" {
+		t.Errorf("known (-want +got):\n%s", diff)
+	}
+	// What a delivery told after the list was asked for is not taken back by it.
+	tell("i3", fleet.Installation{ID: 8, Account: "Delta"})
+	w.must(w.s.SetInstallations(w.ctx(), nil, before))
 	known(5, false)
+	known(8, true)
 }
 
 // testBind tries every order of what GitHub and the answer to the mint tell.
@@ -259,13 +267,35 @@ func testBind(t *testing.T, open opener) {
 					t.Errorf("after %v: registration %q", told, r.Registration)
 				}
 			}
-			// A grant that comes after the end leaves a DELETE to do, which finds nothing.
-			r := w.runner(id)
-			late := slices.Index(told, "completed") < slices.Index(told, "granted") && r.Registration == fleet.RegDeleting
-			if (r.Registration != fleet.RegGone && !late) || r.GitHubID != int64(job) || r.RunnerName != name {
+			// Whether the registration went with the job, the guest says.
+			if r := w.runner(id); r.Registration != fleet.RegBusy || r.GitHubID != int64(job) || r.RunnerName != name {
 				t.Errorf("after %v: %q, id %d, name %q", told, r.Registration, r.GitHubID, r.RunnerName)
 			}
 		})
+	})
+	t.Run("a runner of the same name elsewhere", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		id := w.minted(w.host("a", 2), 1, "mf-1")
+		for name, j := range map[string]fleet.Job{
+			"another scope": {ID: 50, Owner: "Mallory", Repo: "App", RunnerName: "mf-1"},
+			"another id":    {ID: 51, Owner: "Acme", Repo: "App", RunnerName: "mf-1", RunnerID: 12345},
+		} {
+			w.must(w.s.Learn(w.ctx(), fleet.JobNews{Event: fleet.ToldCompleted, Job: j}))
+			if r := w.runner(id); r.Job != 0 || r.JobDone {
+				t.Errorf("%s: %+v", name, r)
+			}
+		}
+	})
+	t.Run("the end of a job that was taken from it", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		id := w.minted(w.host("a", 2), 1, "mf-1")
+		w.job(2, fleet.ToldInProgress, "mf-1")
+		w.job(1, fleet.ToldCompleted, "mf-1")
+		if r := w.runner(id); r.Job != 2 || r.JobDone {
+			t.Errorf("the job that it runs is forgotten: %+v", r)
+		}
 	})
 	t.Run("somebody else's runner", func(t *testing.T) {
 		t.Parallel()
@@ -293,6 +323,37 @@ func testBind(t *testing.T, open opener) {
 		w.job(2, fleet.ToldInProgress, "mf-1")
 		if r := w.runner(id); r.Job != 2 || w.jobNow(1).State != fleet.JobQueued {
 			t.Errorf("bound to %d", r.Job)
+		}
+	})
+	t.Run("another registration of the same name", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		id := w.minted(w.host("a", 2), 1, "mf-1") // GitHub gave it the id 1001
+		foreign := news(1, fleet.ToldInProgress, "mf-1")
+		foreign.Job.RunnerID = 5
+		w.must(w.s.Learn(w.ctx(), *foreign))
+		elsewhere := news(2, fleet.ToldInProgress, "mf-1")
+		elsewhere.Job.Repo = "Other"
+		w.must(w.s.Learn(w.ctx(), *elsewhere))
+		if r := w.runner(id); r.Job != 0 || r.Registration != fleet.RegMinted {
+			t.Errorf("%+v", r)
+		}
+		ours := news(3, fleet.ToldInProgress, "mf-1")
+		ours.Job.RunnerID = 1001
+		w.must(w.s.Learn(w.ctx(), *ours))
+		if r := w.runner(id); r.Job != 3 {
+			t.Errorf("%+v", r)
+		}
+	})
+	t.Run("one runner, one job", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		id := w.minted(w.host("a", 2), 1, "mf-1")
+		w.job(1, fleet.ToldInProgress, "mf-1")
+		w.job(2, fleet.ToldInProgress, "mf-1")
+		w.job(2, fleet.ToldCompleted, "mf-1")
+		if r := w.runner(id); r.Job != 1 || r.JobDone {
+			t.Errorf("%+v", r)
 		}
 	})
 	t.Run("cancelled before any runner", func(t *testing.T) {
@@ -358,6 +419,43 @@ func testBind(t *testing.T, open opener) {
 			t.Errorf("%s", diff)
 		}
 	})
+}
+
+func testFailedDeliveries(t *testing.T, open opener) {
+	w := newWorld(t, open)
+	add := func(guid string, installation int64, status fleet.DeliveryStatus) {
+		w.Add(time.Second)
+		d := w.delivery(guid, status)
+		d.InstallationID = installation
+		_, err := w.s.Ingest(w.ctx(), fleet.Ingest{Delivery: d})
+		w.must(err)
+	}
+	guids := func() (out []string) {
+		list, err := w.s.FailedDeliveries(w.ctx())
+		w.must(err)
+		for _, d := range list {
+			out = append(out, d.GUID)
+			if string(d.Payload) != `{"a":1}` || d.Status != fleet.DeliveryFailed || d.Event != "workflow_job" {
+				t.Errorf("%+v", d)
+			}
+		}
+		return out
+	}
+	add("z-first", 7, fleet.DeliveryFailed)
+	add("a-second", 7, fleet.DeliveryFailed)
+	add("foreign", 8, fleet.DeliveryFailed)
+	add("good", 7, fleet.DeliveryProcessed)
+	if got := guids(); len(got) != 0 {
+		t.Errorf("of an installation that is not known: %q", got)
+	}
+	w.must(w.s.SetInstallations(w.ctx(), []fleet.Installation{{ID: 7, Account: "Acme"}}, nil))
+	if diff := cmp.Diff([]string{"z-first", "a-second"}, guids()); diff != "" {
+		t.Errorf("%s", diff)
+	}
+	add("z-first", 7, fleet.DeliveryProcessed)
+	if diff := cmp.Diff([]string{"a-second"}, guids()); diff != "" {
+		t.Errorf("%s", diff)
+	}
 }
 
 func permute(n int, f func([]int)) {

@@ -31,7 +31,8 @@ func (s *Store) BeginMint(ctx context.Context, host fleet.HostID, id fleet.Runne
 			return fmt.Errorf("runner %s: %w", id, fleet.ErrWrongHost)
 		case r.Registration == fleet.RegBusy:
 			return fmt.Errorf("runner %s: %w", id, fleet.ErrRunnerBusy)
-		case r.Wanted != fleet.WantArmed || r.Observed == fleet.ObservedGone:
+		case r.Wanted != fleet.WantArmed || r.ArmedAt.IsZero() || // adopted: nobody granted it anything
+			r.Observed == fleet.ObservedGone:
 			return fmt.Errorf("runner %s: %w", id, fleet.ErrNoGrant)
 		case r.DeleteAfter.After(t.now):
 			return fmt.Errorf("runner %s: its earlier registration is not deleted yet: %w", id, fleet.ErrLater)
@@ -91,6 +92,7 @@ func (s *Store) DeleteVetoed(ctx context.Context, id fleet.RunnerID, attempt int
 	return s.register(ctx, id, attempt, fleet.RegVetoed, "GitHub says it runs a job", func(r *fleet.Runner) {
 		r.DeleteAfter = retry
 		r.Wanted = r.Wanted.Next(fleet.DoResume)
+		r.Retired, r.RetiredAt, r.Failure = "", time.Time{}, "" // it stays
 	})
 }
 

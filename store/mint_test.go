@@ -98,6 +98,10 @@ func testMint(t *testing.T, open opener) {
 		gone := w.armed(a, 2)
 		retire(gone, false)
 		begin(a, gone, fleet.ErrNoGrant)
+		s := said("r-adopted", fleet.ObservedStandby)
+		s.HasConfig, s.Scope = true, acme
+		w.report(a, w.others(a, s)...)
+		begin(a, "r-adopted", fleet.ErrNoGrant) // nobody granted it anything
 		lost := w.armed(a, 3)
 		w.report(a, w.others(a, said(lost, fleet.ObservedGone))...)
 		begin(a, lost, fleet.ErrNoGrant)
@@ -219,7 +223,7 @@ func testDelete(t *testing.T, open opener) {
 			if void {
 				return
 			}
-			want := fleet.Deletion{Runner: id, Attempt: 1, Ref: fleet.RegistrationRef{Scope: acme, Name: "mf-1", Begun: epoch}}
+			want := fleet.Deletion{Runner: id, Attempt: 1, Ref: fleet.RegistrationRef{Scope: acme, Name: "mf-1", Begun: epoch}, Since: epoch}
 			if reg == fleet.RegMinted || reg == fleet.RegDeleting {
 				want.Ref.ID = 77
 			}
@@ -258,6 +262,26 @@ func testDelete(t *testing.T, open opener) {
 			if r.Registration != c.want || !r.DeleteAfter.Equal(want) {
 				t.Errorf("%s: %q, again after %s", name, r.Registration, r.DeleteAfter)
 			}
+		}
+	})
+	t.Run("a deletion that counts as a failure", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 2)
+		id := w.at(h, fleet.RegMinted)
+		p := fleet.Plan{Deletes: []fleet.Delete{{Runner: id, Version: w.runner(id).Version, Failure: true, Reason: "too slow"}}}
+		w.carry(p)
+		if r := w.runner(id); r.Failure != "too slow" || r.Retired != "too slow" || !r.RetiredAt.Equal(w.Now()) || w.hostNow(h).Failures != 1 {
+			t.Errorf("%+v", r)
+		}
+		p.Deletes[0].Version = w.runner(id).Version
+		w.carry(p) // repeated, counted once
+		if w.hostNow(h).Failures != 1 {
+			t.Error("a repetition counts again")
+		}
+		w.must(w.s.DeleteVetoed(w.ctx(), id, 1, w.Now()))
+		if r := w.runner(id); r.Retired != "" || r.Failure != "" || !r.RetiredAt.IsZero() {
+			t.Errorf("it stays, and is still sentenced: %+v", r)
 		}
 	})
 	t.Run("a veto takes back a drain, and not more", func(t *testing.T) {

@@ -306,7 +306,9 @@ func testPrune(t *testing.T, open opener) {
 		h := w.host("a", 9)
 		past = w.minted(h, 1, "mf-past")
 		w.job(1, fleet.ToldCompleted, "mf-past")
-		w.report(h, said(past, fleet.ObservedGone))
+		ended := said(past, fleet.ObservedGone)
+		ended.Result = "succeeded"
+		w.report(h, ended)
 		stays = w.minted(h, 2, "mf-stays")
 		w.job(3, fleet.ToldQueued, "")
 		run := func(attempt int) {

@@ -5,10 +5,15 @@ package store
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/minifleet/minifleet/fleet"
 )
+
+// adoptionMargin is how many runners beyond its slots a host may have that the
+// controller knows nothing of: those whose files are being deleted.
+const adoptionMargin = 4
 
 // Report takes an agent's full observed state. A report that is not newer than
 // the last one of the same instance changes nothing; one of another instance is
@@ -33,6 +38,14 @@ func (s *Store) Report(ctx context.Context, id fleet.HostID, rep fleet.HostRepor
 		if err := t.saveFacts(h, rep.Facts); err != nil {
 			return err
 		}
+		if rep.Revision > h.Revision {
+			// It has obeyed a later word than this database remembers: an older copy was
+			// restored. Its next word must be newer still, or the agent refuses it.
+			if err := t.exec(`UPDATE hosts SET revision = $1 WHERE id = $2`, rep.Revision, string(id)); err != nil {
+				return err
+			}
+			t.hosts[id] = true
+		}
 		rows, err := t.QueryContext(ctx, `SELECT `+runnerColumns+` FROM runners WHERE is_over = 0 AND host = $1`, string(id))
 		ours, err := collect(rows, err, scanRunner)
 		if err != nil {
@@ -42,10 +55,22 @@ func (s *Store) Report(ctx context.Context, id fleet.HostID, rep fleet.HostRepor
 		for _, r := range ours {
 			known[r.ID] = r
 		}
+		strangers := h.Slots + adoptionMargin
+		for _, r := range ours {
+			if r.Adopted() {
+				strangers--
+			}
+		}
 		for _, said := range rep.Runners {
 			r, ok := known[said.ID]
 			delete(known, said.ID)
 			if !ok {
+				if said.Observed != fleet.ObservedGone {
+					strangers--
+				}
+				if strangers < 0 {
+					continue // more than a host can run: its word is worth nothing
+				}
 				if err := t.adopt(id, said); err != nil {
 					return err
 				}
@@ -56,7 +81,7 @@ func (s *Store) Report(ctx context.Context, id fleet.HostID, rep fleet.HostRepor
 			}
 		}
 		for _, r := range known {
-			if err := t.missing(r, rep); err != nil {
+			if err := t.missing(r); err != nil {
 				return err
 			}
 		}
@@ -77,7 +102,14 @@ func (t *tx) observe(r fleet.Runner, said fleet.RunnerReport) error {
 	if next.Result == "" {
 		next.Result = said.Result
 	}
-	if said.Result != "" && (next.Observed == fleet.ObservedFinished || next.Observed == fleet.ObservedDestroying || next.Observed == fleet.ObservedGone) {
+	if next.HasConfig && next.Registration == fleet.RegNone && said.RunnerName != "" && t.ours(said.RunnerName) {
+		// This database is older than what the agent was told: the registration is real.
+		next.Registration, next.RunnerName, next.Scope = fleet.RegMinted, said.RunnerName, said.Scope
+		if err := t.rememberMint(next); err != nil {
+			return err
+		}
+	}
+	if said.Result != "" && (r.Registration == fleet.RegBusy || r.Job != 0) && (next.Observed == fleet.ObservedFinished || next.Observed == fleet.ObservedDestroying || next.Observed == fleet.ObservedGone) {
 		// The guest saw its one job end, so GitHub has removed the registration.
 		next.Registration = next.Registration.Next(fleet.RegFinished)
 	}
@@ -91,10 +123,32 @@ func (t *tx) observe(r fleet.Runner, said fleet.RunnerReport) error {
 	if err := t.worked(r, next); err != nil {
 		return err
 	}
+	if next.Failure != "" && r.Failure == "" && blameless(r) {
+		return nil
+	}
 	if next.Failure != "" && r.Failure == "" {
 		return t.failed(next)
 	}
 	return nil
+}
+
+// blameless reports whether a failure says nothing of pool and host: what a job
+// does to its own VM, and what follows when a registration is gone or the runner
+// was to go anyway.
+func blameless(r fleet.Runner) bool {
+	return r.Observed == fleet.ObservedBusy || r.Job != 0 || r.Adopted() || r.Unvouched() ||
+		r.Registration == fleet.RegDeleting || r.Registration == fleet.RegGone && r.Attempt > 0 ||
+		r.Wanted == fleet.WantDrain || r.Wanted == fleet.WantGone
+}
+
+// ours reports whether a runner's name at GitHub bears our site id.
+func (t *tx) ours(name string) bool { return strings.HasPrefix(name, t.site+"-") }
+
+// rememberMint notes the name of a registration that this database did not make,
+// so that deliveries find its runner.
+func (t *tx) rememberMint(r fleet.Runner) error {
+	return t.exec(`INSERT INTO mints (name, runner, attempt, owner, scope, at) VALUES ($1,$2,$3,$4,$5,$6) ON CONFLICT (name) DO NOTHING`,
+		r.RunnerName, string(r.ID), r.Attempt, strings.ToLower(r.Scope.Owner), r.Scope.String(), micros(t.now.Add(-time.Hour)))
 }
 
 // adopt takes a VM into the books that this database has never heard of, as after
@@ -106,6 +160,11 @@ func (t *tx) adopt(host fleet.HostID, said fleet.RunnerReport) error {
 	was, err := t.runner(said.ID)
 	switch {
 	case err == nil && was.Over():
+		if was.Host != host {
+			if _, err := t.host(was.Host); err == nil {
+				return nil // another host's past is none of this one's business
+			}
+		}
 		return t.revive(was, host, said)
 	case err == nil:
 		return nil // it lives on another host: that one's word counts
@@ -113,12 +172,18 @@ func (t *tx) adopt(host fleet.HostID, said fleet.RunnerReport) error {
 		return err
 	}
 	r := fleet.Runner{
-		ID: said.ID, Pool: said.Pool, Host: host, Reason: "adopted: the agent runs it and the controller had no record",
+		ID: said.ID, Pool: said.Pool, Host: host, Reason: fleet.AdoptedReason,
 		Wanted: fleet.WantGone, Scope: said.Scope, Observed: said.Observed, HoldsSlot: said.HoldsSlot, HasConfig: said.HasConfig,
 		Failure: said.Failure, Result: said.Result, Retired: "unknown to the controller and without a config",
 	}
 	if said.HasConfig {
-		r.Wanted, r.Registration, r.Retired = fleet.WantArmed, fleet.RegMinted, ""
+		r.Wanted, r.Retired = fleet.WantArmed, ""
+		if t.ours(said.RunnerName) {
+			r.Registration, r.RunnerName = fleet.RegMinted, said.RunnerName
+			if err := t.rememberMint(r); err != nil {
+				return err
+			}
+		}
 	}
 	t.hosts[host] = true
 	return t.insertRunner(r)
@@ -135,9 +200,9 @@ func (t *tx) revive(r fleet.Runner, host fleet.HostID, said fleet.RunnerReport) 
 	return t.moment(r.ID, fleet.PhaseOf(true, fleet.WantDrain, said.Observed, r.Registration), "it was written off, and its host still runs it")
 }
 
-// missing is what becomes of a runner that a full report leaves out. Before its
-// agent acted on the revision that asked for it, nothing.
-func (t *tx) missing(r fleet.Runner, rep fleet.HostReport) error {
+// missing is what becomes of a runner that a full report leaves out: nothing, if
+// its agent has not begun with it.
+func (t *tx) missing(r fleet.Runner) error {
 	if r.Observed == fleet.ObservedNone || r.Observed == fleet.ObservedGone {
 		return nil
 	}
@@ -146,6 +211,8 @@ func (t *tx) missing(r fleet.Runner, rep fleet.HostReport) error {
 	detail := "the agent has it no more"
 	if r.Observed != fleet.ObservedDestroying && r.Wanted != fleet.WantGone && next.Failure == "" {
 		next.Failure = "the agent lost it"
+	}
+	if next.Failure != r.Failure && !blameless(r) {
 		if err := t.failed(next); err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@
 package store_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -151,24 +152,64 @@ func testReport(t *testing.T, open opener) {
 		for _, c := range []struct {
 			o      fleet.Observed
 			result string
+			named  bool // GitHub said that it has a job: the guest's word alone is not enough
 			want   fleet.Registration
 		}{
-			{fleet.ObservedFinished, "succeeded", fleet.RegGone},
-			{fleet.ObservedDestroying, "failed", fleet.RegGone},
-			{fleet.ObservedGone, "canceled", fleet.RegGone},
-			{fleet.ObservedGone, "", fleet.RegMinted},
-			{fleet.ObservedFailed, "", fleet.RegMinted},
-			{fleet.ObservedBusy, "", fleet.RegMinted},
+			{fleet.ObservedFinished, "succeeded", true, fleet.RegGone},
+			{fleet.ObservedDestroying, "failed", true, fleet.RegGone},
+			{fleet.ObservedGone, "canceled", true, fleet.RegGone},
+			{fleet.ObservedGone, "", true, fleet.RegBusy},
+			{fleet.ObservedGone, "succeeded", false, fleet.RegMinted},
+			{fleet.ObservedFinished, "succeeded", false, fleet.RegMinted},
+			{fleet.ObservedFailed, "", false, fleet.RegMinted},
+			{fleet.ObservedBusy, "", false, fleet.RegMinted},
 		} {
 			w := newWorld(t, open)
 			h := w.host("a", 2)
 			id := w.minted(h, 1, "mf-1")
+			if c.named {
+				w.job(1, fleet.ToldInProgress, "mf-1")
+			}
 			s := said(id, c.o)
 			s.Result = c.result
 			w.report(h, s)
 			if r := w.runner(id); r.Registration != c.want || r.Result != c.result {
 				t.Errorf("%s, result %q: registration %q, want %q", c.o, c.result, r.Registration, c.want)
 			}
+		}
+	})
+	t.Run("an agent that obeyed a later revision than is known here", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 2)
+		rep := fleet.HostReport{Instance: "agent-1", Sequence: 1, Revision: 500, Facts: facts(2)}
+		w.must(w.s.Report(w.ctx(), h, rep, live))
+		if d := w.desired(h); d.Revision <= 500 {
+			t.Errorf("revision %d would be refused", d.Revision)
+		}
+		before := w.desired(h).Revision
+		rep.Sequence = 2
+		w.must(w.s.Report(w.ctx(), h, rep, live))
+		if d := w.desired(h); d.Revision != before {
+			t.Errorf("revision %d, before %d", d.Revision, before)
+		}
+	})
+	t.Run("the timeline has an end", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 2)
+		id := w.place(h)
+		w.report(h, said(id, fleet.ObservedIdle))
+		for range 150 { // a guest that goes back and forth
+			w.report(h, said(id, fleet.ObservedRegistering))
+			w.report(h, said(id, fleet.ObservedIdle))
+		}
+		if tl, err := w.s.Timeline(w.ctx(), id); err != nil || len(tl) != 200 {
+			t.Errorf("%d moments, %v", len(tl), err)
+		}
+		w.report(h, said(id, fleet.ObservedGone))
+		if !w.runner(id).Over() {
+			t.Error("its life went on unseen")
 		}
 	})
 	t.Run("the first failure and result stand", func(t *testing.T) {
@@ -216,19 +257,73 @@ func testAdopt(t *testing.T, open opener) {
 	})
 	t.Run("with a config it stays", func(t *testing.T) {
 		t.Parallel()
+		for own, want := range map[bool]fleet.Registration{true: fleet.RegMinted, false: fleet.RegNone} {
+			w := newWorld(t, open)
+			h := w.host("a", 2)
+			s := said("r-old", fleet.ObservedBusy)
+			s.HasConfig, s.Scope, s.RunnerName = true, acme, "someone-mac-1"
+			if own {
+				s.RunnerName = w.s.Site() + "-mac-1"
+			}
+			w.report(h, s)
+			r := w.runner("r-old")
+			if r.Wanted != fleet.WantArmed || r.Registration != want || r.Scope != acme || r.Phase() != fleet.PhaseBusy || !r.Adopted() || !r.Unvouched() {
+				t.Errorf("%+v", r)
+			}
+			w.job(1, fleet.ToldInProgress, s.RunnerName)
+			if r := w.runner("r-old"); (r.Job == 1) != own {
+				t.Errorf("a name with our site id %t: bound to %d", own, r.Job)
+			}
+			s.Observed, s.Result, s.HoldsSlot = fleet.ObservedGone, "succeeded", false
+			w.report(h, s)
+			if r := w.runner("r-old"); !r.Over() {
+				t.Errorf("it ended and stays in the books: %+v", r)
+			}
+		}
+	})
+	t.Run("a registration that an older copy of the database forgot", func(t *testing.T) {
+		t.Parallel()
 		w := newWorld(t, open)
 		h := w.host("a", 2)
-		s := said("r-old", fleet.ObservedBusy)
-		s.HasConfig, s.Scope = true, acme
+		id := w.armed(h, 1)
+		s := said(id, fleet.ObservedIdle)
+		s.HasConfig, s.Scope, s.RunnerName = true, acme, w.s.Site()+"-mac-9"
 		w.report(h, s)
-		r := w.runner("r-old")
-		if r.Wanted != fleet.WantArmed || r.Registration != fleet.RegMinted || r.Scope != acme || r.Phase() != fleet.PhaseBusy {
+		if r := w.runner(id); r.Registration != fleet.RegMinted || r.RunnerName != s.RunnerName {
 			t.Errorf("%+v", r)
 		}
-		s.Observed, s.Result, s.HoldsSlot = fleet.ObservedGone, "succeeded", false
-		w.report(h, s)
-		if r := w.runner("r-old"); !r.Over() {
-			t.Errorf("it ended and stays in the books: %+v", r)
+		if use := w.state().Mints["acme"]; use.LastMinute != 0 {
+			t.Errorf("it counts against the budget: %+v", use)
+		}
+		w.job(1, fleet.ToldInProgress, s.RunnerName)
+		if r := w.runner(id); r.Job != 1 {
+			t.Errorf("%+v", r)
+		}
+	})
+	t.Run("no more than a host can run", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 2)
+		var all []fleet.RunnerReport
+		for i := range 50 {
+			all = append(all, said(fleet.RunnerID(fmt.Sprintf("r-%02d", i)), fleet.ObservedBusy))
+		}
+		for range 3 {
+			w.report(h, all...)
+		}
+		if n := len(w.state().Runners); n != 6 {
+			t.Errorf("%d strangers were adopted on 2 slots, want 6", n)
+		}
+	})
+	t.Run("another host's past", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		a, b := w.host("a", 2), w.host("b", 2)
+		id := w.standby(a)
+		w.report(a, said(id, fleet.ObservedGone))
+		w.report(b, said(id, fleet.ObservedBusy))
+		if r := w.runner(id); !r.Over() || r.Host != a {
+			t.Errorf("%+v", r)
 		}
 	})
 	t.Run("what is gone is not adopted", func(t *testing.T) {
@@ -314,6 +409,30 @@ func testHealth(t *testing.T, open opener) {
 		s.Result = "succeeded"
 		w.report(h, s)
 		counts(w, h, 0, 0)
+	})
+	t.Run("blameless", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 9)
+		broken := func(id fleet.RunnerID) {
+			s := said(id, fleet.ObservedFailed)
+			s.Failure = "broke"
+			w.report(h, w.others(h, s)...)
+		}
+		busy := w.standby(h)
+		w.report(h, w.others(h, said(busy, fleet.ObservedBusy))...)
+		broken(busy) // what a job does to its VM
+		leaving := w.standby(h)
+		w.carry(fleet.Plan{Retires: []fleet.Retire{{Runner: leaving, Version: w.runner(leaving).Version, Drain: true, Reason: "surplus"}}})
+		broken(leaving)
+		deleted := w.minted(h, 1, "mf-1")
+		w.carry(fleet.Plan{Deletes: []fleet.Delete{{Runner: deleted, Version: w.runner(deleted).Version, Reason: "surplus"}}})
+		broken(deleted)
+		w.report(h, w.others(h, said("r-adopted", fleet.ObservedStandby))...)
+		broken("r-adopted")
+		counts(w, h, 0, 0)
+		broken(w.standby(h))
+		counts(w, h, 1, 1)
 	})
 	t.Run("a retirement that counts", func(t *testing.T) {
 		t.Parallel()

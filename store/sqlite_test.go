@@ -84,6 +84,18 @@ func TestFilesArePrivate(t *testing.T) {
 	}
 }
 
+func TestAFileThatOthersCouldReadIsMadePrivate(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "x.db")
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	openAt(t, path, time.Now)
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+}
+
 func TestPathsWithSpecialCharacters(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{

@@ -88,7 +88,7 @@ func createPrivate(path string) error {
 	if err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
-	return f.Close()
+	return errors.Join(f.Chmod(0o600), f.Close())
 }
 
 func openSQLite(path string, conns int) (*sql.DB, error) {
@@ -168,6 +168,7 @@ type tx struct {
 	*sql.Tx
 	ctx     context.Context
 	now     time.Time
+	site    string
 	hosts   map[fleet.HostID]bool // whose revision rose
 	changed bool                  // something that a decision reads
 }
@@ -178,7 +179,7 @@ func (s *Store) change(ctx context.Context, f func(*tx) error) error {
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
-	t := &tx{Tx: raw, ctx: ctx, now: s.now(), hosts: map[fleet.HostID]bool{}}
+	t := &tx{Tx: raw, ctx: ctx, now: s.now(), site: s.site, hosts: map[fleet.HostID]bool{}}
 	if err := f(t); err != nil {
 		return errors.Join(err, ignoreDone(raw.Rollback()))
 	}

@@ -97,6 +97,9 @@ func parse(env Envelope) (reading, verdict) {
 	return read, v
 }
 
+// formType is the older of the two content types of a webhook.
+const formType = "application/x-www-form-urlencoded"
+
 // jsonPart returns the JSON of a payload in either of GitHub's content types.
 func jsonPart(env Envelope) ([]byte, error) {
 	if env.ContentType == "" {
@@ -106,7 +109,7 @@ func jsonPart(env Envelope) ([]byte, error) {
 	switch {
 	case err == nil && kind == "application/json":
 		return env.Payload, nil
-	case err == nil && kind == "application/x-www-form-urlencoded":
+	case err == nil && kind == formType:
 		form, err := url.ParseQuery(string(env.Payload))
 		if err != nil {
 			return nil, errors.New("the payload is not a form")

@@ -33,6 +33,7 @@ type jobPart struct {
 	CreatedAt    string   `json:"created_at"`
 	Labels       []string `json:"labels"`
 	RunnerName   *string  `json:"runner_name"`
+	RunnerID     *int64   `json:"runner_id"`
 }
 
 // readJob reads a workflow_job event.
@@ -63,7 +64,7 @@ func (e event) readJob(read *reading) verdict {
 		Workflow: clean(text(p.WorkflowName), maxName), Name: clean(p.Name, maxName),
 		Labels:     labels,
 		Conclusion: clean(text(p.Conclusion), maxWord),
-		RunnerName: clean(text(p.RunnerName), maxName),
+		RunnerName: clean(text(p.RunnerName), maxName), RunnerID: number(p.RunnerID),
 		URL:        address(p.HTMLURL), CreatedAt: created,
 	}}
 	return processed()

@@ -3,6 +3,7 @@
 package webhook
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -87,6 +88,21 @@ func (h *Handler) Take(ctx context.Context, env Envelope) (Outcome, error) {
 	}
 	h.record(ctx, in.Delivery, done)
 	return Outcome{Status: in.Delivery.Status, Reason: in.Delivery.Reason, Duplicate: done.Duplicate}, nil
+}
+
+// Retry takes stored deliveries again: those that failed because they overtook the
+// news of their installation.
+func (h *Handler) Retry(ctx context.Context, stored []fleet.Delivery) error {
+	for _, d := range stored {
+		env := Envelope{GUID: d.GUID, Event: d.Event, TargetType: appTarget, TargetID: h.appID, Payload: d.Payload}
+		if bytes.HasPrefix(d.Payload, []byte("payload=")) { // no JSON begins so
+			env.ContentType = formType
+		}
+		if _, err := h.Take(ctx, env); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // judge reads a delivery and decides whether it concerns us. Only the store's

@@ -40,6 +40,14 @@ func text(s *string) string {
 	return *s
 }
 
+// number returns what a field that may be null holds, 0 for nothing.
+func number(n *int64) int64 {
+	if n == nil {
+		return 0
+	}
+	return *n
+}
+
 // clean makes a foreign string fit for a database, a log and a terminal: valid
 // UTF-8 without control characters, at most limit bytes.
 func clean(s string, limit int) string {

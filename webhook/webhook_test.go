@@ -233,7 +233,7 @@ func TestEventsAreStoredAsWhatTheySay(t *testing.T) {
 		change(&j)
 		return j
 	}
-	ran := func(j *fleet.Job) { j.RunnerName = "s7k2-mac-4hq0zr81c2mta" }
+	ran := func(j *fleet.Job) { j.RunnerName, j.RunnerID = "s7k2-mac-4hq0zr81c2mta", 359 }
 	plain := func(*fleet.Job) {}
 	run := fleet.Run{
 		ID: 20331188472, Attempt: 1, Repository: "acme/rockets", Event: "push",

@@ -261,7 +261,7 @@ func (a *Agent) mournRecords(dead map[string]tombstone, there map[string]bool) e
 		if _, ok := dead[id]; !ok {
 			rec, _, _ := a.state.record(id)
 			t := tombstone{At: time.Now(), Report: protocol.RunnerReport{
-				ID: id, Observed: string(fleet.ObservedGone), HasConfig: rec.Given,
+				ID: id, Observed: string(fleet.ObservedGone), HasConfig: rec.Given, RunnerName: rec.RunnerName,
 				Pool: rec.Desire.Pool, Scope: rec.Desire.Scope,
 				Failure: "the agent ended before the VM was made",
 			}}

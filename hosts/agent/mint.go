@@ -72,10 +72,10 @@ func (s *service) minted(ctx context.Context, m mintAnswer) (ending, bool) {
 		return ending{}, false // the next step ends the VM, which stays without a secret
 	}
 	s.given = true
-	s.record.Given, s.record.Desire = true, o.desire
+	s.record.Given, s.record.Desire, s.record.RunnerName = true, o.desire, m.name
 	s.saveRecord()
 	s.log.Info("handing over a JIT config", slog.String("registration", m.name), slog.String("scope", o.desire.Scope))
-	s.show(fleet.ObservedRegistering, func(v *protocol.RunnerReport) { v.HasConfig, v.Scope = true, o.desire.Scope })
+	s.show(fleet.ObservedRegistering, func(v *protocol.RunnerReport) { v.HasConfig, v.Scope, v.RunnerName = true, o.desire.Scope, m.name })
 	return s.deliver(ctx, m.config)
 }
 
@@ -119,7 +119,7 @@ func (s *service) makeSure(ctx context.Context) {
 
 // notGiven notes that the guest holds no config after all.
 func (s *service) notGiven() {
-	s.given, s.record.Given = false, false
+	s.given, s.record.Given, s.record.RunnerName = false, false, ""
 	s.saveRecord()
 }
 

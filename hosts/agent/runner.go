@@ -145,7 +145,7 @@ func (a *Agent) takeOver(ctx context.Context, f Found, rec record, buried bool) 
 	r.desire, r.record, r.machine = rec.Desire, rec, f.Machine
 	// What was wanted before is no order: the controller says it anew.
 	r.desire.Wanted, r.desire.UnlessBusy = protocol.WantUp, false
-	r.view.Pool, r.view.Scope, r.view.HasConfig = rec.Desire.Pool, rec.Desire.Scope, rec.Given
+	r.view.Pool, r.view.Scope, r.view.HasConfig, r.view.RunnerName = rec.Desire.Pool, rec.Desire.Scope, rec.Given, rec.RunnerName
 	life := r.serve
 	switch {
 	case buried:

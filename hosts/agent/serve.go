@@ -42,6 +42,8 @@ type service struct {
 	mintAt    time.Time // nor before this
 	mintPause backoff
 
+	relapses int // from idle back to starting, which a listener that restarts itself does
+
 	endAsked bool      // the guest was told to end its listener
 	endBy    time.Time // and the VM is stopped then at the latest
 	endAt    time.Time // the next try to tell it
@@ -59,6 +61,7 @@ const (
 	guestCall    = 30 * time.Second // how long any other call to a guest may take
 	drainRecheck = 5 * time.Second  // pause between two questions whether a guest is busy
 	endMargin    = 5 * time.Second  // given to a guest beyond its grace, which is its own to keep
+	maxRelapses  = 10               // far more than a listener restarts itself
 	newsBurst    = 20               // changes of status taken at once
 	newsEvery    = 200 * time.Millisecond
 )
@@ -190,6 +193,11 @@ func (s *service) take(n guestNews) {
 			})
 		}
 		return
+	}
+	if s.seen.Phase == guest.PhaseIdle && n.status.Phase == guest.PhaseStarting {
+		if s.relapses++; s.relapses > maxRelapses {
+			n.status.Phase = guest.PhaseIdle // one that goes back and forth makes no more news
+		}
 	}
 	restarted := s.booted() && s.seen.Instance != n.status.Instance
 	s.seen, s.silence, s.lastErr = n.status, time.Time{}, nil

@@ -56,6 +56,9 @@ type record struct {
 	Desire protocol.Desire `json:"desire"`
 	// Given says that the guest was, or is about to be, handed a JIT config.
 	Given bool `json:"given"`
+	// RunnerName is the config's name at GitHub. A controller that was restored from
+	// an older copy of its database learns it anew.
+	RunnerName string `json:"runner_name,omitempty"`
 }
 
 // tombstone is the last report of a runner, kept so that its id never lives again.

@@ -158,6 +158,8 @@ type RunnerReport struct {
 	Progress  string `json:"progress,omitempty"`
 	Pool      string `json:"pool"`
 	Scope     string `json:"scope,omitempty"`
+	// RunnerName is the name at GitHub of the config that the guest was given.
+	RunnerName string `json:"runner_name,omitempty"`
 }
 
 // MintRequest asks for a JIT config for an armed runner whose guest has none.

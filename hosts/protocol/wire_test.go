@@ -72,9 +72,9 @@ var golden = []struct {
 	},
 	{
 		"RunnerReport", protocol.RunnerReport{
-			ID: "r-1", Observed: "busy", HoldsSlot: true, HasConfig: true, Failure: "f", Result: "succeeded", Progress: "10 %", Pool: "mac", Scope: "acme",
+			ID: "r-1", Observed: "busy", HoldsSlot: true, HasConfig: true, Failure: "f", Result: "succeeded", Progress: "10 %", Pool: "mac", Scope: "acme", RunnerName: "n",
 		},
-		`{"id":"r-1","observed":"busy","holds_slot":true,"has_config":true,"failure":"f","result":"succeeded","progress":"10 %","pool":"mac","scope":"acme"}`,
+		`{"id":"r-1","observed":"busy","holds_slot":true,"has_config":true,"failure":"f","result":"succeeded","progress":"10 %","pool":"mac","scope":"acme","runner_name":"n"}`,
 		`{"id":"","observed":"","holds_slot":false,"has_config":false,"pool":""}`,
 	},
 	{"MintRequest", protocol.MintRequest{Instance: "i"}, `{"instance":"i"}`, `{"instance":""}`},

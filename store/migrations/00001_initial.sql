@@ -83,6 +83,7 @@ CREATE TABLE hosts (
     sequence        BIGINT NOT NULL,
     machine         TEXT NOT NULL,
     seen_at         BIGINT NOT NULL,
+    back_at         BIGINT NOT NULL,
     failures        INTEGER NOT NULL,
     failed_at       BIGINT NOT NULL,
     created_at      BIGINT NOT NULL
