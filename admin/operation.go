@@ -19,6 +19,7 @@ const (
 	defaultTTL = time.Hour
 	minTTL     = time.Minute
 	maxTTL     = 7 * 24 * time.Hour
+	maxUses    = 10000
 
 	readyTimeout = 5 * time.Second
 )
@@ -28,6 +29,7 @@ func (h handlers) CreateEnrolmentToken(ctx context.Context, req api.CreateEnrolm
 	var (
 		name string
 		ttl  = defaultTTL
+		uses = 1
 	)
 	if req.Body != nil {
 		name = req.Body.HostName
@@ -39,16 +41,22 @@ func (h handlers) CreateEnrolmentToken(ctx context.Context, req api.CreateEnrolm
 			}
 			ttl = time.Duration(s) * time.Second
 		}
+		if req.Body.Uses != nil {
+			uses = *req.Body.Uses
+		}
 	}
 	if name != "" && !fleet.ValidName(name) {
 		return nil, refusal{http.StatusBadRequest, "host_name: want 1 to 32 lower-case letters, digits and dashes"}
 	}
+	if uses < 1 || uses > maxUses || uses > 1 && name != "" {
+		return nil, refusal{http.StatusBadRequest, fmt.Sprintf("uses: want a whole number from 1 to %d, and 1 where host_name is given", maxUses)}
+	}
 	expires := h.Now().Add(ttl)
-	token, err := h.Enroller.NewEnrolment(ctx, name, ttl)
+	token, err := h.Enroller.NewEnrolment(ctx, name, ttl, uses)
 	if err != nil {
 		return nil, fmt.Errorf("make enrolment token for host %q: %w", name, err)
 	}
-	h.Log.InfoContext(ctx, "enrolment token made by an operator", slog.String("name", name), slog.Duration("ttl", ttl))
+	h.Log.InfoContext(ctx, "enrolment token made by an operator", slog.String("name", name), slog.Duration("ttl", ttl), slog.Int("uses", uses))
 	return api.CreateEnrolmentToken201JSONResponse{Token: token.Reveal(), HostName: name, ExpiresAt: wireTime(expires)}, nil
 }
 

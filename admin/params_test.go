@@ -166,10 +166,14 @@ func TestEnrolmentTokens(t *testing.T) {
 		want              admintest.Enrolment
 		wantError         string
 	}{
-		"no body":              {"", "", 201, admintest.Enrolment{TTL: time.Hour}, ""},
-		"empty object":         {"{}", "application/json", 201, admintest.Enrolment{TTL: time.Hour}, ""},
-		"all":                  {`{"host_name":"mini-9","ttl_seconds":60}`, "application/json; charset=utf-8", 201, admintest.Enrolment{HostName: "mini-9", TTL: time.Minute}, ""},
-		"longest":              {`{"ttl_seconds":604800}`, "application/json", 201, admintest.Enrolment{TTL: 7 * 24 * time.Hour}, ""},
+		"no body":              {"", "", 201, admintest.Enrolment{TTL: time.Hour, Uses: 1}, ""},
+		"empty object":         {"{}", "application/json", 201, admintest.Enrolment{TTL: time.Hour, Uses: 1}, ""},
+		"all":                  {`{"host_name":"mini-9","ttl_seconds":60}`, "application/json; charset=utf-8", 201, admintest.Enrolment{HostName: "mini-9", TTL: time.Minute, Uses: 1}, ""},
+		"for many hosts":       {`{"uses":10000}`, "application/json", 201, admintest.Enrolment{TTL: time.Hour, Uses: 10000}, ""},
+		"for too many":         {`{"uses":10001}`, "application/json", 400, admintest.Enrolment{}, "1 to 10000"},
+		"for none":             {`{"uses":0}`, "application/json", 400, admintest.Enrolment{}, "1 to 10000"},
+		"many of one name":     {`{"host_name":"mini-9","uses":2}`, "application/json", 400, admintest.Enrolment{}, "host_name"},
+		"longest":              {`{"ttl_seconds":604800}`, "application/json", 201, admintest.Enrolment{TTL: 7 * 24 * time.Hour, Uses: 1}, ""},
 		"too short":            {`{"ttl_seconds":59}`, "application/json", 400, admintest.Enrolment{}, "60 to 604800"},
 		"zero":                 {`{"ttl_seconds":0}`, "application/json", 400, admintest.Enrolment{}, "60 to 604800"},
 		"too long":             {`{"ttl_seconds":604801}`, "application/json", 400, admintest.Enrolment{}, "60 to 604800"},

@@ -52,9 +52,9 @@ type Explainer interface {
 
 // Enroller makes the tokens with which hosts join.
 type Enroller interface {
-	// NewEnrolment returns a token that is good for one host until ttl is over;
+	// NewEnrolment returns a token that is good for so many hosts until ttl is over;
 	// an empty name lets the host choose its own.
-	NewEnrolment(ctx context.Context, hostName string, ttl time.Duration) (secret.Text, error)
+	NewEnrolment(ctx context.Context, hostName string, ttl time.Duration, uses int) (secret.Text, error)
 }
 
 // Config says what a Server serves.

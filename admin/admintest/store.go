@@ -39,6 +39,7 @@ type Store struct {
 type Enrolment struct {
 	HostName string
 	TTL      time.Duration
+	Uses     int
 }
 
 // Removed returns the hosts that were removed.
@@ -187,9 +188,9 @@ func (s *Store) Explain(_ context.Context, id fleet.JobID) (fleet.Wait, bool, er
 }
 
 // NewEnrolment remembers the call and returns Token.
-func (s *Store) NewEnrolment(_ context.Context, hostName string, ttl time.Duration) (secret.Text, error) {
+func (s *Store) NewEnrolment(_ context.Context, hostName string, ttl time.Duration, uses int) (secret.Text, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.enrols = append(s.enrols, Enrolment{HostName: hostName, TTL: ttl})
+	s.enrols = append(s.enrols, Enrolment{HostName: hostName, TTL: ttl, Uses: uses})
 	return s.Token, s.trouble()
 }

@@ -347,9 +347,13 @@ type EnrolmentRequest struct {
 
 	// TTLSeconds How long the token can be used, in seconds.
 	TTLSeconds *int `json:"ttl_seconds,omitempty"`
+
+	// Uses How many hosts can join with it. More than one is for simulated hosts and for racks that are
+	// set up in one go; such a token cannot fix a name.
+	Uses *int `json:"uses,omitempty"`
 }
 
-// EnrolmentToken A token that lets one host join, once.
+// EnrolmentToken A token that lets hosts join, each use once.
 type EnrolmentToken struct {
 	// ExpiresAt When it can no longer be used.
 	ExpiresAt time.Time `json:"expires_at"`
