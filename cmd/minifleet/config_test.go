@@ -87,7 +87,8 @@ func TestConfigCheck(t *testing.T) {
 		"log level":                {"pools:", "log_level: loud\npools:", []string{`log_level "loud"`}},
 		"log format":               {"pools:", "log_format: xml\npools:", []string{`log_format "xml"`}},
 		"several at once":          {"private_key: a key\n  webhook_secret: a secret", "", []string{"github.private_key", "github.webhook_secret"}},
-		"webhook may be public":    {"pools:", "webhook: {address: \"0.0.0.0:8080\"}\npools:", nil},
+		"webhook in the clear":     {"pools:", "webhook: {address: \"0.0.0.0:8080\"}\npools:", []string{"webhook.address", "behind_proxy"}},
+		"webhook behind a proxy":   {"pools:", "webhook: {address: \"0.0.0.0:8080\", behind_proxy: true}\npools:", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			text := strings.Replace(goodConfig, test.old, test.new, 1)

@@ -87,6 +87,7 @@ type hostToken struct {
 	client
 	Name string        `help:"Name that the host will have; without it the host chooses."`
 	TTL  time.Duration `default:"1h" help:"How long the token is good."`
+	Uses int           `default:"1" help:"How many hosts can join with it."`
 }
 
 // Run prints the token alone, so that it can be piped into a file.
@@ -95,7 +96,7 @@ func (c hostToken) Run(s *surroundings) error {
 	if err != nil {
 		return err
 	}
-	made, err := newEnrolment(s.ctx, c.Server, token, c.Name, c.TTL)
+	made, err := newEnrolment(s.ctx, c.Server, token, c.Name, c.TTL, c.Uses)
 	if err != nil {
 		return err
 	}
@@ -131,12 +132,12 @@ func (c hostRemove) Run(s *surroundings) error {
 }
 
 // newEnrolment asks the controller for a token.
-func newEnrolment(ctx context.Context, server string, token secret.Text, name string, ttl time.Duration) (secret.Text, error) {
+func newEnrolment(ctx context.Context, server string, token secret.Text, name string, ttl time.Duration, uses int) (secret.Text, error) {
 	a, err := api.Connect(server, token, nil)
 	if err != nil {
 		return secret.Text{}, err
 	}
-	res, err := a.CreateEnrolmentToken(ctx, api.EnrolmentRequest{HostName: name, TTLSeconds: new(int(ttl / time.Second))})
+	res, err := a.CreateEnrolmentToken(ctx, api.EnrolmentRequest{HostName: name, TTLSeconds: new(int(ttl / time.Second)), Uses: &uses})
 	if err != nil {
 		return secret.Text{}, fmt.Errorf("enrolment token: %w", err)
 	}

@@ -79,7 +79,8 @@ func inDomain(err error) error {
 // installation that there is news of.
 type ingest struct {
 	*store.Store
-	app *githubapp.App
+	app  *githubapp.App
+	news chan<- struct{} // written to when an installation changed
 }
 
 // Ingest stores a delivery.
@@ -87,6 +88,10 @@ func (i ingest) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, er
 	done, err := i.Store.Ingest(ctx, in)
 	if err == nil && in.Installation != nil {
 		i.app.ForgetInstallation(in.Installation.ID)
+		select {
+		case i.news <- struct{}{}:
+		default:
+		}
 	}
 	return done, err
 }

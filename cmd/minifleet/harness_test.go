@@ -122,7 +122,9 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	s := &site{t: t, dir: t.TempDir(), sim: newGitHub(t, githubsim.Options{Kind: true, KeyPool: 1})}
+	// A locked database holds the controller up for as long as GitHub itself waits.
+	slow := githubsim.Timing{DeliveryTimeout: patience}
+	s := &site{t: t, dir: t.TempDir(), sim: newGitHub(t, githubsim.Options{Kind: true, KeyPool: 1, Timing: slow})}
 	s.webhook, s.agents = `{address: "127.0.0.1:0"}`, `{address: "127.0.0.1:0"}`
 	s.admin = `{address: "127.0.0.1:0", token_file: admin.token}`
 	s.secrets = "webhook_secret_file: webhook.secret"

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -69,7 +70,10 @@ type controller struct {
 	store *store.Store
 	app   *githubapp.App
 	loop  *autoscaler.Loop
-	doors []*door
+	hooks *webhook.Handler
+	// installed is written to when a delivery told of an installation.
+	installed chan struct{}
+	doors     []*door
 }
 
 // door is one listener with what is behind it.
@@ -81,7 +85,7 @@ type door struct {
 }
 
 func newController(ctx context.Context, cfg settings, dir string, log *slog.Logger) (*controller, error) {
-	c := &controller{cfg: cfg, log: log}
+	c := &controller{cfg: cfg, log: log, installed: make(chan struct{}, 1)}
 	ok := false
 	defer func() {
 		if !ok {
@@ -104,14 +108,15 @@ func newController(ctx context.Context, cfg settings, dir string, log *slog.Logg
 		Rules: autoscaler.Rules{HostDeadline: cfg.Timing.HostDeadline, MintsPerMinute: cfg.GitHub.MintsPerMinute},
 		Log:   log.With("part", "autoscaler"),
 	})
-	hooks, err := c.webhooks(pools)
-	if err != nil {
+	if c.hooks, err = c.webhooks(pools); err != nil {
 		return nil, err
 	}
-	agents := listener{cfg.Agents.Address, under(dir, cfg.Agents.CertFile), under(dir, cfg.Agents.KeyFile)}
-	pin, err := agents.pin()
-	if err != nil {
-		return nil, err
+	agents := cfg.Agents.listener().in(dir)
+	pin := ""
+	if cfg.Agents.PinCertificate {
+		if pin, err = agents.pin(); err != nil {
+			return nil, err
+		}
 	}
 	fleetHosts, err := hosts.New(hosts.Config{
 		Store: c.store, GitHub: gitHubPort{c.app}, Pools: pools, Name: githubapp.RunnerName,
@@ -123,7 +128,7 @@ func newController(ctx context.Context, cfg settings, dir string, log *slog.Logg
 	}
 	api, err := admin.New(admin.Config{
 		Token: cfg.Admin.Token, Store: c.store, Explainer: c.loop, Enroller: fleetHosts, Pools: pools,
-		HostDeadline: cfg.Timing.HostDeadline, Ready: c.store.Ping, Version: version(), Log: log.With("part", "admin"),
+		HostDeadline: cfg.Timing.HostDeadline, Ready: (&readiness{ping: c.store.Ping}).ready, Version: version(), Log: log.With("part", "admin"),
 	})
 	if err != nil {
 		return nil, err
@@ -133,9 +138,9 @@ func newController(ctx context.Context, cfg settings, dir string, log *slog.Logg
 		at     listener
 		routes func(chi.Router)
 	}{
-		{"webhook", listener{cfg.Webhook.Address, under(dir, cfg.Webhook.CertFile), under(dir, cfg.Webhook.KeyFile)}, hooks.Routes},
+		{"webhook", cfg.Webhook.listener().in(dir), c.hooks.Routes},
 		{"agents", agents, fleetHosts.Routes},
-		{"admin", listener{cfg.Admin.Address, under(dir, cfg.Admin.CertFile), under(dir, cfg.Admin.KeyFile)}, api.Routes},
+		{"admin", cfg.Admin.listener().in(dir), api.Routes},
 	} {
 		if err := c.open(ctx, d.name, d.at, d.routes); err != nil {
 			return nil, err
@@ -151,7 +156,7 @@ func (c *controller) webhooks(pools []fleet.Pool) (*webhook.Handler, error) {
 		secrets = append(secrets, c.cfg.GitHub.PreviousSecret)
 	}
 	return webhook.New(webhook.Config{
-		Secrets: secrets, AppID: c.cfg.GitHub.AppID, Store: ingest{c.store, c.app}, Wake: c.loop.Wake, Log: c.log.With("part", "webhook"),
+		Secrets: secrets, AppID: c.cfg.GitHub.AppID, Store: ingest{c.store, c.app, c.installed}, Wake: c.loop.Wake, Log: c.log.With("part", "webhook"),
 		Serves: func(owner, repo string) bool {
 			for _, p := range pools {
 				if _, ok := p.ScopeFor(owner, repo); ok {
@@ -163,12 +168,39 @@ func (c *controller) webhooks(pools []fleet.Pool) (*webhook.Handler, error) {
 	})
 }
 
+// readiness remembers for a moment that all was well: everybody may ask, and each
+// answer costs a write.
+type readiness struct {
+	ping func(context.Context) error
+
+	mu   sync.Mutex // guards well, and lets one ask at a time
+	well time.Time
+}
+
+func (r *readiness) ready(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if time.Since(r.well) < 2*time.Second {
+		return nil
+	}
+	err := r.ping(ctx)
+	if err == nil {
+		r.well = time.Now()
+	}
+	return err
+}
+
 // under resolves a path of the configuration against its folder.
 func under(dir, path string) string {
 	if path == "" || filepath.IsAbs(path) {
 		return path
 	}
 	return filepath.Join(dir, path)
+}
+
+// in resolves the files of a listener.
+func (l listener) in(dir string) listener {
+	return listener{l.Address, under(dir, l.CertFile), under(dir, l.KeyFile)}
 }
 
 // pin returns the pin of the certificate that the listener shows, "" without TLS.
@@ -246,9 +278,9 @@ func (c *controller) run(ctx context.Context) error {
 	}
 	g.Go(func() error { return c.loop.Run(ctx) })
 	g.Go(func() error {
-		return c.every(ctx, c.cfg.GitHub.InstallationRefresh, "installations not read", c.refreshInstallations)
+		return c.every(ctx, c.cfg.GitHub.InstallationRefresh, c.installed, "installations not read", c.refreshInstallations)
 	})
-	g.Go(func() error { return c.every(ctx, time.Hour, "old records not pruned", c.prune) })
+	g.Go(func() error { return c.every(ctx, time.Hour, nil, "old records not pruned", c.prune) })
 	g.Go(func() error {
 		<-ctx.Done()
 		c.log.Info("stopping: requests under way are finished, runners go on")
@@ -267,14 +299,16 @@ func (c *controller) run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// every calls f now and then; its failure is logged and mended by the next call.
-func (c *controller) every(ctx context.Context, period time.Duration, complaint string, f func(context.Context) error) error {
+// every calls f now and then, and when it is woken; its failure is logged and
+// mended by the next call.
+func (c *controller) every(ctx context.Context, period time.Duration, wake <-chan struct{}, complaint string, f func(context.Context) error) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-wake:
 		case <-timer.C:
 		}
 		next := period
@@ -287,11 +321,22 @@ func (c *controller) every(ctx context.Context, period time.Duration, complaint 
 }
 
 func (c *controller) refreshInstallations(ctx context.Context) error {
+	before, err := c.store.InstallationIDs(ctx)
+	if err != nil {
+		return err
+	}
 	list, err := c.app.Installations(ctx)
 	if err != nil {
 		return err
 	}
-	return c.store.SetInstallations(ctx, list)
+	if err := c.store.SetInstallations(ctx, list, before); err != nil {
+		return err
+	}
+	early, err := c.store.FailedDeliveries(ctx)
+	if err != nil {
+		return err
+	}
+	return c.hooks.Retry(ctx, early)
 }
 
 func (c *controller) prune(ctx context.Context) error {

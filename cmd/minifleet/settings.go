@@ -19,24 +19,39 @@ const envPrefix = "MINIFLEET"
 
 // settings is the controller's configuration file.
 type settings struct {
-	Database   string        `yaml:"database" default:"minifleet.db" help:"SQLite file of the state; made if it is not there"`
-	Webhook    listener      `yaml:"webhook" help:"where GitHub delivers: the only public listener"`
-	Agents     listener      `yaml:"agents" help:"where agents call: TLS, or plain HTTP on loopback"`
-	Admin      adminSettings `yaml:"admin" help:"API for operators"`
-	GitHub     gitHub        `yaml:"github" help:"the GitHub App"`
-	Timing     timing        `yaml:"timing"`
-	Pools      []pool        `yaml:"pools" help:"what is served, by which machines"`
-	LogLevel   string        `yaml:"log_level" default:"info" help:"debug, info, warn or error"`
-	LogFormat  string        `yaml:"log_format" default:"text" help:"text or json"`
-	KeepEvents time.Duration `yaml:"keep_payloads" default:"168h" help:"how long payloads of deliveries are kept"`
-	KeepPast   time.Duration `yaml:"keep_history" default:"720h" help:"how long ended jobs, runners and deliveries are kept"`
+	Database   string          `yaml:"database" default:"minifleet.db" help:"SQLite file of the state; made if it is not there"`
+	Webhook    webhookSettings `yaml:"webhook" help:"where GitHub delivers: the only public listener"`
+	Agents     agentSettings   `yaml:"agents" help:"where agents call: TLS, or plain HTTP on loopback"`
+	Admin      adminSettings   `yaml:"admin" help:"API for operators"`
+	GitHub     gitHub          `yaml:"github" help:"the GitHub App"`
+	Timing     timing          `yaml:"timing"`
+	Pools      []pool          `yaml:"pools" help:"what is served, by which machines"`
+	LogLevel   string          `yaml:"log_level" default:"info" help:"debug, info, warn or error"`
+	LogFormat  string          `yaml:"log_format" default:"text" help:"text or json"`
+	KeepEvents time.Duration   `yaml:"keep_payloads" default:"168h" help:"how long payloads of deliveries are kept"`
+	KeepPast   time.Duration   `yaml:"keep_history" default:"720h" help:"how long ended jobs, runners and deliveries are kept"`
 }
 
-type listener struct {
-	Address  string `yaml:"address" default:"127.0.0.1:0" help:"host:port; an empty host is every interface"`
-	CertFile string `yaml:"cert_file" help:"TLS certificate chain, PEM"`
-	KeyFile  string `yaml:"key_file" help:"its private key, PEM"`
+// listener is where one kind of callers is served.
+type listener struct{ Address, CertFile, KeyFile string }
+
+type webhookSettings struct {
+	Address     string `yaml:"address" default:"127.0.0.1:8080" help:"host:port; an empty host is every interface"`
+	CertFile    string `yaml:"cert_file" help:"TLS certificate chain, PEM"`
+	KeyFile     string `yaml:"key_file" help:"its private key, PEM"`
+	BehindProxy bool   `yaml:"behind_proxy" default:"false" help:"allow plain HTTP beyond loopback: a proxy on a network you trust ends TLS"`
 }
+
+func (s webhookSettings) listener() listener { return listener{s.Address, s.CertFile, s.KeyFile} }
+
+type agentSettings struct {
+	Address        string `yaml:"address" default:"127.0.0.1:8443" help:"host:port; an empty host is every interface"`
+	CertFile       string `yaml:"cert_file" help:"TLS certificate chain, PEM"`
+	KeyFile        string `yaml:"key_file" help:"its private key, PEM"`
+	PinCertificate bool   `yaml:"pin_certificate" default:"true" help:"enrolment tokens carry a pin of the certificate's key; false where a public authority renews it with a new key"`
+}
+
+func (s agentSettings) listener() listener { return listener{s.Address, s.CertFile, s.KeyFile} }
 
 type adminSettings struct {
 	Address   string      `yaml:"address" default:"127.0.0.1:8090" help:"host:port; an empty host is every interface"`
@@ -45,6 +60,8 @@ type adminSettings struct {
 	Token     secret.Text `yaml:"token" help:"bearer token of operators"`
 	TokenFile string      `yaml:"token_file" help:"file that holds it"`
 }
+
+func (s adminSettings) listener() listener { return listener{s.Address, s.CertFile, s.KeyFile} }
 
 type gitHub struct {
 	URL                 string        `yaml:"url" default:"https://api.github.com" help:"REST base; https://HOST/api/v3 for GitHub Enterprise Server"`
@@ -88,6 +105,9 @@ type limits struct {
 	Registering time.Duration `yaml:"registering" default:"4m" help:"until the listener is online"`
 	Surplus     time.Duration `yaml:"surplus" default:"1m" help:"how long a runner nobody needs is kept"`
 	Unnamed     time.Duration `yaml:"unnamed" default:"2m" help:"how long a busy guest stands for a job that GitHub has not named"`
+	Assignment  time.Duration `yaml:"assignment" default:"3m" help:"how long a listening runner stands for a job that GitHub does not give it"`
+	Ending      time.Duration `yaml:"ending" default:"5m" help:"from the order to go until the slot is free"`
+	Arming      time.Duration `yaml:"arming" default:"10m" help:"from the grant until the config is in the guest"`
 }
 
 // loadSettings reads and checks the file.
@@ -117,8 +137,11 @@ func (s *settings) Validate() error {
 		errs = append(errs, errors.New("admin.token or admin.token_file is required"))
 	}
 	errs = append(errs,
-		s.Webhook.validate("webhook", false), s.Agents.validate("agents", true),
-		listener{s.Admin.Address, s.Admin.CertFile, s.Admin.KeyFile}.validate("admin", true))
+		s.Webhook.listener().validate("webhook", s.Webhook.BehindProxy, " or, behind a proxy that ends TLS, webhook.behind_proxy"),
+		s.Agents.listener().validate("agents", false, ""), s.Admin.listener().validate("admin", false, ""))
+	if s.Timing.HostDeadline < 10*time.Second {
+		errs = append(errs, fmt.Errorf("timing.host_deadline %s: want at least 10s", s.Timing.HostDeadline))
+	}
 	if len(s.Pools) == 0 {
 		errs = append(errs, errors.New("pools: at least one is needed, or no job is served"))
 	}
@@ -137,18 +160,17 @@ func (s *settings) Validate() error {
 	return errors.Join(errs...)
 }
 
-// validate checks that what must not be read on the way is not: only the webhook
-// listener, whose payloads are signed, may speak plain HTTP beyond loopback, to a
-// proxy that ends TLS.
-func (l listener) validate(name string, private bool) error {
+// validate checks that nothing is said in clear beyond loopback, unless that is
+// asked for.
+func (l listener) validate(name string, plain bool, instead string) error {
 	host, _, err := net.SplitHostPort(l.Address)
 	switch {
 	case err != nil:
 		return fmt.Errorf("%s.address %q: want host:port", name, l.Address)
 	case (l.CertFile == "") != (l.KeyFile == ""):
 		return fmt.Errorf("%s: cert_file and key_file go together", name)
-	case private && l.CertFile == "" && !loopback(host):
-		return fmt.Errorf("%s.address %q is not loopback: set %s.cert_file and %s.key_file", name, l.Address, name, name)
+	case !plain && l.CertFile == "" && !loopback(host):
+		return fmt.Errorf("%s.address %q is not loopback: set %s.cert_file and %s.key_file%s", name, l.Address, name, name, instead)
 	}
 	return nil
 }
@@ -170,6 +192,7 @@ func (p pool) domain() (fleet.Pool, error) {
 		Limits: fleet.Limits{
 			Placed: p.Limits.Placed, Preparing: p.Limits.Preparing, Booting: p.Limits.Booting,
 			Registering: p.Limits.Registering, Surplus: p.Limits.Surplus, Unnamed: p.Limits.Unnamed,
+			Assignment: p.Limits.Assignment, Ending: p.Limits.Ending, Arming: p.Limits.Arming,
 		}.WithDefaults(),
 	}
 	var errs []error

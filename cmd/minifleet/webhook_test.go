@@ -117,13 +117,7 @@ func TestDeliveries(t *testing.T) {
 	s := newSite(t)
 	c := s.serve()
 	key := s.sim.WebhookSecret().Reveal()
-	s.queue(macLabels())
-	s.delivered()
-	// Until the controller has read the installations, it takes every one for known.
-	eventually(t, "the controller has read the installations", func() bool {
-		_, a := c.post(s, key, delivery{guid: "probe-" + fmt.Sprint(time.Now().UnixNano()), event: "workflow_job", body: s.genuine(1, inInstallation(999))})
-		return a["status"] == "failed"
-	})
+	s.installationsRead(c)
 	whole := s.genuine(7001)
 	large := append(slices.Clone(whole), bytes.Repeat([]byte(" "), webhook.MaxBody)...)
 	for name, test := range map[string]struct {
@@ -252,50 +246,69 @@ func TestFailedDeliveryIsProcessedWhenItComesWhole(t *testing.T) {
 	}
 }
 
-// The news of a new installation is lost, and with it the jobs there; what GitHub
-// then redelivers mends it.
-func TestUnknownInstallationIsMendedByRedelivery(t *testing.T) {
+// The news of a new installation is lost, and the first job there with it: both are
+// known once GitHub sends the news again, or the controller reads GitHub's own list.
+func TestLateNewsOfAnInstallation(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
-	s.pools = strings.ReplaceAll(s.pools, "scopes: [octo/demo]", "scopes: [octo/demo, acme]")
-	c := s.serve()
-	eventually(t, "the controller knows an installation", func() bool {
-		return slices.ContainsFunc(s.sim.Requests(), func(r githubsim.Request) bool { return r.Path == "/app/installations" && r.Status == 200 })
-	})
-	if err := s.sim.Inject(githubsim.Fault{Kind: githubsim.DeliveryFailed, Path: "installation.created"}); err != nil {
-		t.Fatal(err)
+	for name, mend := range map[string]func(*testing.T, *site, *served) *served{
+		"sent again": func(t *testing.T, s *site, c *served) *served {
+			all := s.sim.Deliveries()
+			lost := slices.IndexFunc(all, func(d githubsim.Delivery) bool { return d.Event == "installation" && d.StatusCode == 502 })
+			if lost < 0 {
+				t.Fatalf("no news was lost: %+v", all)
+			}
+			if err := s.sim.Redeliver(all[lost].ID); err != nil {
+				t.Fatal(err)
+			}
+			return c
+		},
+		"read at a restart": func(_ *testing.T, s *site, c *served) *served {
+			c.stop()
+			return s.serve()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			s.pools = strings.ReplaceAll(s.pools, "scopes: [octo/demo]", "scopes: [octo/demo, acme]")
+			c := s.serve()
+			s.installationsRead(c)
+			if err := s.sim.Inject(githubsim.Fault{Kind: githubsim.DeliveryFailed, Path: "installation.created"}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.sim.AddInstallation(githubsim.Installation{Account: "acme", Repositories: []string{"rockets"}}); err != nil {
+				t.Fatal(err)
+			}
+			r, err := s.sim.QueueRun(githubsim.Workflow{Repo: "acme/rockets", Jobs: []githubsim.JobSpec{{Name: "x", Labels: macLabels(), Steps: []githubsim.Step{{Run: "true"}}}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.delivered()
+			if failed := c.get("deliveries", "--status", "failed"); !strings.Contains(failed, "unknown installation") || !strings.Contains(failed, "acme/rockets") {
+				t.Fatalf("failed deliveries:\n%s", failed)
+			}
+			c = mend(t, s, c)
+			eventually(t, "the job is known", func() bool {
+				return slices.Contains(c.list("jobs", "--repo", "acme/rockets").column("id"), fmt.Sprint(r.JobIDs[0]))
+			})
+			eventually(t, "none of its deliveries is failed any more", func() bool {
+				return !slices.Contains(c.list("deliveries", "--status", "failed").column("repository"), "acme/rockets")
+			})
+		})
 	}
-	if _, err := s.sim.AddInstallation(githubsim.Installation{Account: "acme", Repositories: []string{"rockets"}}); err != nil {
-		t.Fatal(err)
-	}
+}
+
+// installationsRead queues a job and waits until the controller has read GitHub's
+// installations: until then it takes every one for known.
+func (s *site) installationsRead(c *served) {
+	s.t.Helper()
+	known := s.queue(macLabels()).JobIDs[0]
 	s.delivered()
-	// GitHub's answer and its storing are not one: ask until it has been stored.
-	var job int64
-	eventually(t, "a job of an unknown installation is stored as failed", func() bool {
-		r, err := s.sim.QueueRun(githubsim.Workflow{Repo: "acme/rockets", Jobs: []githubsim.JobSpec{{Name: "x", Labels: macLabels(), Steps: []githubsim.Step{{Run: "true"}}}}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		job = r.JobIDs[0]
-		s.delivered()
-		return strings.Contains(c.get("deliveries", "--status", "failed"), "acme/rockets")
-	})
-	again := func(ok func(githubsim.Delivery) bool) {
-		t.Helper()
-		all := s.sim.Deliveries()
-		at := slices.IndexFunc(all, ok)
-		if at < 0 {
-			t.Fatal("GitHub has made no such delivery")
-		}
-		if err := s.sim.Redeliver(all[at].ID); err != nil {
-			t.Fatal(err)
-		}
-		s.delivered()
-	}
-	again(func(d githubsim.Delivery) bool { return d.Event == "installation" && d.StatusCode == 502 })
-	again(func(d githubsim.Delivery) bool { return d.JobID == job && d.Action == "queued" })
-	eventually(t, "the job is known", func() bool {
-		return slices.Contains(c.list("jobs", "--repo", "acme/rockets").column("id"), fmt.Sprint(job))
+	probes := 0
+	eventually(s.t, "the controller has read the installations", func() bool {
+		probes++
+		probe := delivery{guid: fmt.Sprintf("probe-%d", probes), event: "workflow_job", body: s.genuine(known, inInstallation(999))}
+		_, answer := c.post(s, s.sim.WebhookSecret().Reveal(), probe)
+		return answer["status"] == "failed"
 	})
 }
 
