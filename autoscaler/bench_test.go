@@ -130,26 +130,3 @@ func BenchmarkDecide(b *testing.B) {
 		})
 	}
 }
-
-// The best of several runs has to be within the limit: others may use the
-// processor at the same time, but nothing makes a decision faster than it is.
-func TestDecideIsFast(t *testing.T) {
-	if raceDetector {
-		t.Skip("the race detector makes everything slow")
-	}
-	const limit = 5 * time.Millisecond
-	for name, shape := range shapes() {
-		t.Run(name, func(t *testing.T) {
-			s := shape()
-			best := time.Hour
-			for begun := time.Now(); time.Since(begun) < 10*time.Second; {
-				start := time.Now()
-				autoscaler.Decide(s.Snapshot)
-				if best = min(best, time.Since(start)); best < limit {
-					return
-				}
-			}
-			t.Errorf("a decision takes %s at best, the limit is %s", best, limit)
-		})
-	}
-}

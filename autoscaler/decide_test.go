@@ -37,9 +37,11 @@ func standby(n int) func(*fleet.Pool) { return func(p *fleet.Pool) { p.Standby =
 func scope(s string) func(*fleet.Runner) {
 	return func(r *fleet.Runner) { r.Scope, _ = fleet.ParseScope(s) }
 }
+
 func bound(job int) func(*fleet.Runner) {
 	return func(r *fleet.Runner) { r.Job, r.Registration = fleet.JobID(job), fleet.RegBusy }
 }
+
 func reg(s fleet.Registration) func(*fleet.Runner) {
 	return func(r *fleet.Runner) { r.Registration = s }
 }
@@ -106,16 +108,18 @@ func TestDemand(t *testing.T) {
 			s.runner("r", "a", "1", fleet.PhaseStandby)
 			s.job(1, "App", "macos")
 		}, want: []string{"arm r for acme/app"}, waits: map[int]fleet.WaitCode{1: fleet.WaitStandby}},
-		"one runner, one job": {make: func(s *snap) {
-			s.pool("a", mac)
-			s.host("1", 9)
-			s.runner("r1", "a", "1", fleet.PhaseStandby)
-			s.runner("r2", "a", "1", fleet.PhaseBooting)
-			s.job(1, "app", "macos")
-			s.job(2, "app", "macos")
-			s.job(3, "app", "macos")
-		}, want: []string{"arm r1 for Acme", "place a on h-1"},
-			waits: map[int]fleet.WaitCode{1: fleet.WaitStandby, 2: fleet.WaitBooting, 3: fleet.WaitBooting}},
+		"one runner, one job": {
+			make: func(s *snap) {
+				s.pool("a", mac)
+				s.host("1", 9)
+				s.runner("r1", "a", "1", fleet.PhaseStandby)
+				s.runner("r2", "a", "1", fleet.PhaseBooting)
+				s.job(1, "app", "macos")
+				s.job(2, "app", "macos")
+				s.job(3, "app", "macos")
+			}, want: []string{"arm r1 for Acme", "place a on h-1"},
+			waits: map[int]fleet.WaitCode{1: fleet.WaitStandby, 2: fleet.WaitBooting, 3: fleet.WaitBooting},
+		},
 		"an idle runner covers: nothing more is armed": {make: func(s *snap) {
 			s.pool("a", mac)
 			s.host("1", 9)
@@ -635,6 +639,13 @@ func TestScalingDown(t *testing.T) {
 			s.runner("stale", "a", "1", fleet.PhaseIdle, told(5*time.Minute))
 			s.runner("busy", "a", "1", fleet.PhaseBusy, told(time.Hour), func(r *fleet.Runner) { r.DeleteAfter = now.Add(time.Hour) })
 		}, want: []string{"delete fresh", "drain stale"}},
+		"and is asked when that is due": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.host("1", 5)
+			s.runner("r", "a", "1", fleet.PhaseIdle, func(r *fleet.Runner) {
+				r.Registration, r.RetiredAt, r.DeleteAfter = fleet.RegDeleting, now.Add(-270*time.Second), now.Add(time.Hour)
+			})
+		}, wake: 30 * time.Second},
 		"an unused grant is taken back": {make: func(s *snap) {
 			s.pool("a", mac)
 			s.host("1", 2)

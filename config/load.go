@@ -99,14 +99,14 @@ func secretsFromFiles(v reflect.Value, prefix, dir string) error {
 		byKey[f.key] = f.value
 	}
 	for f := range fields(v) {
-		switch {
-		case f.kind == kindSection:
+		switch f.kind {
+		case kindSection:
 			errs = append(errs, secretsFromFiles(f.value, prefix+f.key+".", dir))
-		case f.kind == kindSections:
+		case kindSections:
 			for i := range f.value.Len() {
 				errs = append(errs, secretsFromFiles(f.value.Index(i), fmt.Sprintf("%s%s[%d].", prefix, f.key, i), dir))
 			}
-		case f.kind == kindSecret:
+		case kindSecret:
 			sibling, ok := byKey[f.key+"_file"]
 			if !ok || sibling.Kind() != reflect.String || sibling.String() == "" {
 				continue

@@ -37,7 +37,7 @@ func start(ctx context.Context, name, logDir string, announced []string, program
 		return nil, err
 	}
 	defer log.Close()
-	p.cmd = exec.Command(program, args...)
+	p.cmd = exec.Command(program, args...) //nolint:noctx // stop and kill end it, in an order
 	p.cmd.Stderr = log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	p.cmd.Env = environment()

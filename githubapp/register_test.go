@@ -94,7 +94,7 @@ func TestRegisterErrors(t *testing.T) {
 			if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.text) {
 				t.Errorf("error %v, want %v and %q", err, c.kind, c.text)
 			}
-			if errors.Is(err, githubapp.ErrUncertain) != (c.kind == githubapp.ErrUncertain) {
+			if errors.Is(err, githubapp.ErrUncertain) != errors.Is(c.kind, githubapp.ErrUncertain) {
 				t.Errorf("uncertain: %v", err)
 			}
 			if n := o.count("POST", "generate-jitconfig"); n != 1 {

@@ -47,7 +47,7 @@ func (o *orphans) reap() {
 		case <-o.done:
 			return
 		case <-o.signals:
-			o.each(func(pid int) { wait(pid) })
+			o.each(func(pid int) { wait(pid) }) //nolint:errcheck // the next round looks again
 		}
 	}
 }
@@ -60,7 +60,7 @@ func (o *orphans) kill() error {
 	for deadline := time.Now().Add(killLimit); ; {
 		left := 0
 		if err := o.each(func(pid int) {
-			unix.Kill(pid, unix.SIGKILL)
+			unix.Kill(pid, unix.SIGKILL) //nolint:errcheck // it may be gone
 			if !wait(pid) {
 				left++
 			}

@@ -55,7 +55,7 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 	if srv.Shutdown(stopped) != nil {
 		srv.Close()
 	}
-	<-served
+	<-served //nolint:errcheck // it was asked to end
 	return err
 }
 

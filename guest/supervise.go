@@ -91,7 +91,7 @@ func (a *Agent) launch(jit secret.Text, env map[string]string, h *history) launc
 		return launchEnd{startErr: err}
 	}
 	defer r.Close()
-	cmd := exec.Command(path, "run")
+	cmd := exec.Command(path, "run") //nolint:noctx // it is ended step by step, see await
 	cmd.Dir = a.cfg.WorkDir
 	cmd.Env = a.environ(jit, env)
 	cmd.Stdout, cmd.Stderr = w, w
@@ -134,7 +134,7 @@ func (a *Agent) await(cmd *exec.Cmd) error {
 		if asked {
 			if !told {
 				told = true
-				cmd.Process.Signal(syscall.SIGTERM)
+				cmd.Process.Signal(syscall.SIGTERM) //nolint:errcheck // it may be gone
 			}
 			timer.Reset(time.Until(deadline))
 			expired = timer.C

@@ -65,7 +65,7 @@ func (e event) readJob(read *reading) verdict {
 		Labels:     labels,
 		Conclusion: clean(text(p.Conclusion), maxWord),
 		RunnerName: clean(text(p.RunnerName), maxName), RunnerID: number(p.RunnerID),
-		URL:        address(p.HTMLURL), CreatedAt: created,
+		URL: address(p.HTMLURL), CreatedAt: created,
 	}}
 	return processed()
 }

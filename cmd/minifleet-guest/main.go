@@ -82,7 +82,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if err != nil {
 		return err
 	}
-	l, err := listen(f.Listen)
+	l, err := listen(ctx, f.Listen)
 	if err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		defer cancel()
 		// Nothing can interrupt this read; it ends with the process at the latest.
 		go func() {
-			io.Copy(io.Discard, stdin)
+			io.Copy(io.Discard, stdin) //nolint:errcheck // an error is an end too
 			cancel()
 		}()
 	}
@@ -101,17 +101,17 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 
 // listen opens the socket, for this user only. A socket that nobody listens on
 // any more is replaced; one that answers is not.
-func listen(address string) (net.Listener, error) {
+func listen(ctx context.Context, address string) (net.Listener, error) {
 	path, ok := strings.CutPrefix(address, "unix:")
 	if !ok || path == "" {
 		return nil, fmt.Errorf("--listen=%s: give unix: and the path of a socket", address)
 	}
-	if err := removeStale(path); err != nil {
+	if err := removeStale(ctx, path); err != nil {
 		return nil, fmt.Errorf("--listen=%s: %w", address, err)
 	}
 	// Between bind and chmod the socket would be open to others if the umask is.
 	old := syscall.Umask(0o177)
-	l, err := net.Listen("unix", path)
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
 	syscall.Umask(old)
 	if err != nil {
 		return nil, fmt.Errorf("--listen=%s: %w", address, err)
@@ -119,7 +119,7 @@ func listen(address string) (net.Listener, error) {
 	return l, nil
 }
 
-func removeStale(path string) error {
+func removeStale(ctx context.Context, path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -130,7 +130,7 @@ func removeStale(path string) error {
 	if info.Mode().Type() != fs.ModeSocket {
 		return errors.New("the path exists and is not a socket: choose another")
 	}
-	conn, err := net.DialTimeout("unix", path, time.Second)
+	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", path)
 	if err == nil {
 		conn.Close()
 		return errors.New("another program listens there: end it or choose another path")

@@ -174,7 +174,7 @@ func TestSocketPath(t *testing.T) {
 		}
 		l.SetUnlinkOnClose(false)
 		l.Close()
-		again, err := listen("unix:" + path)
+		again, err := listen(t.Context(), "unix:"+path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -187,7 +187,7 @@ func TestSocketPath(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer l.Close()
-		if _, err := listen("unix:" + path); err == nil || !strings.Contains(err.Error(), "another program") {
+		if _, err := listen(t.Context(), "unix:"+path); err == nil || !strings.Contains(err.Error(), "another program") {
 			t.Errorf("error %v", err)
 		}
 	})
@@ -196,7 +196,7 @@ func TestSocketPath(t *testing.T) {
 		if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := listen("unix:" + path); err == nil || !strings.Contains(err.Error(), "not a socket") {
+		if _, err := listen(t.Context(), "unix:"+path); err == nil || !strings.Contains(err.Error(), "not a socket") {
 			t.Errorf("error %v", err)
 		}
 		if b, _ := os.ReadFile(path); string(b) != "precious" {
@@ -205,7 +205,7 @@ func TestSocketPath(t *testing.T) {
 	})
 	for _, bad := range []string{"", "unix:", "tcp:127.0.0.1:80", "/run/guest.sock"} {
 		t.Run("refuses "+bad, func(t *testing.T) {
-			if _, err := listen(bad); err == nil || !strings.Contains(err.Error(), "unix:") {
+			if _, err := listen(t.Context(), bad); err == nil || !strings.Contains(err.Error(), "unix:") {
 				t.Errorf("error %v", err)
 			}
 		})

@@ -108,7 +108,7 @@ func (s *Sim) serveFeed(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return // Accept has answered
 	}
-	defer conn.CloseNow()
+	defer conn.CloseNow() //nolint:errcheck // whatever it was, it is over
 	conn.SetReadLimit(bodyLimit)
 	for {
 		_, body, err := conn.Read(s.ctx)

@@ -123,7 +123,7 @@ func appKey(given secret.Text) (*rsa.PublicKey, secret.Text, error) {
 // Start listens on Options.Listen and serves until Close. If a webhook URL is
 // set, GitHub's ping follows.
 func (s *Sim) Start() error {
-	ln, err := net.Listen("tcp", s.opt.Listen)
+	ln, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", s.opt.Listen)
 	if err != nil {
 		return fmt.Errorf("simulated github: %w", err)
 	}

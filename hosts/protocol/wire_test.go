@@ -25,40 +25,48 @@ var golden = []struct {
 	zero string
 }{
 	{
-		"Error", protocol.Error{Message: "m", Code: protocol.CodeLater},
+		"Error",
+		protocol.Error{Message: "m", Code: protocol.CodeLater},
 		`{"error":"m","code":"later"}`, `{"error":""}`,
 	},
 	{
-		"Enrol", protocol.Enrol{Token: "t", CredentialHash: "h", Name: "n", Machine: "m"},
+		"Enrol",
+		protocol.Enrol{Token: "t", CredentialHash: "h", Name: "n", Machine: "m"},
 		`{"token":"t","credential_hash":"h","name":"n","machine":"m"}`, `{"token":"","credential_hash":"","name":"","machine":""}`,
 	},
 	{
-		"Enrolled", protocol.Enrolled{Host: "h", Name: "n", Site: "s"},
+		"Enrolled",
+		protocol.Enrolled{Host: "h", Name: "n", Site: "s"},
 		`{"host":"h","name":"n","site":"s"}`, `{"host":"","name":"","site":""}`,
 	},
 	{
-		"Hello", protocol.Hello{Instance: "i", Machine: "m", Facts: protocol.Facts{Slots: 2}},
+		"Hello",
+		protocol.Hello{Instance: "i", Machine: "m", Facts: protocol.Facts{Slots: 2}},
 		`{"instance":"i","machine":"m","facts":{"slots":2,"backends":null,"images":null,"os":"","arch":"","agent_version":""}}`,
 		`{"instance":"","machine":"","facts":{"slots":0,"backends":null,"images":null,"os":"","arch":"","agent_version":""}}`,
 	},
 	{
-		"Facts", protocol.Facts{
+		"Facts",
+		protocol.Facts{
 			Slots: 2, Backends: []string{"vz"}, Images: []string{"a", "b"}, OS: "darwin", Arch: "arm64", AgentVersion: "1.2.3", Degraded: "disk", Capabilities: []string{"exec"},
 		},
 		`{"slots":2,"backends":["vz"],"images":["a","b"],"os":"darwin","arch":"arm64","agent_version":"1.2.3","degraded":"disk","capabilities":["exec"]}`,
 		`{"slots":0,"backends":null,"images":null,"os":"","arch":"","agent_version":""}`,
 	},
 	{
-		"Welcome", protocol.Welcome{Site: "s", Epoch: 2, Host: "h", Name: "n", PollSeconds: 20, LeaseSeconds: 600},
+		"Welcome",
+		protocol.Welcome{Site: "s", Epoch: 2, Host: "h", Name: "n", PollSeconds: 20, LeaseSeconds: 600},
 		`{"site":"s","epoch":2,"host":"h","name":"n","poll_seconds":20,"lease_seconds":600}`,
 		`{"site":"","epoch":0,"host":"","name":"","poll_seconds":0,"lease_seconds":0}`,
 	},
 	{
-		"Desired", protocol.Desired{Site: "s", Epoch: 2, Revision: 1 << 53, Runners: []protocol.Desire{}},
+		"Desired",
+		protocol.Desired{Site: "s", Epoch: 2, Revision: 1 << 53, Runners: []protocol.Desire{}},
 		`{"site":"s","epoch":2,"revision":9007199254740992,"runners":[]}`, `{"site":"","epoch":0,"revision":0,"runners":null}`,
 	},
 	{
-		"Desire", protocol.Desire{
+		"Desire",
+		protocol.Desire{
 			ID: "r-1", Wanted: protocol.WantGone, UnlessBusy: true, Scope: "acme/app", Pool: "mac", Image: "sonoma", Backend: "vz",
 			CPUs: 4, MemoryMiB: 8192, EndGraceSeconds: 30,
 		},
@@ -66,12 +74,14 @@ var golden = []struct {
 		`{"id":"","wanted":"","pool":"","image":""}`,
 	},
 	{
-		"Report", protocol.Report{Instance: "i", Sequence: 3, Revision: 4, Facts: protocol.Facts{}, Runners: []protocol.RunnerReport{}},
+		"Report",
+		protocol.Report{Instance: "i", Sequence: 3, Revision: 4, Facts: protocol.Facts{}, Runners: []protocol.RunnerReport{}},
 		`{"instance":"i","sequence":3,"revision":4,"facts":{"slots":0,"backends":null,"images":null,"os":"","arch":"","agent_version":""},"runners":[]}`,
 		`{"instance":"","sequence":0,"revision":0,"facts":{"slots":0,"backends":null,"images":null,"os":"","arch":"","agent_version":""},"runners":null}`,
 	},
 	{
-		"RunnerReport", protocol.RunnerReport{
+		"RunnerReport",
+		protocol.RunnerReport{
 			ID: "r-1", Observed: "busy", HoldsSlot: true, HasConfig: true, Failure: "f", Result: "succeeded", Progress: "10 %", Pool: "mac", Scope: "acme", RunnerName: "n",
 		},
 		`{"id":"r-1","observed":"busy","holds_slot":true,"has_config":true,"failure":"f","result":"succeeded","progress":"10 %","pool":"mac","scope":"acme","runner_name":"n"}`,
