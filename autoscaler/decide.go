@@ -71,6 +71,7 @@ func newDecision(s *Snapshot) *decision {
 		Snapshot: s, pools: map[string]*poolSheet{}, hosts: map[fleet.HostID]*hostSheet{},
 		leaving: map[fleet.RunnerID]bool{}, freeing: map[fleet.RunnerID]bool{},
 	}
+	d.plan.Waits = make([]fleet.Wait, 0, len(s.State.Jobs)) // one for each, in the end
 	for _, p := range s.Pools {
 		sheet := &poolSheet{Pool: p, limits: p.Limits.WithDefaults()}
 		if h := s.State.Pools[p.Name]; h.Failures > 0 {

@@ -81,7 +81,7 @@ func (d *decision) arm(m *matching) {
 func (n *node) runner(job int) fleet.Runner {
 	for i, taken := range n.taken {
 		if taken == job {
-			return n.runners[i]
+			return *n.runners[i]
 		}
 	}
 	return fleet.Runner{}
@@ -106,11 +106,11 @@ func (d *decision) makeRoom(m *matching) {
 
 // unneeded lists the runners that may go for the sake of a job, the least costly
 // first.
-func (d *decision) unneeded(m *matching) []fleet.Runner {
+func (d *decision) unneeded(m *matching) []*fleet.Runner {
 	if !d.Fresh.Demand {
 		return nil
 	}
-	var list []fleet.Runner
+	var list []*fleet.Runner
 	for _, t := range []tier{tierStandby, tierComing, tierIdle} {
 		for _, n := range m.nodes {
 			if n.tier == t {
@@ -124,7 +124,7 @@ func (d *decision) unneeded(m *matching) []fleet.Runner {
 // freeSlotFor finds a slot that is being freed, or frees one. What a pool has
 // passed by once is of no use to it later, so that each pool looks at every host
 // and runner only once.
-func (d *decision) freeSlotFor(p *poolSheet, j fleet.Job, unneeded []fleet.Runner) bool {
+func (d *decision) freeSlotFor(p *poolSheet, j fleet.Job, unneeded []*fleet.Runner) bool {
 	for ; p.hostsSeen < len(d.State.Hosts); p.hostsSeen++ {
 		h := d.hosts[d.State.Hosts[p.hostsSeen].ID]
 		if h.freeing > 0 && d.usable(p, h) {
@@ -134,7 +134,7 @@ func (d *decision) freeSlotFor(p *poolSheet, j fleet.Job, unneeded []fleet.Runne
 		}
 	}
 	for ; p.unneededSeen < len(unneeded); p.unneededSeen++ {
-		r := unneeded[p.unneededSeen]
+		r := *unneeded[p.unneededSeen]
 		h := d.hosts[r.Host]
 		if d.leaving[r.ID] || !d.usable(p, h) || r.DeleteAfter.After(d.Now) {
 			continue
@@ -158,7 +158,8 @@ func (d *decision) surplus(m *matching) {
 		if n.tier == tierUnnamed || n.tier == tierNew {
 			continue
 		}
-		for _, r := range n.runners[len(n.taken):] {
+		for _, at := range n.runners[len(n.taken):] {
+			r := *at
 			if d.leaving[r.ID] {
 				continue
 			}

@@ -30,12 +30,12 @@ const (
 type node struct {
 	tier    tier
 	pool    *poolSheet
-	runners []fleet.Runner // in the order in which they are taken
-	taken   []int          // jobs, each with the runner of the same index
-	placed  []*hostSheet   // of tierNew: where each taken one goes
-	spare   *hostSheet     // of tierNew: the slot of a job that was moved elsewhere
-	dead    bool           // no way to a free place leads from here
-	visited int            // number of the search that was here last
+	runners []*fleet.Runner // of the snapshot, in the order in which they are taken
+	taken   []int           // jobs, each with the runner of the same index
+	placed  []*hostSheet    // of tierNew: where each taken one goes
+	spare   *hostSheet      // of tierNew: the slot of a job that was moved elsewhere
+	dead    bool            // no way to a free place leads from here
+	visited int             // number of the search that was here last
 }
 
 // class is demand that is alike: jobs of one repository with one set of labels.
@@ -205,8 +205,9 @@ func (d *decision) supply(m *matching) lookup {
 		}
 		return n
 	}
-	for _, r := range d.State.Runners {
-		t, ok := d.tierOf(r)
+	for i := range d.State.Runners {
+		r := &d.State.Runners[i]
+		t, ok := d.tierOf(*r)
 		if !ok {
 			continue
 		}
