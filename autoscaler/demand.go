@@ -284,14 +284,21 @@ func (d *decision) obstacleOf(p *poolSheet) *obstacle {
 	case !p.hasRoom():
 		return &obstacle{2, fleet.WaitPoolLimit, fmt.Sprintf("pool %s is at its limit of %d runners", p.Name, p.MaxRunners)}
 	case p.resumes.After(d.Now):
-		return &obstacle{1, fleet.WaitBackoff, fmt.Sprintf("runners of pool %s failed %d times in a row: the next try at %s UTC",
-			p.Name, d.State.Pools[p.Name].Failures, p.resumes.UTC().Format(time.TimeOnly))}
+		return &obstacle{1, fleet.WaitBackoff, fmt.Sprintf("runners of pool %s failed %d times in a row: the next try at %s UTC; the last failure: %s",
+			p.Name, d.State.Pools[p.Name].Failures, p.resumes.UTC().Format(time.TimeOnly), orUnknown(d.State.Pools[p.Name].Reason))}
 	case resting != nil:
 		return &obstacle{1, fleet.WaitBackoff, fmt.Sprintf("runners on host %s failed %d times in a row: the next try at %s UTC",
 			resting.Name, resting.Failures, resting.resumes.UTC().Format(time.TimeOnly))}
 	default:
 		return &obstacle{0, fleet.WaitNoSlot, "every slot that could run it is taken"}
 	}
+}
+
+func orUnknown(reason string) string {
+	if reason == "" {
+		return "unknown"
+	}
+	return reason
 }
 
 func needs(p *poolSheet) string {

@@ -17,6 +17,7 @@ type State struct {
 type PoolHealth struct {
 	Failures int
 	FailedAt time.Time
+	Reason   string // of the last of them
 }
 
 // MintUse is how many registrations of one owner were begun within the last

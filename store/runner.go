@@ -158,8 +158,9 @@ func (t *tx) runner(id fleet.RunnerID) (fleet.Runner, error) {
 
 // failed counts a failure against the pool and the host.
 func (t *tx) failed(r fleet.Runner) error {
-	if err := t.exec(`INSERT INTO pool_health (pool, failures, failed_at) VALUES ($1, 1, $2)
-		ON CONFLICT (pool) DO UPDATE SET failures = pool_health.failures + 1, failed_at = excluded.failed_at`, r.Pool, micros(t.now)); err != nil {
+	if err := t.exec(`INSERT INTO pool_health (pool, failures, failed_at, reason) VALUES ($1, 1, $2, $3)
+		ON CONFLICT (pool) DO UPDATE SET failures = pool_health.failures + 1, failed_at = excluded.failed_at, reason = excluded.reason`,
+		r.Pool, micros(t.now), r.Failure); err != nil {
 		return err
 	}
 	return t.exec(`UPDATE hosts SET failures = failures + 1, failed_at = $1 WHERE id = $2`, micros(t.now), string(r.Host))

@@ -32,14 +32,15 @@ func (s *Store) State(ctx context.Context) (fleet.State, error) {
 		return st, fmt.Errorf("read hosts: %w", err)
 	}
 	st.Pools, st.Mints = map[string]fleet.PoolHealth{}, map[string]fleet.MintUse{}
-	if err := eachRow(ctx, rtx, `SELECT pool, failures, failed_at FROM pool_health WHERE failures > 0`, func(row scanner) error {
+	if err := eachRow(ctx, rtx, `SELECT pool, failures, failed_at, reason FROM pool_health WHERE failures > 0`, func(row scanner) error {
 		var (
-			pool     string
-			failures int
-			at       int64
+			pool string
+			h    fleet.PoolHealth
+			at   int64
 		)
-		err := row.Scan(&pool, &failures, &at)
-		st.Pools[pool] = fleet.PoolHealth{Failures: failures, FailedAt: fromMicros(at)}
+		err := row.Scan(&pool, &h.Failures, &at, &h.Reason)
+		h.FailedAt = fromMicros(at)
+		st.Pools[pool] = h
 		return err
 	}); err != nil {
 		return st, fmt.Errorf("read pool health: %w", err)

@@ -100,7 +100,7 @@ func TestAgentsOverTLS(t *testing.T) {
 	h.stop()
 	c.stop()
 	s.agents = fmt.Sprintf(`{address: %q, cert_file: other.pem, key_file: other.key}`, strings.TrimPrefix(c.agents, "https://"))
-	c = s.serve()
+	s.serve()
 	cfg.EnrolmentToken = secret.Text{}
 	h = startHost(t, cfg, g)
 	eventually(t, "the agent refuses a controller that shows another key", func() bool {

@@ -153,5 +153,6 @@ CREATE TABLE moments (
 CREATE TABLE pool_health (
     pool      TEXT PRIMARY KEY,
     failures  INTEGER NOT NULL,
-    failed_at BIGINT NOT NULL
+    failed_at BIGINT NOT NULL,
+    reason    TEXT NOT NULL
 );
