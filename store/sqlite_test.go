@@ -53,7 +53,7 @@ func TestPragmasOnEveryConnection(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "busy_timeout": "5000"} {
+			for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "busy_timeout": "2000"} {
 				var got string
 				if err := c.QueryRowContext(t.Context(), "PRAGMA "+pragma).Scan(&got); err != nil {
 					t.Fatal(err)

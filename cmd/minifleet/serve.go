@@ -313,7 +313,7 @@ func (c *controller) every(ctx context.Context, period time.Duration, wake <-cha
 		}
 		next := period
 		if err := f(ctx); err != nil && ctx.Err() == nil {
-			c.log.Warn(complaint, "error", err)
+			c.log.Warn("work that is due now and then failed", "what", complaint, "error", err)
 			next = min(period, time.Minute)
 		}
 		timer.Reset(next)
