@@ -165,7 +165,7 @@ type message struct {
 }
 
 // drop removes the messages that match.
-func (s *session) drop(match func(*message) bool) { s.queue = slices.DeleteFunc(s.queue, match) }
+func (ses *session) drop(match func(*message) bool) { ses.queue = slices.DeleteFunc(ses.queue, match) }
 
 type run struct {
 	id         int64
