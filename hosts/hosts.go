@@ -38,7 +38,9 @@ type Store interface {
 	DeleteVetoed(ctx context.Context, id fleet.RunnerID, attempt int, retry time.Time) error
 }
 
-// GitHub makes and deletes registrations. Its errors are those of package fleet.
+// GitHub makes and deletes registrations. Its errors are those of package fleet:
+// after ErrNameTaken, ErrRefused, ErrLater and *RateLimited there is certainly no
+// registration, after any other there may be one.
 type GitHub interface {
 	Register(ctx context.Context, scope fleet.Scope, name string, labels []string, group string) (fleet.Registered, error)
 	Unregister(ctx context.Context, ref fleet.RegistrationRef) error

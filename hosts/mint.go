@@ -56,7 +56,7 @@ func (s *Server) mintFor(ctx context.Context, host fleet.HostID, id fleet.Runner
 				return "", secret.Text{}, err // the config is dropped; the next request deletes the registration
 			}
 			return m.Name, reg.Config, nil
-		case errors.Is(err, fleet.ErrNameTaken), errors.Is(err, fleet.ErrRefused), errors.As(err, &limited):
+		case errors.Is(err, fleet.ErrNameTaken), errors.Is(err, fleet.ErrRefused), errors.Is(err, fleet.ErrLater), errors.As(err, &limited):
 			if err := s.c.Store.MintRefused(ctx, id, m.Attempt, err.Error()); err != nil {
 				return "", secret.Text{}, err
 			}

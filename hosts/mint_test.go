@@ -185,6 +185,24 @@ func TestMintAgain(t *testing.T) {
 		}
 		one(w.world, second.Name)
 	})
+	t.Run("certainly not made, and worth another try", func(t *testing.T) {
+		t.Parallel()
+		w := begin(t)
+		w.gh.mood(func(g *github) {
+			g.register = func(context.Context, string) error { return fmt.Errorf("no route: %w", fleet.ErrLater) }
+		})
+		_, got := w.a.mint(w.id)
+		w.refused(got, http.StatusServiceUnavailable, protocol.CodeLater)
+		if r := w.runner(w.id); r.Registration != fleet.RegGone || r.Wanted != fleet.WantArmed {
+			t.Errorf("%+v", r)
+		}
+		w.gh.mood(func(g *github) { g.register, g.calls = nil, nil })
+		second, _ := w.a.mint(w.id)
+		if calls, _ := w.gh.took(); len(calls) != 1 {
+			t.Errorf("nothing was there to look for first: %q", calls)
+		}
+		one(w.world, second.Name)
+	})
 	t.Run("a taken name", func(t *testing.T) {
 		t.Parallel()
 		w := begin(t)

@@ -19,10 +19,18 @@ type gitHubPort struct{ app *githubapp.App }
 // Register makes a registration.
 func (p gitHubPort) Register(ctx context.Context, scope fleet.Scope, name string, labels []string, group string) (fleet.Registered, error) {
 	r, err := p.app.Register(ctx, githubapp.RegisterRequest{Scope: scope, Name: name, Labels: labels, Group: group})
-	if err != nil {
-		return fleet.Registered{}, inDomain(err)
+	if err == nil {
+		return fleet.Registered{ID: r.ID, Config: r.Config}, nil
 	}
-	return fleet.Registered{ID: r.ID, Config: r.Config}, nil
+	err = inDomain(err)
+	var limited *fleet.RateLimited
+	for _, named := range []error{fleet.ErrNameTaken, fleet.ErrUncertain, fleet.ErrRefused} {
+		if errors.Is(err, named) || errors.As(err, &limited) {
+			return fleet.Registered{}, err
+		}
+	}
+	// The client vouches that there is no registration, and nobody refused one.
+	return fleet.Registered{}, fmt.Errorf("%w: %w", fleet.ErrLater, err)
 }
 
 // tooEarly is how long after a registration was asked for its absence from GitHub's

@@ -86,7 +86,6 @@ type Facts struct {
 	Arch         string   `json:"arch"`
 	AgentVersion string   `json:"agent_version"`
 	Degraded     string   `json:"degraded,omitempty"`
-	Capabilities []string `json:"capabilities,omitempty"`
 }
 
 // Welcome answers Hello.

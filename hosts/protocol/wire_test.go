@@ -48,9 +48,9 @@ var golden = []struct {
 	{
 		"Facts",
 		protocol.Facts{
-			Slots: 2, Backends: []string{"vz"}, Images: []string{"a", "b"}, OS: "darwin", Arch: "arm64", AgentVersion: "1.2.3", Degraded: "disk", Capabilities: []string{"exec"},
+			Slots: 2, Backends: []string{"vz"}, Images: []string{"a", "b"}, OS: "darwin", Arch: "arm64", AgentVersion: "1.2.3", Degraded: "disk",
 		},
-		`{"slots":2,"backends":["vz"],"images":["a","b"],"os":"darwin","arch":"arm64","agent_version":"1.2.3","degraded":"disk","capabilities":["exec"]}`,
+		`{"slots":2,"backends":["vz"],"images":["a","b"],"os":"darwin","arch":"arm64","agent_version":"1.2.3","degraded":"disk"}`,
 		`{"slots":0,"backends":null,"images":null,"os":"","arch":"","agent_version":""}`,
 	},
 	{
