@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/minifleet/minifleet/fleet"
 )
 
@@ -50,11 +52,11 @@ type Loop struct {
 	wake    chan struct{}
 	started time.Time
 
-	mu       sync.Mutex // guards deleting
-	deleting map[fleet.RunnerID]bool
+	mu          sync.Mutex // guards the two below
+	deleting    map[fleet.RunnerID]bool
+	explanation explanation
 
-	explaining sync.Mutex // guards explained
-	explained  explained
+	explaining singleflight.Group
 }
 
 // New returns a loop that Run starts.
@@ -169,37 +171,56 @@ func (l *Loop) snapshot(ctx context.Context) (Snapshot, error) {
 }
 
 // Explain says why a queued job waits, from a decision on the present state. The
-// decision is made anew when the state has changed or is a second old.
+// decision is made anew when the state has changed or is a second old, once for all
+// who ask at that moment.
 func (l *Loop) Explain(ctx context.Context, id fleet.JobID) (fleet.Wait, bool, error) {
-	l.explaining.Lock()
-	defer l.explaining.Unlock()
-	e := &l.explained
-	fresh := e.changed != nil && time.Since(e.at) < time.Second
-	select {
-	case <-e.changed: // nil blocks: there is none yet
-		fresh = false
-	default:
-	}
-	if !fresh {
-		changed := l.c.Store.Changed()
-		s, err := l.snapshot(ctx)
+	waits, ok := l.explained()
+	if !ok {
+		made, err, _ := l.explaining.Do("", func() (any, error) {
+			return l.explainAll(context.WithoutCancel(ctx)) // others may wait for it too
+		})
 		if err != nil {
 			return fleet.Wait{}, false, err
 		}
-		*e = explained{changed: changed, at: time.Now(), waits: map[fleet.JobID]fleet.Wait{}}
-		for _, w := range Decide(s).Waits {
-			e.waits[w.Job] = w
-		}
+		waits = made.(map[fleet.JobID]fleet.Wait)
 	}
-	w, ok := e.waits[id]
+	w, ok := waits[id]
 	return w, ok, nil
 }
 
-// explained is the newest decision that was made for Explain.
-type explained struct {
-	changed <-chan struct{}
+// explanation is the newest decision that was made for Explain.
+type explanation struct {
+	changed <-chan struct{} // closed when it is out of date
 	at      time.Time
 	waits   map[fleet.JobID]fleet.Wait
+}
+
+// explained returns the newest explanation if it still holds.
+func (l *Loop) explained() (map[fleet.JobID]fleet.Wait, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.explanation
+	select {
+	case <-e.changed: // nil blocks: there is none yet
+		return nil, false
+	default:
+		return e.waits, e.changed != nil && time.Since(e.at) < time.Second
+	}
+}
+
+func (l *Loop) explainAll(ctx context.Context) (map[fleet.JobID]fleet.Wait, error) {
+	e := explanation{changed: l.c.Store.Changed(), at: time.Now(), waits: map[fleet.JobID]fleet.Wait{}}
+	s, err := l.snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range Decide(s).Waits {
+		e.waits[w.Job] = w
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.explanation = e
+	return e.waits, nil
 }
 
 // givenUp is how long a deletion that GitHub refuses is repeated: an ephemeral
