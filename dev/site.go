@@ -11,9 +11,13 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/minifleet/minifleet/admin/api"
@@ -62,16 +66,46 @@ type site struct {
 // Run starts the site, runs the demo if asked, and returns when all of it is gone
 // again. It returns an error if anything is not as it should be.
 func Run(ctx context.Context, o Options) error {
+	// The program must not die of a second signal before its children have: it makes
+	// them die at once.
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
 	s, err := open(o)
 	if err != nil {
 		return err
 	}
 	err = s.run(ctx)
+	over := make(chan struct{})
+	var watch sync.WaitGroup
+	watch.Go(func() { s.hurry(ctx.Err() != nil, signals, over) })
+	defer watch.Wait()
+	defer close(over)
 	interrupted := ctx.Err() != nil
 	if interrupted && err != nil {
 		err = errors.New("interrupted before the end")
 	}
 	return errors.Join(err, s.close(err != nil && !interrupted))
+}
+
+// hurry kills every process at the next signal, the one that ended the site apart.
+func (s *site) hurry(ended bool, signals <-chan os.Signal, over <-chan struct{}) {
+	wanted := 1
+	if ended {
+		wanted = 2
+	}
+	for range wanted {
+		select {
+		case <-over:
+			return
+		case <-signals:
+		}
+	}
+	for _, p := range append(slices.Clone(s.agents), s.server, s.github) {
+		if p != nil {
+			p.cmd.Process.Kill() //nolint:errcheck // it may be gone
+		}
+	}
 }
 
 func open(o Options) (*site, error) {
