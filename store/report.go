@@ -38,55 +38,61 @@ func (s *Store) Report(ctx context.Context, id fleet.HostID, rep fleet.HostRepor
 		if err := t.saveFacts(h, rep.Facts); err != nil {
 			return err
 		}
-		if rep.Revision > h.Revision {
-			// It has obeyed a later word than this database remembers: an older copy was
-			// restored. Its next word must be newer still, or the agent refuses it.
-			if err := t.exec(`UPDATE hosts SET revision = $1 WHERE id = $2`, rep.Revision, string(id)); err != nil {
-				return err
-			}
-			t.hosts[id] = true
+		if err := t.overtake(h, rep.Revision); err != nil {
+			return err
 		}
 		rows, err := t.QueryContext(ctx, `SELECT `+runnerColumns+` FROM runners WHERE is_over = 0 AND host = $1`, string(id))
 		ours, err := collect(rows, err, scanRunner)
 		if err != nil {
 			return err
 		}
-		known := make(map[fleet.RunnerID]fleet.Runner, len(ours))
-		for _, r := range ours {
-			known[r.ID] = r
-		}
-		strangers := h.Slots + adoptionMargin
-		for _, r := range ours {
-			if r.Adopted() {
-				strangers--
-			}
-		}
-		for _, said := range rep.Runners {
-			r, ok := known[said.ID]
-			delete(known, said.ID)
-			if !ok {
-				if said.Observed != fleet.ObservedGone {
-					strangers--
-				}
-				if strangers < 0 {
-					continue // more than a host can run: its word is worth nothing
-				}
-				if err := t.adopt(id, said); err != nil {
-					return err
-				}
-				continue
-			}
-			if err := t.observe(r, said); err != nil {
-				return err
-			}
-		}
-		for _, r := range known {
-			if err := t.missing(r); err != nil {
-				return err
-			}
-		}
-		return nil
+		return t.compare(h, ours, rep.Runners)
 	})
+}
+
+// overtake raises the host's revision above one that its agent has obeyed: where
+// an older copy of the database was restored, the agent would refuse the next word.
+func (t *tx) overtake(h fleet.Host, obeyed int64) error {
+	if obeyed <= h.Revision {
+		return nil
+	}
+	t.hosts[h.ID] = true
+	return t.exec(`UPDATE hosts SET revision = $1 WHERE id = $2`, obeyed, string(h.ID))
+}
+
+// compare holds what an agent says against the books.
+func (t *tx) compare(h fleet.Host, ours []fleet.Runner, said []fleet.RunnerReport) error {
+	known := make(map[fleet.RunnerID]fleet.Runner, len(ours))
+	strangers := h.Slots + adoptionMargin // that may be adopted
+	for _, r := range ours {
+		known[r.ID] = r
+		if r.Adopted() {
+			strangers--
+		}
+	}
+	for _, s := range said {
+		r, ok := known[s.ID]
+		delete(known, s.ID)
+		var err error
+		switch {
+		case ok:
+			err = t.observe(r, s)
+		case s.Observed == fleet.ObservedGone:
+			// What this database never knew has ended.
+		case strangers > 0:
+			strangers--
+			err = t.adopt(h.ID, s)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, r := range known {
+		if err := t.missing(r); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // observe takes what the agent says of one runner.
@@ -123,10 +129,7 @@ func (t *tx) observe(r fleet.Runner, said fleet.RunnerReport) error {
 	if err := t.worked(r, next); err != nil {
 		return err
 	}
-	if next.Failure != "" && r.Failure == "" && blameless(r) {
-		return nil
-	}
-	if next.Failure != "" && r.Failure == "" {
+	if next.Failure != "" && r.Failure == "" && !blameless(r) {
 		return t.failed(next)
 	}
 	return nil
@@ -154,9 +157,6 @@ func (t *tx) rememberMint(r fleet.Runner) error {
 // adopt takes a VM into the books that this database has never heard of, as after
 // an older copy of it was restored: absence never destroys.
 func (t *tx) adopt(host fleet.HostID, said fleet.RunnerReport) error {
-	if said.Observed == fleet.ObservedGone {
-		return nil
-	}
 	was, err := t.runner(said.ID)
 	switch {
 	case err == nil && was.Over():
