@@ -57,7 +57,7 @@ lint:
 	$(GO) run $(GOLANGCI) run ./...
 
 bench:
-	$(GO) test -run '^$$' -bench . -benchtime 1s ./autoscaler ./webhook ./store
+	$(GO) test -run '^$$' -bench . -benchtime 1s ./autoscaler ./webhook
 
 generate:
 	$(GO) generate ./...
