@@ -84,6 +84,28 @@ func TestMintNeedsAGrant(t *testing.T) {
 	check(got, http.StatusConflict, protocol.CodeNoGrant)
 }
 
+// TestMintForMadeUpRunners: whoever has stolen a host's credential can have nothing
+// registered that the controller did not grant, least of all elsewhere.
+func TestMintForMadeUpRunners(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a := w.agent("mini-1", 5)
+	clean := a.place()
+	site := w.s.Site()
+	a.report(
+		protocol.RunnerReport{ID: "x1", Observed: "standby", HasConfig: true, Pool: "mac", Scope: "other/never-served", RunnerName: site + "-mac-x1"},
+		protocol.RunnerReport{ID: "x2", Observed: "idle", HasConfig: true, Pool: "mac", Scope: "other/never-served"},
+		protocol.RunnerReport{ID: string(clean), Observed: "standby", HoldsSlot: true, HasConfig: true, Pool: "mac", Scope: "other/never-served", RunnerName: site + "-mac-x3"},
+	)
+	for _, id := range []fleet.RunnerID{"x1", "x2", clean} {
+		_, got := a.mint(id)
+		w.refused(got, http.StatusConflict, protocol.CodeNoGrant)
+	}
+	if calls, _ := w.gh.took(); len(calls) != 0 {
+		t.Errorf("GitHub was asked: %q", calls)
+	}
+}
+
 func TestMintAgain(t *testing.T) {
 	t.Parallel()
 	type result struct {

@@ -273,30 +273,6 @@ func testBind(t *testing.T, open opener) {
 			}
 		})
 	})
-	t.Run("a runner of the same name elsewhere", func(t *testing.T) {
-		t.Parallel()
-		w := newWorld(t, open)
-		id := w.minted(w.host("a", 2), 1, "mf-1")
-		for name, j := range map[string]fleet.Job{
-			"another scope": {ID: 50, Owner: "Mallory", Repo: "App", RunnerName: "mf-1"},
-			"another id":    {ID: 51, Owner: "Acme", Repo: "App", RunnerName: "mf-1", RunnerID: 12345},
-		} {
-			w.must(w.s.Learn(w.ctx(), fleet.JobNews{Event: fleet.ToldCompleted, Job: j}))
-			if r := w.runner(id); r.Job != 0 || r.JobDone {
-				t.Errorf("%s: %+v", name, r)
-			}
-		}
-	})
-	t.Run("the end of a job that was taken from it", func(t *testing.T) {
-		t.Parallel()
-		w := newWorld(t, open)
-		id := w.minted(w.host("a", 2), 1, "mf-1")
-		w.job(2, fleet.ToldInProgress, "mf-1")
-		w.job(1, fleet.ToldCompleted, "mf-1")
-		if r := w.runner(id); r.Job != 2 || r.JobDone {
-			t.Errorf("the job that it runs is forgotten: %+v", r)
-		}
-	})
 	t.Run("somebody else's runner", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t, open)
