@@ -115,8 +115,13 @@ func onItsWayOut(r fleet.Runner) bool {
 	case fleet.ObservedFinished, fleet.ObservedFailed, fleet.ObservedDestroying:
 		return true
 	}
-	return r.Wanted == fleet.WantGone || r.JobDone || r.Phase() != fleet.PhaseBusy &&
-		(r.Wanted == fleet.WantDrain || r.Registration == fleet.RegDeleting && r.DeleteAfter.IsZero())
+	if r.Wanted == fleet.WantGone || r.JobDone {
+		return true
+	}
+	if r.Registration == fleet.RegDeleting {
+		return r.Phase() != fleet.PhaseBusy && r.DeleteAfter.IsZero() // GitHub has not refused before
+	}
+	return r.Phase() != fleet.PhaseBusy && r.Wanted == fleet.WantDrain
 }
 
 // willFree counts the slot of a runner as about to be free, once.
@@ -212,24 +217,31 @@ func (d *decision) settle(r fleet.Runner) {
 // answer it for long, the guest alone is asked: a registration that cannot be
 // deleted is no reason to keep a slot.
 func (d *decision) settleDeleting(r fleet.Runner) {
-	if !r.RetiredAt.IsZero() && r.Phase() != fleet.PhaseBusy && d.reachableHost(r) {
-		due := r.RetiredAt.Add(d.limits(r).Ending)
+	l := d.limits(r)
+	reason, due := r.Retired, r.RetiredAt.Add(l.Ending)
+	if r.RetiredAt.IsZero() { // it is the mint that begins with the deletion of an earlier attempt
+		reason, due = "its earlier registration has to go first", r.ArmedAt.Add(l.Arming+l.Ending)
+	}
+	if r.Phase() != fleet.PhaseBusy && d.reachableHost(r) {
+		due = d.heardSince(r, due)
 		if !due.After(d.Now) {
-			d.retire(r, true, false, r.Retired+"; GitHub does not confirm that its registration is gone")
+			d.retire(r, true, false, reason+"; GitHub does not confirm that its registration is gone")
 			return
 		}
 		d.wakeAt(due)
 	}
-	d.delete(r, false, r.Retired)
+	d.delete(r, false, reason)
 }
 
 // settleUnvouched ends a runner for which only its agent vouches, as after an older
 // database was restored. Its job may end; it is no supply for any other.
 func (d *decision) settleUnvouched(r fleet.Runner) {
 	d.leaving[r.ID] = true
-	if r.Phase() != fleet.PhaseBusy && r.Job == 0 {
-		d.end(r, false, "the controller has no record of having armed it")
+	if r.Phase() == fleet.PhaseBusy || r.Job != 0 {
+		d.settleOverdue(r) // GitHub may have called it busy once and taken the job back
+		return
 	}
+	d.end(r, false, "the controller has no record of having armed it")
 }
 
 // settleDraining waits for a drained runner, and insists when its guest has not
@@ -237,12 +249,22 @@ func (d *decision) settleUnvouched(r fleet.Runner) {
 // of it by then.
 func (d *decision) settleDraining(r fleet.Runner) {
 	d.leaving[r.ID] = true
-	vetoed := r.Registration != fleet.RegNone && r.Registration != fleet.RegGone
-	if vetoed || r.Phase() == fleet.PhaseBusy || r.Job != 0 || !d.Fresh.Hosts || !d.reachableHost(r) {
+	if r.Phase() == fleet.PhaseBusy || r.Job != 0 {
+		return
+	}
+	if r.Registration != fleet.RegNone && r.Registration != fleet.RegGone {
+		d.delete(r, false, r.Retired) // GitHub's refusal would take the drain back
+		return
+	}
+	if !d.Fresh.Hosts || !d.reachableHost(r) {
 		return
 	}
 	l := d.limits(r)
-	d.whenDue(d.heardSince(r, r.Since).Add(l.Ending), func() {
+	since := r.Since
+	if r.MovedAt.After(since) {
+		since = r.MovedAt // such as the moment when the registration went
+	}
+	d.whenDue(d.heardSince(r, since).Add(l.Ending), func() {
 		d.retire(r, false, true, fmt.Sprintf("told to drain, it did not end within %s", l.Ending))
 	})
 }

@@ -720,7 +720,25 @@ func TestScalingDown(t *testing.T) {
 			s.runner("busy", "a", "1", fleet.PhaseBusy, wanted(fleet.WantDrain), aged(time.Hour))
 			s.runner("named", "a", "1", fleet.PhaseIdle, wanted(fleet.WantDrain), bound(9), aged(time.Hour))
 			s.runner("silent", "a", "2", fleet.PhaseIdle, wanted(fleet.WantDrain), aged(time.Hour))
-		}, want: []string{"failed, retire draining"}},
+		}, want: []string{"delete silent", "failed, retire draining"}},
+		"a drain with a deletion outstanding asks GitHub on": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.host("1", 1)
+			s.runner("r", "a", "1", fleet.PhaseIdle, wanted(fleet.WantDrain), reg(fleet.RegDeleting), aged(10*time.Hour))
+		}, want: []string{"delete r"}},
+		"an earlier registration that cannot be deleted keeps no clean VM": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.host("1", 1)
+			old := func(r *fleet.Runner) { r.ArmedAt, r.DeleteAfter = now.Add(-15*time.Minute), now.Add(time.Minute) }
+			s.runner("r", "a", "1", fleet.PhaseArmed, reg(fleet.RegDeleting), aged(15*time.Minute), old)
+		}, want: []string{"drain r"}},
+		"an unvouched runner that GitHub called busy for nothing": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.host("1", 1)
+			s.runner("r", "a", "1", fleet.PhaseIdle, reg(fleet.RegBusy), aged(10*time.Minute), func(r *fleet.Runner) {
+				r.HasConfig, r.ArmedAt = true, time.Time{}
+			})
+		}, want: []string{"delete r"}},
 		"after a start of the controller it gets its time": {make: func(s *snap) {
 			s.Fresh.Hosts = false
 			s.pool("a", mac)

@@ -32,7 +32,7 @@ func (s *Store) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, er
 		case in.Run != nil:
 			out.Changed, err = true, t.learnRun(*in.Run)
 		case in.Installation != nil:
-			out.Changed, err = true, t.saveInstallation(*in.Installation)
+			out.Changed, err = true, t.learnInstallation(*in.Installation)
 		}
 		return err
 	})
@@ -60,9 +60,9 @@ func (t *tx) remember(d fleet.Delivery) (known bool, err error) {
 	case err != nil:
 		return false, err
 	case fleet.DeliveryStatus(status) == fleet.DeliveryFailed:
-		return false, t.exec(`UPDATE deliveries SET event = $2, action = $3, installation_id = $4, repository = $5, received_at = $6,
-			status = $7, reason = $8, times = times + 1, payload = $9 WHERE guid = $1`,
-			d.GUID, d.Event, d.Action, d.InstallationID, d.Repository, micros(d.ReceivedAt), string(d.Status), d.Reason, d.Payload)
+		return false, t.exec(`UPDATE deliveries SET event = $2, action = $3, installation_id = $4, repository = $5,
+			status = $6, reason = $7, times = times + 1, payload = $8 WHERE guid = $1`, // it ages from its first coming
+			d.GUID, d.Event, d.Action, d.InstallationID, d.Repository, string(d.Status), d.Reason, d.Payload)
 	default:
 		return true, t.exec(`UPDATE deliveries SET times = times + 1 WHERE guid = $1`, d.GUID)
 	}
@@ -200,10 +200,15 @@ func (t *tx) learnRun(r fleet.Run) error {
 		r.ID, r.Attempt, r.Repository, r.Event, r.HeadRepository, bit(r.Fork), r.Actor, r.Status, r.Conclusion, micros(t.now))
 }
 
-func (t *tx) saveInstallation(i fleet.Installation) error {
+// learnInstallation takes in what a delivery tells. An id that was deleted never
+// comes back, so late news of it is old.
+func (t *tx) learnInstallation(i fleet.Installation) error {
+	return t.saveInstallation(i, ` WHERE installations.deleted = 0`)
+}
+
+func (t *tx) saveInstallation(i fleet.Installation, unless string) error {
 	return t.exec(`INSERT INTO installations (id, account, suspended, deleted) VALUES ($1,$2,$3,$4)
-		ON CONFLICT (id) DO UPDATE SET account = excluded.account, suspended = excluded.suspended, deleted = excluded.deleted
-		WHERE installations.deleted = 0`, // an id never comes back: late news of one that was deleted is old
+		ON CONFLICT (id) DO UPDATE SET account = excluded.account, suspended = excluded.suspended, deleted = excluded.deleted`+unless,
 		i.ID, i.Account, bit(i.Suspended), bit(i.Deleted))
 }
 
@@ -215,13 +220,13 @@ func (s *Store) InstallationIDs(ctx context.Context) ([]int64, error) {
 
 // SetInstallations takes in GitHub's own list. Of those that were known before it
 // was asked for, the ones that it lacks are deleted; what a delivery told meanwhile
-// stays.
+// stays. What an earlier list lacked by mistake is there again.
 func (s *Store) SetInstallations(ctx context.Context, list []fleet.Installation, before []int64) error {
 	return s.change(ctx, func(t *tx) error {
 		there := map[int64]bool{}
 		for _, i := range list {
 			there[i.ID] = true
-			if err := t.saveInstallation(i); err != nil {
+			if err := t.saveInstallation(i, ""); err != nil {
 				return err
 			}
 		}

@@ -88,7 +88,7 @@ func testIngest(t *testing.T, open opener) {
 		if got, err := w.s.Ingest(w.ctx(), good); err != nil || !got.Duplicate {
 			t.Fatalf("%+v, %v", got, err)
 		}
-		if d := deliveries(w); len(d) != 1 || d[0].Status != fleet.DeliveryProcessed || d[0].Times != 4 || !d[0].ReceivedAt.Equal(w.Now()) {
+		if d := deliveries(w); len(d) != 1 || d[0].Status != fleet.DeliveryProcessed || d[0].Times != 4 || !d[0].ReceivedAt.Equal(epoch) {
 			t.Errorf("%+v", d)
 		}
 	})
@@ -223,6 +223,11 @@ func testInstallations(t *testing.T, open opener) {
 	if diff := cmp.Diff([]int64{5, 6}, before); diff != "" {
 		t.Errorf("known (-want +got):\n%s", diff)
 	}
+	// One list that lacked some by mistake is mended by the next.
+	w.must(w.s.SetInstallations(w.ctx(), []fleet.Installation{{ID: 5, Account: "Acme"}}, before))
+	known(6, false)
+	w.must(w.s.SetInstallations(w.ctx(), []fleet.Installation{{ID: 5, Account: "Acme"}, {ID: 6, Account: "Beta"}}, nil))
+	known(6, true)
 	// What a delivery told after the list was asked for is not taken back by it.
 	tell("i3", fleet.Installation{ID: 8, Account: "Delta"})
 	w.must(w.s.SetInstallations(w.ctx(), nil, before))

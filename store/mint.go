@@ -39,7 +39,7 @@ func (s *Store) BeginMint(ctx context.Context, host fleet.HostID, id fleet.Runne
 		case r.Registration == fleet.RegNone || r.Registration == fleet.RegGone:
 			next.Registration = next.Registration.Next(fleet.RegMint)
 			next.Attempt++
-			next.RunnerName, next.GitHubID = name, 0
+			next.RunnerName, next.GitHubID, next.DeleteAfter = name, 0, time.Time{}
 			m.Attempt, m.Name = next.Attempt, name
 			if err := t.exec(`INSERT INTO mints (name, runner, attempt, owner, scope, at) VALUES ($1,$2,$3,$4,$5,$6)`,
 				name, string(id), next.Attempt, strings.ToLower(r.Scope.Owner), r.Scope.String(), micros(t.now)); err != nil {

@@ -108,10 +108,9 @@ func (t *tx) observe(r fleet.Runner, said fleet.RunnerReport) error {
 	if next.Result == "" {
 		next.Result = said.Result
 	}
-	if next.HasConfig && next.Registration == fleet.RegNone && said.RunnerName != "" && t.ours(said.RunnerName) {
+	if next.HasConfig && next.Registration == fleet.RegNone {
 		// This database is older than what the agent was told: the registration is real.
-		next.Registration, next.RunnerName, next.Scope = fleet.RegMinted, said.RunnerName, said.Scope
-		if err := t.rememberMint(next); err != nil {
+		if err := t.believe(&next, said); err != nil {
 			return err
 		}
 	}
@@ -147,11 +146,25 @@ func blameless(r fleet.Runner) bool {
 // ours reports whether a runner's name at GitHub bears our site id.
 func (t *tx) ours(name string) bool { return strings.HasPrefix(name, t.site+"-") }
 
-// rememberMint notes the name of a registration that this database did not make,
-// so that deliveries find its runner.
-func (t *tx) rememberMint(r fleet.Runner) error {
-	return t.exec(`INSERT INTO mints (name, runner, attempt, owner, scope, at) VALUES ($1,$2,$3,$4,$5,$6) ON CONFLICT (name) DO NOTHING`,
-		r.RunnerName, string(r.ID), r.Attempt, strings.ToLower(r.Scope.Owner), r.Scope.String(), micros(t.now.Add(-time.Hour)))
+// believe takes an agent's word for a registration that this database did not
+// make, so that it can be found and deleted: a name of our site, in a scope, that no
+// other runner has.
+func (t *tx) believe(r *fleet.Runner, said fleet.RunnerReport) error {
+	if !t.ours(said.RunnerName) || said.Scope.IsZero() {
+		return nil
+	}
+	if err := t.exec(`INSERT INTO mints (name, runner, attempt, owner, scope, at) VALUES ($1,$2,$3,$4,$5,$6) ON CONFLICT (name) DO NOTHING`,
+		said.RunnerName, string(r.ID), r.Attempt, strings.ToLower(said.Scope.Owner), said.Scope.String(), micros(t.now.Add(-time.Hour))); err != nil {
+		return err
+	}
+	var owner string
+	if err := t.row(`SELECT runner FROM mints WHERE name = $1`, said.RunnerName).Scan(&owner); err != nil {
+		return err
+	}
+	if owner == string(r.ID) {
+		r.Registration, r.RunnerName, r.Scope = fleet.RegMinted, said.RunnerName, said.Scope
+	}
+	return nil
 }
 
 // adopt takes a VM into the books that this database has never heard of, as after
@@ -159,7 +172,7 @@ func (t *tx) rememberMint(r fleet.Runner) error {
 func (t *tx) adopt(host fleet.HostID, said fleet.RunnerReport) error {
 	was, err := t.runner(said.ID)
 	switch {
-	case err == nil && was.Over():
+	case err == nil && was.Observed == fleet.ObservedGone:
 		if was.Host != host {
 			if _, err := t.host(was.Host); err == nil {
 				return nil // another host's past is none of this one's business
@@ -178,11 +191,8 @@ func (t *tx) adopt(host fleet.HostID, said fleet.RunnerReport) error {
 	}
 	if said.HasConfig {
 		r.Wanted, r.Retired = fleet.WantArmed, ""
-		if t.ours(said.RunnerName) {
-			r.Registration, r.RunnerName = fleet.RegMinted, said.RunnerName
-			if err := t.rememberMint(r); err != nil {
-				return err
-			}
+		if err := t.believe(&r, said); err != nil {
+			return err
 		}
 	}
 	t.hosts[host] = true

@@ -300,6 +300,23 @@ func testAdopt(t *testing.T, open opener) {
 			t.Errorf("%+v", r)
 		}
 	})
+	t.Run("another runner's registration is not taken", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		name := w.s.Site() + "-mac-theirs"
+		victim := w.minted(w.host("a", 2), 1, name)
+		thief := w.host("b", 2)
+		s := said("r-made-up", fleet.ObservedIdle)
+		s.HasConfig, s.Scope, s.RunnerName = true, acme, name
+		w.report(thief, s)
+		if r := w.runner("r-made-up"); r.Registration != fleet.RegNone || r.RunnerName != "" {
+			t.Errorf("%+v", r)
+		}
+		w.job(1, fleet.ToldInProgress, name)
+		if w.runner(victim).Job != 1 {
+			t.Error("deliveries do not find its own runner any more")
+		}
+	})
 	t.Run("no more than a host can run", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t, open)

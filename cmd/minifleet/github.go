@@ -64,12 +64,15 @@ func inDomain(err error) error {
 	if err == nil {
 		return nil
 	}
+	if errors.Is(err, githubapp.ErrUncertain) { // whatever else it is: before all, it may have taken effect
+		return fmt.Errorf("%w: %w", fleet.ErrUncertain, err)
+	}
 	var limited *githubapp.RateLimited
 	if errors.As(err, &limited) {
 		return &fleet.RateLimited{Until: limited.Until}
 	}
 	for ours, theirs := range map[error]error{
-		fleet.ErrNameTaken: githubapp.ErrNameTaken, fleet.ErrRunnerBusy: githubapp.ErrBusy, fleet.ErrUncertain: githubapp.ErrUncertain,
+		fleet.ErrNameTaken: githubapp.ErrNameTaken, fleet.ErrRunnerBusy: githubapp.ErrBusy,
 	} {
 		if errors.Is(err, theirs) {
 			return fmt.Errorf("%w: %w", ours, err)

@@ -118,6 +118,10 @@ func (s *service) step(ctx context.Context, o orders, helpers *sync.WaitGroup) (
 		return ending{failure: "the guest program was started anew and has lost its runner"}, true
 	}
 	s.makeSure(ctx)
+	if o.desire.Wanted != protocol.WantGone {
+		// A drain that was taken back leaves nothing behind for the next one.
+		s.endAsked, s.endBy, s.endAt = false, time.Time{}, time.Time{}
+	}
 	at := stageBooting
 	switch {
 	case s.given:
