@@ -40,14 +40,15 @@ build: programs
 
 test: test-quick test-e2e
 
-# The race detector needs cgo, and so a C compiler.
+# The race detector needs cgo, and so a C compiler. Nothing is taken from the cache of
+# results: it does not know of the programs that tests build and start.
 test-quick:
 	@command -v $${CC:-cc} >/dev/null || { echo "make test: no C compiler, which Go's race detector needs: install gcc (Debian: apt-get install gcc libc6-dev)"; exit 1; }
 	$(GO) vet ./...
-	CGO_ENABLED=1 $(GO) test -race -timeout 10m ./...
+	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 10m ./...
 
 test-e2e: programs runner
-	cd e2e && $(GO) vet ./... && CGO_ENABLED=1 $(GO) test -race -timeout 15m ./...
+	cd e2e && $(GO) vet ./... && CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m ./...
 
 lint:
 	@out=$$($(GO) run $(GOFUMPT) -l . ) && { [ -z "$$out" ] || { echo "not formatted (gofumpt -w):"; echo "$$out"; exit 1; }; }
