@@ -435,6 +435,33 @@ func TestAVetoedDrainGoesOn(t *testing.T) {
 	})
 }
 
+// TestADrainThatWasTakenBack: its listener was told to end and went on, GitHub said
+// that it runs a job, and the next drain must ask the guest anew.
+func TestADrainThatWasTakenBack(t *testing.T) {
+	inWorld(t, nil, func(w *world) {
+		m := toPhase(guest.PhaseIdle)(w)
+		m.change(func() { m.ignores = true })
+		w.c.want(drained("r1"))
+		w.pass(time.Second)
+		if m.told() != 1 {
+			t.Fatalf("an idle listener was told to end %d times", m.told())
+		}
+		w.c.want(armed("r1"))
+		m.phase(guest.PhaseBusy)
+		w.c.awaitObserved("r1", "busy")
+		w.pass(10 * time.Minute)
+		w.c.want(drained("r1"))
+		w.pass(10 * time.Minute)
+		if !m.runs() {
+			t.Fatal("the VM was stopped under its job")
+		}
+		m.finish(guest.OutcomeJob, guest.ResultSucceeded)
+		if got := w.c.awaitObserved("r1", "gone"); got.Result != "succeeded" || got.Failure != "" {
+			t.Errorf("reported as %+v", got)
+		}
+	})
+}
+
 // standbys returns which runners are reported so. The caller holds the controller's mu.
 func (w *world) standbys() []string {
 	var out []string
