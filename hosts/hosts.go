@@ -31,6 +31,7 @@ type Store interface {
 	Desired(ctx context.Context, id fleet.HostID) (fleet.Desired, error)
 	HostChanged(id fleet.HostID) <-chan struct{}
 	Report(ctx context.Context, id fleet.HostID, r fleet.HostReport, live time.Duration) error
+	Runner(ctx context.Context, id fleet.RunnerID) (fleet.Runner, bool, error)
 	BeginMint(ctx context.Context, host fleet.HostID, id fleet.RunnerID, name string) (fleet.Mint, error)
 	Granted(ctx context.Context, id fleet.RunnerID, attempt int, githubID int64) error
 	MintRefused(ctx context.Context, id fleet.RunnerID, attempt int, why string) error

@@ -98,17 +98,11 @@ func (f *inFlight) end(id fleet.RunnerID) {
 
 // begin commits the next step of the flow under a name never used before.
 func (s *Server) begin(ctx context.Context, host fleet.HostID, id fleet.RunnerID) (fleet.Mint, error) {
-	pool := "any"
-	d, err := s.c.Store.Desired(ctx, host)
+	r, _, err := s.c.Store.Runner(ctx, id) // whether it is there, and this host's, BeginMint says
 	if err != nil {
 		return fleet.Mint{}, err
 	}
-	for _, r := range d.Runners {
-		if r.ID == id {
-			pool = r.Pool
-		}
-	}
-	return s.c.Store.BeginMint(ctx, host, id, s.c.Name(s.c.Store.Site(), pool))
+	return s.c.Store.BeginMint(ctx, host, id, s.c.Name(s.c.Store.Site(), r.Pool))
 }
 
 func (s *Server) deleteEarlier(ctx context.Context, m fleet.Mint) error {

@@ -24,10 +24,8 @@ func (p gitHubPort) Register(ctx context.Context, scope fleet.Scope, name string
 	}
 	err = inDomain(err)
 	var limited *fleet.RateLimited
-	for _, named := range []error{fleet.ErrNameTaken, fleet.ErrUncertain, fleet.ErrRefused} {
-		if errors.Is(err, named) || errors.As(err, &limited) {
-			return fleet.Registered{}, err
-		}
+	if errors.Is(err, fleet.ErrNameTaken) || errors.Is(err, fleet.ErrUncertain) || errors.Is(err, fleet.ErrRefused) || errors.As(err, &limited) {
+		return fleet.Registered{}, err
 	}
 	// The client vouches that there is no registration, and nobody refused one.
 	return fleet.Registered{}, fmt.Errorf("%w: %w", fleet.ErrLater, err)
@@ -71,19 +69,16 @@ func inDomain(err error) error {
 	if errors.As(err, &limited) {
 		return &fleet.RateLimited{Until: limited.Until}
 	}
-	for ours, theirs := range map[error]error{
-		fleet.ErrNameTaken: githubapp.ErrNameTaken, fleet.ErrRunnerBusy: githubapp.ErrBusy,
-	} {
-		if errors.Is(err, theirs) {
-			return fmt.Errorf("%w: %w", ours, err)
-		}
+	switch {
+	case errors.Is(err, githubapp.ErrNameTaken):
+		return fmt.Errorf("%w: %w", fleet.ErrNameTaken, err)
+	case errors.Is(err, githubapp.ErrBusy):
+		return fmt.Errorf("%w: %w", fleet.ErrRunnerBusy, err)
+	case errors.Is(err, githubapp.ErrRefused), errors.Is(err, githubapp.ErrGroup), errors.Is(err, githubapp.ErrNotInstalled):
+		return fmt.Errorf("%w: %w", fleet.ErrRefused, err)
+	default:
+		return err
 	}
-	for _, final := range []error{githubapp.ErrRefused, githubapp.ErrGroup, githubapp.ErrNotInstalled} {
-		if errors.Is(err, final) {
-			return fmt.Errorf("%w: %w", fleet.ErrRefused, err)
-		}
-	}
-	return err
 }
 
 // ingest stores deliveries, and lets the App forget what it remembers of an
