@@ -8,6 +8,7 @@ import (
 	"log/slog"
 
 	"github.com/minifleet/minifleet/admin/api"
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 )
 
@@ -55,6 +56,7 @@ func (h handlers) RemoveHost(ctx context.Context, req api.RemoveHostRequestObjec
 	case err != nil:
 		return nil, err
 	}
+	crashpoint.Reached(crashpoint.HostRemoved)
 	h.Log.InfoContext(ctx, "host removed by an operator", slog.String("host", req.ID), slog.String("name", name))
 	return api.RemoveHost204Response{}, nil
 }

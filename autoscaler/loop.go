@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 )
 
@@ -245,6 +246,7 @@ func (l *Loop) delete(ctx context.Context, slots chan struct{}, d fleet.Deletion
 	if !d.Since.IsZero() {
 		age = time.Since(d.Since)
 	}
+	crashpoint.Reached(crashpoint.DeleteIntended)
 	err := l.c.GitHub.Unregister(ctx, d.Ref)
 	if ctx.Err() != nil {
 		return // recorded as deleting: the next run repeats it
@@ -253,8 +255,10 @@ func (l *Loop) delete(ctx context.Context, slots chan struct{}, d fleet.Deletion
 	log := l.c.Log.With("runner", d.Runner, "registration", d.Ref.Name, "scope", d.Ref.Scope.String())
 	switch {
 	case err == nil:
+		crashpoint.Reached(crashpoint.DeleteDone)
 		err = l.c.Store.RegistrationDeleted(ctx, d.Runner, d.Attempt)
 	case errors.Is(err, fleet.ErrRunnerBusy):
+		crashpoint.Reached(crashpoint.DeleteVetoed)
 		log.Info("registration not deleted: GitHub says that it runs a job")
 		err = l.c.Store.DeleteVetoed(ctx, d.Runner, d.Attempt, time.Now().Add(time.Minute))
 	case errors.As(err, &limited):
@@ -264,6 +268,7 @@ func (l *Loop) delete(ctx context.Context, slots chan struct{}, d fleet.Deletion
 		log.Error("registration given up: GitHub refuses to delete it, and removes it by itself when it was offline for a day", "error", err)
 		err = l.c.Store.RegistrationDeleted(ctx, d.Runner, d.Attempt)
 	default:
+		crashpoint.Reached(crashpoint.DeleteFailed)
 		log.Warn("registration not deleted yet", "error", err)
 		pause := min(max(10*time.Second, age/2), 10*time.Minute)
 		err = l.c.Store.DeleteFailed(ctx, d.Runner, d.Attempt, time.Now().Add(pause))

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/secret"
 )
 
@@ -142,6 +143,7 @@ func (a *Agent) serveRun(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, err)
 		return
 	}
+	crashpoint.Reached(crashpoint.GuestReceived)
 	err := a.start(secret.New(req.JITConfig), req.Env)
 	switch {
 	case errors.Is(err, ErrHasConfig):
@@ -149,6 +151,7 @@ func (a *Agent) serveRun(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		fail(w, http.StatusServiceUnavailable, err)
 	default:
+		crashpoint.Reached(crashpoint.GuestTaken)
 		w.WriteHeader(http.StatusAccepted)
 	}
 }
@@ -176,6 +179,7 @@ func (a *Agent) serveEnd(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, errors.New("grace_seconds cannot be negative"))
 		return
 	}
+	crashpoint.Reached(crashpoint.GuestEndAsked)
 	a.end(toDuration(req.GraceSeconds, maxGrace))
 	w.WriteHeader(http.StatusAccepted)
 }

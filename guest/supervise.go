@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/secret"
 )
 
@@ -68,6 +69,7 @@ func (a *Agent) finish(h history, v verdict) {
 			s.Runner.ExitCode = new(h.code)
 		}
 	})
+	crashpoint.Reached(crashpoint.GuestFinished)
 	a.cfg.Log.Info("runner finished", slog.String("outcome", string(v.outcome)), slog.String("result", string(v.result)), slog.String("reason", v.reason))
 }
 
@@ -100,6 +102,7 @@ func (a *Agent) launch(jit secret.Text, env map[string]string, h *history) launc
 	if err != nil {
 		return launchEnd{startErr: startError(path, a.cfg.WorkDir, err)}
 	}
+	crashpoint.Reached(crashpoint.ListenerStarted)
 	a.cfg.Log.Info("listener started", slog.Int("pid", cmd.Process.Pid))
 
 	drained := make(chan struct{})
@@ -108,6 +111,7 @@ func (a *Agent) launch(jit secret.Text, env map[string]string, h *history) launc
 		readLines(r, a.follow(jit, h))
 	}()
 	err = a.await(cmd)
+	crashpoint.Reached(crashpoint.ListenerExited)
 	end := launchEnd{pgid: cmd.Process.Pid}
 	end.code, end.signal, end.waitErr = exitOf(err)
 	if !updating(end.code) { // the runner's updater is in the group
@@ -135,6 +139,7 @@ func (a *Agent) await(cmd *exec.Cmd) error {
 			if !told {
 				told = true
 				cmd.Process.Signal(syscall.SIGTERM) //nolint:errcheck // it may be gone
+				crashpoint.Reached(crashpoint.ListenerTold)
 			}
 			timer.Reset(time.Until(deadline))
 			expired = timer.C
@@ -165,6 +170,9 @@ func (a *Agent) follow(jit secret.Text, h *history) func([]byte, bool) {
 		e := parseLine(string(line))
 		if e.kind == eventNone {
 			return
+		}
+		if e.kind == eventRunning {
+			crashpoint.Reached(crashpoint.ListenerBusy)
 		}
 		h.seen.take(e)
 		a.update(func(s *Status) { report(s, e) })

@@ -13,6 +13,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/hosts/protocol"
 	"github.com/minifleet/minifleet/secret"
@@ -42,11 +43,13 @@ func (s *Server) enrol(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusUnauthorized, protocol.CodeToken, fleet.ErrToken.Error())
 		return
 	}
+	crashpoint.Reached(crashpoint.EnrolReceived)
 	h, err := s.c.Store.Enrol(r.Context(), secret.New(in.Token).Hash(), in.CredentialHash, in.Name, in.Machine)
 	if err != nil {
 		s.failWith(w, r, err)
 		return
 	}
+	crashpoint.Reached(crashpoint.EnrolStored)
 	s.c.Log.Info("host enrolled", "host", h.ID, "name", h.Name)
 	reply(w, protocol.Enrolled{Host: string(h.ID), Name: h.Name, Site: s.c.Store.Site()})
 }
@@ -68,6 +71,7 @@ func (s *Server) hello(w http.ResponseWriter, r *http.Request, h fleet.Host) {
 		s.failWith(w, r, err)
 		return
 	}
+	crashpoint.Reached(crashpoint.HelloStored)
 	s.c.Log.Info("agent speaks for host", "host", h.ID, "name", h.Name, "instance", in.Instance, "version", in.Facts.AgentVersion)
 	reply(w, protocol.Welcome{
 		Site: s.c.Store.Site(), Epoch: s.c.Store.Epoch(), Host: string(h.ID), Name: h.Name,
@@ -100,6 +104,7 @@ func (s *Server) desired(w http.ResponseWriter, r *http.Request, h fleet.Host) {
 			return
 		}
 		if d.Revision != revision || over {
+			crashpoint.Reached(crashpoint.DesiredRead)
 			reply(w, s.wire(d))
 			return
 		}
@@ -123,10 +128,12 @@ func (s *Server) report(w http.ResponseWriter, r *http.Request, h fleet.Host) {
 		fail(w, http.StatusBadRequest, protocol.CodeBadRequest, err.Error())
 		return
 	}
+	crashpoint.Reached(crashpoint.ReportReceived)
 	if err := s.c.Store.Report(r.Context(), h.ID, rep, s.c.Live); err != nil {
 		s.failWith(w, r, err)
 		return
 	}
+	crashpoint.Reached(crashpoint.ReportStored)
 	w.WriteHeader(http.StatusNoContent)
 }
 

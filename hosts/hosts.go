@@ -14,6 +14,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/hosts/protocol"
 	"github.com/minifleet/minifleet/secret"
@@ -115,5 +116,6 @@ func (s *Server) NewEnrolment(ctx context.Context, hostName string, ttl time.Dur
 	if err := s.c.Store.AddEnrolment(ctx, e, uses); err != nil {
 		return secret.Text{}, err
 	}
+	crashpoint.Reached(crashpoint.EnrolmentStored)
 	return protocol.FormatEnrolment(token, s.c.CertificatePin), nil
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/secret"
 )
@@ -48,15 +49,19 @@ func (s *Server) mintFor(ctx context.Context, host fleet.HostID, id fleet.Runner
 			err := fmt.Errorf("%w: pool %s does not serve %s", fleet.ErrRefused, m.Pool, m.Scope)
 			return "", secret.Text{}, errors.Join(err, s.c.Store.MintRefused(ctx, id, m.Attempt, err.Error()))
 		}
+		crashpoint.Reached(crashpoint.MintCommitted)
 		reg, err := s.c.GitHub.Register(ctx, m.Scope, m.Name, pool.LabelNames, pool.RunnerGroup)
 		var limited *fleet.RateLimited
 		switch {
 		case err == nil:
+			crashpoint.Reached(crashpoint.MintRegistered)
 			if err := s.c.Store.Granted(ctx, id, m.Attempt, reg.ID); err != nil {
 				return "", secret.Text{}, err // the config is dropped; the next request deletes the registration
 			}
+			crashpoint.Reached(crashpoint.MintGranted)
 			return m.Name, reg.Config, nil
 		case errors.Is(err, fleet.ErrNameTaken), errors.Is(err, fleet.ErrRefused), errors.Is(err, fleet.ErrLater), errors.As(err, &limited):
+			crashpoint.Reached(crashpoint.MintRefused)
 			if err := s.c.Store.MintRefused(ctx, id, m.Attempt, err.Error()); err != nil {
 				return "", secret.Text{}, err
 			}
@@ -106,11 +111,14 @@ func (s *Server) begin(ctx context.Context, host fleet.HostID, id fleet.RunnerID
 }
 
 func (s *Server) deleteEarlier(ctx context.Context, m fleet.Mint) error {
+	crashpoint.Reached(crashpoint.EarlierIntended)
 	err := s.c.GitHub.Unregister(ctx, *m.Earlier)
 	switch {
 	case err == nil:
+		crashpoint.Reached(crashpoint.EarlierDeleted)
 		return s.c.Store.RegistrationDeleted(ctx, m.Runner, m.Attempt)
 	case errors.Is(err, fleet.ErrRunnerBusy):
+		crashpoint.Reached(crashpoint.EarlierVetoed)
 		return errors.Join(err, s.c.Store.DeleteVetoed(ctx, m.Runner, m.Attempt, time.Now().Add(time.Minute)))
 	default:
 		return fmt.Errorf("delete registration %s of an earlier attempt: %w", m.Earlier.Name, err)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 )
 
@@ -26,11 +27,13 @@ func (s *Store) Carry(ctx context.Context, plan fleet.Plan) (fleet.Carried, erro
 				return err
 			}
 		}
+		crashpoint.Reached(crashpoint.CarryWritten)
 		return nil
 	})
 	if err != nil {
 		return fleet.Carried{}, fmt.Errorf("carry out plan: %w", err)
 	}
+	crashpoint.Reached(crashpoint.CarryCommitted)
 	return out, nil
 }
 

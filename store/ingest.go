@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 )
 
@@ -34,8 +35,10 @@ func (s *Store) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, er
 		case in.Installation != nil:
 			out.Changed, err = true, t.learnInstallation(*in.Installation)
 		}
+		crashpoint.Reached(crashpoint.IngestWritten)
 		return err
 	})
+	crashpoint.Reached(crashpoint.IngestCommitted)
 	return out, err
 }
 

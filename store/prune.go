@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/minifleet/minifleet/crashpoint"
 )
 
 // Retention says for how long the past is kept; 0 means for ever.
@@ -51,6 +53,7 @@ func (s *Store) Prune(ctx context.Context, keep Retention) error {
 				break
 			}
 		}
+		crashpoint.Reached(crashpoint.PruneStepped)
 	}
 	return nil
 }

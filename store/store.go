@@ -25,6 +25,7 @@ import (
 	"github.com/pressly/goose/v3"
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 )
 
@@ -61,6 +62,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err := createPrivate(c.Path); err != nil {
 		return nil, err
 	}
+	crashpoint.Reached(crashpoint.StoreCreated)
 	write, err := openSQLite(c.Path, 1)
 	if err != nil {
 		return nil, err
@@ -117,6 +119,7 @@ func (s *Store) prepare(ctx context.Context) error {
 	if _, err := p.Up(ctx); err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
+	crashpoint.Reached(crashpoint.StoreMigrated)
 	return s.change(ctx, func(tx *tx) error {
 		if err := tx.exec(`INSERT INTO meta (name, value) VALUES ('site', $1), ('epoch', '1') ON CONFLICT (name) DO NOTHING`, newSite()); err != nil {
 			return err

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/minifleet/minifleet/crashpoint"
 )
 
 // CreateConfig says which bundle to make.
@@ -60,14 +62,17 @@ func Create(ctx context.Context, cfg CreateConfig) (dir string, err error) {
 		}
 	}()
 	if err == nil {
+		crashpoint.Reached(crashpoint.BundleBegun)
 		err = fill(ctx, cfg, spec, tmp)
 	}
 	if err == nil {
+		crashpoint.Reached(crashpoint.BundleFilled)
 		err = putInPlace(tmp, dir)
 	}
 	if err != nil {
 		return "", fmt.Errorf("create bundle %s: %w", cfg.Spec.ID, err)
 	}
+	crashpoint.Reached(crashpoint.BundlePlaced)
 	return dir, nil
 }
 

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/minifleet/minifleet/crashpoint"
 )
 
 // ErrVMMAlive says that a machine's vmm runs, so that its writers are not orphans.
@@ -31,6 +33,7 @@ func EndWriter(ctx context.Context, dir string) error {
 		}
 		// Again each time round: a writer may have forked while it was looked for.
 		killErr := endWriters(dir)
+		crashpoint.Reached(crashpoint.WriterEnded)
 		if !wait.sleep(ctx) {
 			return fmt.Errorf("end the writer of %s: %w", dir, errors.Join(ErrLocked, context.Cause(ctx), killErr))
 		}

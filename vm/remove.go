@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/minifleet/minifleet/crashpoint"
 )
 
 // Remove deletes the bundle dir, or what Scan found Unfinished. It fails with
@@ -49,6 +51,7 @@ func Remove(ctx context.Context, dir string) error {
 			return fmt.Errorf("remove bundle %s: %w", name, err)
 		}
 		dir = trash
+		crashpoint.Reached(crashpoint.BundleTrashed)
 	}
 	if err := removeTree(dir); err != nil {
 		return fmt.Errorf("remove %s: %w", dir, err)

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/minifleet/minifleet/crashpoint"
 )
 
 // ReadyLine is what a vmm writes to the descriptor given as --ready-fd once it holds
@@ -47,6 +49,7 @@ func Start(ctx context.Context, dir, vmmProgram string) (*Machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
 	}
+	crashpoint.Reached(crashpoint.VMMSpawned)
 	vmm, err := IdentifyProcess(child.Process.Pid)
 	if err == nil {
 		err = awaitReady(ctx, ready)
@@ -55,6 +58,7 @@ func Start(ctx context.Context, dir, vmmProgram string) (*Machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start machine %s: %w", spec.ID, abandon(ctx, dir, child, err))
 	}
+	crashpoint.Reached(crashpoint.VMMReady)
 	m := newMachine(dir, spec, vmm)
 	m.child = child
 	m.watch()
@@ -89,7 +93,7 @@ func spawn(dir, program string) (*exec.Cmd, *os.File, error) {
 
 // vmmEnvironment picks what a vmm needs. The agent's environment may hold secrets.
 func vmmEnvironment(lookup func(string) (string, bool)) []string {
-	env := []string{}
+	env := append([]string{}, crashpoint.Environ()...) // never nil, which would be the agent's own
 	for _, name := range []string{"HOME", "PATH", "USER", "LOGNAME", "LANG", "TMPDIR"} {
 		if v, ok := lookup(name); ok {
 			env = append(env, name+"="+v)

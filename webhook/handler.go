@@ -14,6 +14,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/secret"
 )
@@ -146,6 +147,7 @@ func (h *Handler) post(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Retry-After", "30")
 		writeJSON(w, http.StatusServiceUnavailable, answer{Error: "the delivery could not be stored: redeliver it later"})
 	default:
+		crashpoint.Reached(crashpoint.DeliveryTaken)
 		writeJSON(w, http.StatusAccepted, answer{Status: out.Status, Reason: out.Reason, Duplicate: out.Duplicate})
 	}
 }

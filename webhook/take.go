@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 )
 
@@ -79,6 +80,7 @@ func (h *Handler) Take(ctx context.Context, env Envelope) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, fmt.Errorf("delivery %s: %w", env.GUID, cause(ctx, err))
 	}
+	crashpoint.Reached(crashpoint.DeliveryJudged)
 	done, err := h.store.Ingest(ctx, in)
 	if err != nil {
 		return Outcome{}, fmt.Errorf("store delivery %s: %w", env.GUID, cause(ctx, err))

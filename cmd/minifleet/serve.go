@@ -21,6 +21,7 @@ import (
 
 	"github.com/minifleet/minifleet/admin"
 	"github.com/minifleet/minifleet/autoscaler"
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/githubapp"
 	"github.com/minifleet/minifleet/hosts"
@@ -329,9 +330,11 @@ func (c *controller) refreshInstallations(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	crashpoint.Reached(crashpoint.InstallationsListed)
 	if err := c.store.SetInstallations(ctx, list, before); err != nil {
 		return err
 	}
+	crashpoint.Reached(crashpoint.InstallationsStored)
 	early, err := c.store.FailedDeliveries(ctx)
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/hosts/protocol"
 	"github.com/minifleet/minifleet/secret"
@@ -268,6 +269,7 @@ func (a *Agent) mournRecords(dead map[string]tombstone, there map[string]bool) e
 			if err := a.state.bury(t); err != nil {
 				return fmt.Errorf("tombstone of runner %s: %w", id, err)
 			}
+			crashpoint.Reached(crashpoint.RecordMourned)
 			a.restoreGone(t)
 		}
 		if err := a.state.dropRecord(id); err != nil {

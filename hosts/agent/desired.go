@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/hosts/protocol"
 )
 
@@ -65,6 +66,7 @@ func (a *Agent) askDesired(ctx context.Context) error {
 		}
 		return err
 	}
+	crashpoint.Reached(crashpoint.DesiredReceived)
 	if err := a.checkSite(d.Site, d.Epoch); err != nil {
 		return err
 	}
@@ -94,6 +96,7 @@ func (a *Agent) apply(ctx context.Context, d protocol.Desired, acked map[string]
 	if err := a.admit(ctx, d, acked); err != nil {
 		return err
 	}
+	crashpoint.Reached(crashpoint.DesiredApplied)
 	return a.forgetDelisted()
 }
 
@@ -110,6 +113,7 @@ func (a *Agent) admit(ctx context.Context, d protocol.Desired, acked map[string]
 		if err := a.state.saveObeyed(next); err != nil {
 			return fmt.Errorf("keep the controller's epoch: %w", err)
 		}
+		crashpoint.Reached(crashpoint.EpochWritten)
 		a.obeyed = next
 	}
 	listed := make(map[string]bool, len(d.Runners))
@@ -152,11 +156,13 @@ func (a *Agent) forgetDelisted() error {
 	if err := a.keepRevision(revision); err != nil {
 		return err
 	}
+	crashpoint.Reached(crashpoint.RevisionWritten)
 	for _, id := range forget {
 		if err := a.state.dropTombstone(id); err != nil {
 			a.log.Warn("a tombstone stays", slog.String("runner", id), slog.Any("error", err))
 			continue
 		}
+		crashpoint.Reached(crashpoint.TombstoneDropped)
 		a.mu.Lock()
 		delete(a.runners, id)
 		a.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/hosts/protocol"
 )
 
@@ -41,10 +42,12 @@ func (a *Agent) enrol(ctx context.Context) error {
 			err = errors.New("the answer names no host or no site")
 		}
 		if err == nil {
+			crashpoint.Reached(crashpoint.EnrolAnswered)
 			a.identity = identity{Host: got.Host, Name: got.Name, Site: got.Site, Pin: pin}
 			if err := a.state.saveIdentity(a.identity); err != nil {
 				return fmt.Errorf("identity: %w", err)
 			}
+			crashpoint.Reached(crashpoint.IdentityWritten)
 			a.log.Info("enrolled", slog.String("host", got.Host), slog.String("name", got.Name), slog.String("site", got.Site))
 			return nil
 		}
@@ -92,6 +95,7 @@ func (a *Agent) greet(ctx context.Context) error {
 			err = a.checkSite(w.Site, w.Epoch)
 		}
 		if err == nil {
+			crashpoint.Reached(crashpoint.HelloAnswered)
 			a.mu.Lock()
 			a.welcome = w
 			a.mu.Unlock()

@@ -14,6 +14,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/minifleet/minifleet/crashpoint"
 )
 
 // Bounds of what is kept of one failure. VM and guest have their own for their logs.
@@ -45,6 +47,7 @@ func (r *runner) keepFailure(ctx context.Context, end ending) (after func()) {
 			complain(keepGuest(ctx, g, dir))
 		}
 	}
+	crashpoint.Reached(crashpoint.FailureKept)
 	return func() {
 		if r.machine != nil {
 			complain(r.machine.Keep(dir))

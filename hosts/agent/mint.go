@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/guest"
 	"github.com/minifleet/minifleet/hosts/protocol"
@@ -53,6 +54,7 @@ func (s *service) startMint(ctx context.Context, o orders, helpers *sync.WaitGro
 		case status.HasConfig:
 			answer.err = guest.ErrHasConfig
 		default:
+			crashpoint.Reached(crashpoint.MintAsking)
 			answer.name, answer.config, answer.err = s.agent.client.mint(ctx, s.agent.credential, s.agent.instance, s.id)
 		}
 		s.mints <- answer // there is room: one mint at a time
@@ -66,6 +68,7 @@ func (s *service) minted(ctx context.Context, m mintAnswer) (ending, bool) {
 		s.notMinted(m)
 		return ending{}, false
 	}
+	crashpoint.Reached(crashpoint.MintAnswered)
 	s.agent.clock.exchanged()
 	o, _ := s.orders()
 	if o.desire.Wanted == protocol.WantGone {
@@ -74,6 +77,7 @@ func (s *service) minted(ctx context.Context, m mintAnswer) (ending, bool) {
 	s.given = true
 	s.record.Given, s.record.Desire, s.record.RunnerName = true, o.desire, m.name
 	s.saveRecord()
+	crashpoint.Reached(crashpoint.ConfigRecorded)
 	s.log.Info("handing over a JIT config", slog.String("registration", m.name), slog.String("scope", o.desire.Scope))
 	s.show(fleet.ObservedRegistering, func(v *protocol.RunnerReport) { v.HasConfig, v.Scope, v.RunnerName = true, o.desire.Scope, m.name })
 	return s.deliver(ctx, m.config)
@@ -86,6 +90,7 @@ func (s *service) deliver(ctx context.Context, config secret.Text) (ending, bool
 	defer cancel()
 	err := s.guest.Run(call, config, nil)
 	if err == nil || errors.Is(err, guest.ErrHasConfig) {
+		crashpoint.Reached(crashpoint.ConfigDelivered)
 		s.delivered = true
 		return ending{}, false
 	}
@@ -121,6 +126,7 @@ func (s *service) makeSure(ctx context.Context) {
 func (s *service) notGiven() {
 	s.given, s.record.Given, s.record.RunnerName = false, false, ""
 	s.saveRecord()
+	crashpoint.Reached(crashpoint.ConfigWithdrawn)
 }
 
 func (s *service) saveRecord() {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/hosts/protocol"
 )
@@ -24,6 +25,7 @@ func (a *Agent) sendReports(ctx context.Context) error {
 	for {
 		sequence++
 		report := a.observe(sequence)
+		crashpoint.Reached(crashpoint.ReportReady)
 		err := a.client.report(ctx, a.credential, report)
 		switch {
 		case ctx.Err() != nil:
@@ -41,6 +43,7 @@ func (a *Agent) sendReports(ctx context.Context) error {
 			}
 			continue
 		}
+		crashpoint.Reached(crashpoint.ReportAnswered)
 		pause.reset()
 		trouble.worked()
 		a.clock.exchanged()

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/hosts/protocol"
 )
@@ -272,6 +273,7 @@ func (r *runner) prepare(ctx context.Context) error {
 		r.agent.trouble("state", err.Error())
 		return err
 	}
+	crashpoint.Reached(crashpoint.RecordWritten)
 	r.agent.trouble("state", "")
 	r.record = rec
 	d := o.desire

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/guest"
 	"github.com/minifleet/minifleet/hosts/protocol"
@@ -313,7 +314,9 @@ func (s *service) end(ctx context.Context, o orders) (ending, bool) {
 	if err != nil {
 		s.log.Warn("the guest could not be told to end; it is tried again", slog.Any("error", err))
 		s.endAt = time.Now().Add(time.Second)
+		return ending{}, false
 	}
+	crashpoint.Reached(crashpoint.EndTold)
 	return ending{}, false
 }
 

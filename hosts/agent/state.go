@@ -14,6 +14,7 @@ import (
 
 	"github.com/gofrs/flock"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/hosts/protocol"
 	"github.com/minifleet/minifleet/secret"
 )
@@ -154,6 +155,7 @@ func (s *state) credential() (secret.Text, error) {
 	if err := writeFile(path, []byte(made.Reveal()+"\n")); err != nil {
 		return secret.Text{}, fmt.Errorf("credential: %w", err)
 	}
+	crashpoint.Reached(crashpoint.CredentialWritten)
 	return made, nil
 }
 
@@ -274,6 +276,7 @@ func writeFile(path string, content []byte) error {
 	}
 	_, err = f.Write(content)
 	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		crashpoint.Reached(crashpoint.FileWritten)
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/hosts/protocol"
 )
@@ -35,6 +36,7 @@ func (r *runner) teardown(ctx context.Context, end ending) {
 	if !r.stop(ctx) {
 		return
 	}
+	crashpoint.Reached(crashpoint.VMStopped)
 	if r.slot {
 		r.slot = false
 		r.agent.slots.free()
@@ -42,9 +44,14 @@ func (r *runner) teardown(ctx context.Context, end ending) {
 	r.show(fleet.ObservedDestroying, func(v *protocol.RunnerReport) { v.HoldsSlot = false })
 	if !end.never {
 		keep()
-		if !r.bury(ctx) || !r.remove(ctx) {
+		if !r.bury(ctx) {
 			return
 		}
+		crashpoint.Reached(crashpoint.TombstoneWritten)
+		if !r.remove(ctx) {
+			return
+		}
+		crashpoint.Reached(crashpoint.RecordDropped)
 	}
 	r.show(fleet.ObservedGone, nil)
 	r.agent.mu.Lock()
@@ -89,6 +96,7 @@ func (r *runner) remove(ctx context.Context) bool {
 			if err := r.machine.Remove(ctx); err != nil {
 				return err
 			}
+			crashpoint.Reached(crashpoint.BundleRemoved)
 			return r.agent.state.dropRecord(r.id)
 		}
 		if err := r.agent.state.dropRecord(r.id); err != nil {

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/imagecache"
 	"github.com/minifleet/minifleet/vm"
 )
@@ -181,6 +182,7 @@ func (v *VMs) Scan(ctx context.Context) ([]Found, error) {
 			if err := vm.Remove(ctx, b.Dir); err != nil {
 				v.cfg.Log.Warn("a half-made VM stays on the disk", slog.String("folder", b.Dir), slog.Any("error", err))
 			}
+			crashpoint.Reached(crashpoint.LeftoverRemoved)
 			continue
 		}
 		m := newVM(b.Dir, v.cfg.VMMProgram)

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/vm"
 )
 
@@ -74,6 +75,7 @@ func (m *machine) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	crashpoint.Reached(crashpoint.WriterSpawned)
 	if err := m.cfg.RecordWriter(m.leader); err != nil {
 		m.stdin.Close()
 		killGroup(m.leader)
@@ -82,6 +84,7 @@ func (m *machine) Start(ctx context.Context) error {
 		output.close()
 		return fmt.Errorf("note the guest's process: %w", err)
 	}
+	crashpoint.Reached(crashpoint.WriterRecorded)
 	m.started = true
 	go m.await(cmd, output) // Stop waits for it
 	return nil
@@ -113,7 +116,7 @@ func (m *machine) spawn() (*exec.Cmd, *console, error) {
 	defer r.Close()
 	// Not CommandContext: a ctx ends the start and not the machine.
 	cmd := exec.Command(m.plan.program, m.plan.args...) //nolint:noctx // see above
-	cmd.Dir, cmd.Env = m.plan.root, m.plan.env
+	cmd.Dir, cmd.Env = m.plan.root, append(crashpoint.Environ(), m.plan.env...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = r, out.input, out.input
 	cmd.ExtraFiles = []*os.File{m.cfg.Lock}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -149,6 +152,7 @@ func (m *machine) await(cmd *exec.Cmd, output *console) {
 	killDescendants()
 	m.stdin.Close()
 	output.close()
+	crashpoint.Reached(crashpoint.WriterGone)
 	close(m.done)
 	m.cfg.Ended(vm.Ending{Reason: vm.ReasonGuestEnded, Detail: describe(err)})
 	close(m.told)

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/vm"
 )
 
@@ -52,11 +53,13 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	// Closed, never unlocked: a writer that inherited the descriptor keeps the lock.
 	defer lock.Close()
+	crashpoint.Reached(crashpoint.VMMLocked)
 	st, err := openStatus(dir, cfg.Log)
 	if err != nil {
 		return fmt.Errorf("run bundle %s: %w", dir, err)
 	}
 	defer st.close()
+	crashpoint.Reached(crashpoint.VMMStatusOpened)
 	s := &supervisor{
 		cfg: cfg, dir: dir, lock: lock, status: st,
 		log: cfg.Log.With("vm", filepath.Base(dir)),
@@ -98,9 +101,11 @@ func (s *supervisor) run(parent context.Context) error {
 
 	fin, srv := s.live(life)
 	s.log.Info("machine ended", "reason", string(fin.reason), "detail", fin.detail)
+	crashpoint.Reached(crashpoint.VMMEnded)
 	err := s.status.update(func(st *vm.State) {
 		st.Phase, st.GuestReady, st.Reason, st.Detail = vm.PhaseFinal, false, fin.reason, fin.detail
 	})
+	crashpoint.Reached(crashpoint.VMMFinal)
 	if srv != nil {
 		srv.close()
 	}
@@ -124,15 +129,18 @@ func (s *supervisor) live(life context.Context) (*ending, *server) {
 	if err != nil {
 		return failure(err, vm.ReasonVMMFailed), nil
 	}
+	crashpoint.Reached(crashpoint.VMMListening)
 	if s.cfg.Ready != nil {
 		if err := s.cfg.Ready(); err != nil {
 			return failure(fmt.Errorf("say that the vmm is ready: %w", err), vm.ReasonVMMFailed), srv
 		}
 	}
+	crashpoint.Reached(crashpoint.VMMAnnounced)
 	inst, err := s.backend.Open(life, s.openConfig())
 	if err != nil {
 		return s.causeOr(life, failure(err, vm.ReasonBackendFailed)), srv
 	}
+	crashpoint.Reached(crashpoint.VMMOpened)
 	p := newProxy(srv.guest, inst.Connect, s.log)
 	defer p.close()
 	return s.operate(life, inst), srv
@@ -147,6 +155,7 @@ func (s *supervisor) prepare() error {
 	if err := vm.WriteIdentity(s.dir, vm.FileVMM, self); err != nil {
 		return err
 	}
+	crashpoint.Reached(crashpoint.VMMIdentified)
 	spec, specErr := vm.ReadSpec(s.dir)
 	i := slices.IndexFunc(s.cfg.Backends, func(b vm.Backend) bool { return b.Name == spec.Backend })
 	if specErr == nil && i < 0 {
@@ -159,6 +168,7 @@ func (s *supervisor) prepare() error {
 		st.Phase, st.StartedAt = vm.PhaseStarting, time.Now()
 		st.Backend, st.Isolation = spec.Backend, s.backend.Isolation
 	})
+	crashpoint.Reached(crashpoint.VMMStarting)
 	if specErr != nil {
 		return vm.WithReason(vm.ReasonBadConfiguration, specErr)
 	}
@@ -198,7 +208,9 @@ func (s *supervisor) operate(life context.Context, inst vm.Instance) *ending {
 	started := err == nil
 	var greeted chan struct{}
 	if started {
+		crashpoint.Reached(crashpoint.VMMStarted)
 		s.noteStatus(func(st *vm.State) { st.Phase, st.RunningAt = vm.PhaseRunning, time.Now() })
+		crashpoint.Reached(crashpoint.VMMRunning)
 		greeted = make(chan struct{})
 		go func() {
 			defer close(greeted)
@@ -208,9 +220,11 @@ func (s *supervisor) operate(life context.Context, inst vm.Instance) *ending {
 		<-greeted
 	}
 	fin := s.causeOr(life, failure(err, vm.ReasonBackendFailed))
+	crashpoint.Reached(crashpoint.VMMEnding)
 	s.noteStatus(func(st *vm.State) {
 		st.Phase, st.StoppingAt, st.Reason, st.Detail = vm.PhaseStopping, time.Now(), fin.reason, fin.detail
 	})
+	crashpoint.Reached(crashpoint.VMMStopping)
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(life), s.cfg.StopTimeout,
 		fmt.Errorf("the machine did not stop within %v", s.cfg.StopTimeout))
 	defer cancel()
@@ -240,6 +254,7 @@ func (s *supervisor) greet(life context.Context, inst vm.Instance) {
 	}
 	c.Close()
 	s.noteStatus(func(st *vm.State) { st.GuestReady, st.GuestReadyAt = true, time.Now() })
+	crashpoint.Reached(crashpoint.VMMGuestReady)
 }
 
 // noteStatus changes the state. That the file cannot be written, on a full disk for
