@@ -50,21 +50,8 @@ func TestControllerIsKilled(t *testing.T) {
 			for _, id := range long {
 				complete(t, s.job(id), ticks)
 			}
-			for _, id := range ids {
-				want := "success"
-				j := s.job(id)
-				if j.Name == "fails" {
-					want = "failure"
-				}
-				if j.Conclusion != want {
-					t.Errorf("%s: %s, want %s %s", j.Name, j.Conclusion, want, j.Reason)
-				}
-			}
-			s.nothingLeft()
-			eventually(t, "the operator sees every job completed", func() bool {
-				s.redeliver()
-				return len(s.list("jobs?state=completed")) == len(ids)+len(long)+len(cancelled)
-			})
+			s.fates[ids[0]], s.fates[cancelled[0]] = "failure", "cancelled"
+			s.settled()
 			for _, p := range append(agents, controller) {
 				p.stop()
 			}

@@ -37,11 +37,8 @@ func folder(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	races, err := os.MkdirTemp(temp, "mfraces")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(races, 0o777); err != nil { // programs may run as another user
+	races := racesOf(dir)
+	if err := errors.Join(os.Mkdir(races, 0o700), os.Chmod(races, 0o777)); err != nil { // programs may run as another user
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -69,9 +66,11 @@ func folder(t *testing.T) string {
 			t.Error(err)
 		}
 	})
-	t.Setenv("GORACE", "atexit_sleep_ms=0 log_path="+filepath.Join(races, "race"))
 	return dir
 }
+
+// racesOf is the folder in which the programs of a site report races.
+func racesOf(dir string) string { return dir + "-races" }
 
 // processesOf returns the processes that have the folder in their arguments, their
 // environment or as their place.
@@ -141,7 +140,7 @@ func launchAs(t *testing.T, user *syscall.Credential, dir, name string, env []st
 	p.cmd = exec.Command(filepath.Join(programs(t), name), args...)
 	p.cmd.Env = slices.Concat(slices.DeleteFunc(os.Environ(), func(kv string) bool {
 		return strings.HasPrefix(kv, "MINIFLEET_") || strings.HasPrefix(kv, "CI=") || strings.HasPrefix(kv, "TMPDIR=")
-	}), []string{"TMPDIR=" + dir}, env)
+	}), []string{"TMPDIR=" + dir, "GORACE=atexit_sleep_ms=0 log_path=" + filepath.Join(racesOf(dir), "race")}, env)
 	p.cmd.Stdout, p.cmd.Stderr = p, p
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user, Setpgid: true}
 	// A descendant that keeps its output open must not hang the test.

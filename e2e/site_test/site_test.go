@@ -32,11 +32,12 @@ type site struct {
 
 	webhook, agents, admin string // addresses, the same after a restart
 	redelivered            map[int64]bool
+	fates                  map[int64]string // how jobs end that do not succeed
 }
 
 func newSite(t *testing.T, githubArgs ...string) *site {
 	t.Helper()
-	s := &site{t: t, dir: folder(t), redelivered: map[int64]bool{}}
+	s := &site{t: t, dir: folder(t), redelivered: map[int64]bool{}, fates: map[int64]string{}}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	t.Cleanup(cancel)
 	s.ctx = ctx
