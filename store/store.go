@@ -16,14 +16,12 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/url"
-	"os"
 	"path/filepath"
 	"strconv"
 	"time"
 
+	"github.com/gofrs/flock"
 	"github.com/pressly/goose/v3"
-	_ "modernc.org/sqlite" // the driver "sqlite"
 
 	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
@@ -41,7 +39,10 @@ type Config struct {
 
 // Store is the open database. It is safe for concurrent use.
 type Store struct {
-	write *sql.DB // one connection: SQLite has one writer
+	path  string
+	file  fs.FileInfo // what was opened there
+	lock  *flock.Flock
+	write *sql.DB // one connection
 	read  *sql.DB
 	log   *slog.Logger
 	now   func() time.Time
@@ -51,7 +52,8 @@ type Store struct {
 }
 
 // Open opens or creates the database and brings its schema up to date. The site
-// id is made with the database and stays with it.
+// id is made with the database and stays with it. The store is this process's alone
+// until Close.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -59,52 +61,44 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	if err := createPrivate(c.Path); err != nil {
-		return nil, err
+	if c.Path == "" {
+		return nil, errors.New("database: no path given")
 	}
-	crashpoint.Reached(crashpoint.StoreCreated)
-	write, err := openSQLite(c.Path, 1)
-	if err != nil {
-		return nil, err
+	s := &Store{path: c.Path, log: c.Log, now: c.Now}
+	if real, err := filepath.EvalSymlinks(c.Path); err == nil {
+		s.path = real // there is one lock, whatever path leads to it
 	}
-	read, err := openSQLite(c.Path, 4)
-	if err != nil {
-		write.Close()
-		return nil, err
-	}
-	s := &Store{write: write, read: read, log: c.Log, now: c.Now}
-	if err := s.prepare(ctx); err != nil {
-		s.Close()
-		return nil, fmt.Errorf("database %s: %w", c.Path, err)
+	if err := s.open(ctx); err != nil {
+		return nil, fmt.Errorf("database %s: %w", c.Path, errors.Join(explain(err), s.Close()))
 	}
 	return s, nil
 }
 
-// createPrivate makes the file readable to its owner alone before SQLite makes
-// it readable to all.
-func createPrivate(path string) error {
-	if path == "" {
-		return errors.New("database: no path given")
+func (s *Store) open(ctx context.Context) (err error) {
+	var before owner
+	if s.lock, before, err = hold(s.path); err != nil {
+		return err
 	}
-	f, err := os.OpenFile(filepath.Clean(path), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return fmt.Errorf("database: %w", err)
+	if err := lost(s.path, before); err != nil {
+		return err
 	}
-	return errors.Join(f.Chmod(0o600), f.Close())
-}
-
-func openSQLite(path string, conns int) (*sql.DB, error) {
-	q := url.Values{"_txlock": {"immediate"}}
-	for _, p := range []string{"busy_timeout(2000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)"} {
-		q.Add("_pragma", p)
+	if s.file, err = createPrivate(s.path); err != nil {
+		return err
 	}
-	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Opaque: url.PathEscape(path), RawQuery: q.Encode()}).String())
-	if err != nil {
-		return nil, fmt.Errorf("open database %s: %w", path, err)
+	crashpoint.Reached(crashpoint.StoreCreated)
+	if s.write, err = openSQLite(s.path, 1, writeBusy); err != nil { // SQLite has one writer
+		return err
 	}
-	db.SetMaxOpenConns(conns)
-	db.SetMaxIdleConns(conns)
-	return db, nil
+	if s.read, err = openSQLite(s.path, 4, readBusy); err != nil {
+		return err
+	}
+	if err := s.check(ctx); err != nil {
+		return err
+	}
+	if err := s.prepare(ctx); err != nil {
+		return err
+	}
+	return sign(s.lock.Path(), s.site)
 }
 
 func (s *Store) prepare(ctx context.Context) error {
@@ -156,15 +150,28 @@ func (s *Store) Site() string { return s.site }
 // Epoch returns the number that rises when an older state was restored.
 func (s *Store) Epoch() int64 { return s.epoch }
 
-// Ping reports whether the database can be written.
+// Ping reports whether the database can be written. A row is really changed: SQLite
+// writes nothing of an update that makes no difference.
 func (s *Store) Ping(ctx context.Context) error {
 	return s.change(ctx, func(tx *tx) error {
-		return tx.exec(`UPDATE meta SET value = value WHERE name = 'site'`)
+		return tx.exec(`INSERT INTO meta (name, value) VALUES ('ping', '0')
+			ON CONFLICT (name) DO UPDATE SET value = CASE meta.value WHEN '0' THEN '1' ELSE '0' END`)
 	})
 }
 
-// Close ends all connections.
-func (s *Store) Close() error { return errors.Join(s.read.Close(), s.write.Close()) }
+// Close ends all connections, and then lets another process open the database.
+func (s *Store) Close() error {
+	var errs []error
+	for _, db := range []*sql.DB{s.read, s.write} {
+		if db != nil {
+			errs = append(errs, db.Close())
+		}
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
 
 // tx is a write transaction that remembers whom to tell after its commit.
 type tx struct {
@@ -178,23 +185,35 @@ type tx struct {
 
 // change runs f in one write transaction; an error rolls all of it back.
 func (s *Store) change(ctx context.Context, f func(*tx) error) error {
-	raw, err := s.write.BeginTx(ctx, nil)
+	raw, done, err := s.begin(ctx)
 	if err != nil {
-		return fmt.Errorf("begin: %w", err)
+		return fmt.Errorf("begin: %w", explain(err))
 	}
+	defer done()
 	t := &tx{Tx: raw, ctx: ctx, now: s.now(), site: s.site, hosts: map[fleet.HostID]bool{}}
+	if err := s.inside(t, f); err != nil {
+		return errors.Join(explain(err), ignoreDone(raw.Rollback()))
+	}
+	if err := raw.Commit(); err != nil {
+		return fmt.Errorf("commit: %w", explain(err))
+	}
+	s.watch.tell(t.hosts, t.changed)
+	return nil
+}
+
+// inside is what change does between begin and commit.
+func (s *Store) inside(t *tx, f func(*tx) error) error {
+	if err := s.inPlace(); err != nil {
+		return err
+	}
 	if err := f(t); err != nil {
-		return errors.Join(err, ignoreDone(raw.Rollback()))
+		return err
 	}
 	for id := range t.hosts {
 		if err := t.exec(`UPDATE hosts SET revision = revision + 1 WHERE id = $1`, string(id)); err != nil {
-			return errors.Join(err, ignoreDone(raw.Rollback()))
+			return err
 		}
 	}
-	if err := raw.Commit(); err != nil {
-		return fmt.Errorf("commit: %w", err)
-	}
-	s.watch.tell(t.hosts, t.changed)
 	return nil
 }
 
