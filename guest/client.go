@@ -45,22 +45,26 @@ func (e *ResponseError) Error() string {
 
 // Client asks one guest. It is safe for concurrent use.
 type Client struct {
-	http      *http.Client
-	transport *http.Transport
+	http *http.Client
 }
 
 // NewClient returns a client that reaches the guest through dial, which is
 // called for every connection that the client opens.
 func NewClient(dial func(context.Context) (net.Conn, error)) *Client {
 	t := &http.Transport{
-		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			conn, err := dial(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return askFirst(conn), nil
+		},
+		// What a guest says while nothing is asked would be put into our log as it is.
+		DisableKeepAlives:      true,
 		DisableCompression:     true, // a few compressed bytes must not become many
 		MaxResponseHeaderBytes: 16 << 10,
-		MaxIdleConns:           2,
-		IdleConnTimeout:        time.Minute,
 	}
 	return &Client{
-		transport: t,
 		http: &http.Client{
 			Transport:     t,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -70,7 +74,7 @@ func NewClient(dial func(context.Context) (net.Conn, error)) *Client {
 
 // Close closes the idle connections. Requests under way are not disturbed, and
 // the client can still be used.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // Health asks whether the guest program answers and speaks our protocol.
 func (c *Client) Health(ctx context.Context) (Health, error) {
@@ -140,7 +144,7 @@ func (c *Client) Diag(ctx context.Context, w io.Writer) error {
 	defer resp.Body.Close()
 	n, err := io.Copy(w, io.LimitReader(resp.Body, maxDiagBytes+1))
 	if err != nil {
-		return fmt.Errorf("guest diag: %w", err)
+		return fmt.Errorf("guest diag: %w", foreign{err})
 	}
 	if n > maxDiagBytes {
 		return fmt.Errorf("guest diag: more than %d bytes", maxDiagBytes)
@@ -158,7 +162,7 @@ func (c *Client) get(ctx context.Context, path string, limit int64, wait time.Du
 	defer resp.Body.Close()
 	body, err := readAtMost(resp.Body, limit)
 	if err != nil {
-		return nil, fmt.Errorf("guest %s: %w", path, err)
+		return nil, fmt.Errorf("guest %s: %w", path, foreign{err})
 	}
 	return body, nil
 }
@@ -176,7 +180,7 @@ func (c *Client) post(ctx context.Context, path string, in any) error {
 	}
 	defer resp.Body.Close()
 	if _, err := readAtMost(resp.Body, maxErrorBytes); err != nil {
-		return fmt.Errorf("guest %s: %w", path, err)
+		return fmt.Errorf("guest %s: %w", path, foreign{err})
 	}
 	return nil
 }
@@ -193,7 +197,7 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) (*htt
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("guest %s: %w", path, err)
+		return nil, fmt.Errorf("guest %s: %w", path, foreign{err})
 	}
 	if resp.StatusCode/100 == 2 {
 		return resp, nil

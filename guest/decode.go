@@ -32,7 +32,7 @@ var (
 func decodeHealth(body []byte) (Health, error) {
 	var h Health
 	if err := json.Unmarshal(body, &h); err != nil {
-		return Health{}, fmt.Errorf("guest health: %w", err)
+		return Health{}, fmt.Errorf("guest health: %w", foreign{err})
 	}
 	if err := checkGreeting(h.Protocol, h.Instance); err != nil {
 		return Health{}, fmt.Errorf("guest health: %w", err)
@@ -46,7 +46,7 @@ func decodeHealth(body []byte) (Health, error) {
 func decodeStatus(body []byte) (Status, error) {
 	var s Status
 	if err := json.Unmarshal(body, &s); err != nil {
-		return Status{}, fmt.Errorf("guest status: %w", err)
+		return Status{}, fmt.Errorf("guest status: %w", foreign{err})
 	}
 	if err := s.check(); err != nil {
 		return Status{}, fmt.Errorf("guest status: %w", err)
@@ -94,6 +94,13 @@ func (s Status) check() error {
 	}
 	return nil
 }
+
+// foreign is an error that may quote what a guest sent, at any length: its text is
+// made fit for a log.
+type foreign struct{ error }
+
+func (f foreign) Error() string { return printable(f.error.Error(), maxReasonBytes, false) }
+func (f foreign) Unwrap() error { return f.error }
 
 // printable makes foreign text safe for logs and terminals: valid UTF-8, no
 // control characters (line breaks and tabs only where lines are wanted), at

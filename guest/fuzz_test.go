@@ -58,6 +58,14 @@ func FuzzParseLine(f *testing.F) {
 		if e.kind == eventVersion && !versionPattern.MatchString(e.text) {
 			t.Fatalf("version %q", e.text)
 		}
+		// Whatever the author of a workflow names a job, the runner's own words around
+		// the name mean what they mean.
+		if got := parseLine("Running job: " + line); got.kind != eventRunning {
+			t.Fatalf("a job named %q is begun: %+v", line, got)
+		}
+		if got := parseLine("2026-11-21 20:43:10Z: Job " + line + " completed with result: Failed"); got.result != ResultFailed {
+			t.Fatalf("a job named %q has failed: %+v", line, got)
+		}
 	})
 }
 

@@ -163,6 +163,9 @@ func (a *Agent) follow(jit secret.Text, h *history) func([]byte, bool) {
 	h.seen.launch()
 	hidden := []byte(jit.Reveal())
 	return func(line []byte, cut bool) {
+		if cut { // perhaps in the middle of what is hidden
+			line = withoutBegun(line, hidden)
+		}
 		a.tail.add(bytes.ReplaceAll(line, hidden, []byte("[redacted]")))
 		if cut { // its end, where a job's result would be, is not known
 			return
@@ -177,6 +180,16 @@ func (a *Agent) follow(jit secret.Text, h *history) func([]byte, bool) {
 		h.seen.take(e)
 		a.update(func(s *Status) { report(s, e) })
 	}
+}
+
+// withoutBegun returns the line without the beginning of the secret that it ends with.
+func withoutBegun(line, secret []byte) []byte {
+	for n := min(len(line), len(secret)-1); n > 0; n-- {
+		if bytes.HasSuffix(line, secret[:n]) {
+			return line[:len(line)-n]
+		}
+	}
+	return line
 }
 
 // report shows a line's meaning in the status. A job, once begun, is never
