@@ -61,7 +61,7 @@ func parseOfficial(line string) (event, bool) {
 		if rest := line[len("Listening for Jobs"):]; rest == "" || rest[0] == ':' {
 			return event{kind: eventListening}, true
 		}
-	case hasPrefix(line, "Running job: "):
+	case hasPrefix(line, "Running job:"): // a blank name leaves no space behind it
 		return event{kind: eventRunning}, true
 	case hasPrefix(line, "Job "):
 		if r, ok := trailingResult(line[len("Job "):], " completed with result: "); ok {

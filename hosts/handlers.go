@@ -90,8 +90,7 @@ func (s *Server) desired(w http.ResponseWriter, r *http.Request, h fleet.Host) {
 	seconds, _ := strconv.Atoi(q.Get("wait"))
 	// A host is heard of when its call begins: a quiet one must call twice within its deadline.
 	wait := min(time.Duration(max(0, seconds))*time.Second, protocol.MaxWait, s.c.Live/2)
-	if err := s.c.Store.Heard(r.Context(), h.ID, q.Get("instance"), s.c.Live); err != nil {
-		s.failWith(w, r, err)
+	if !s.heard(w, r, h, q.Get("instance")) {
 		return
 	}
 	timer := time.NewTimer(wait)
@@ -116,6 +115,26 @@ func (s *Server) desired(w http.ResponseWriter, r *http.Request, h fleet.Host) {
 			return
 		}
 	}
+}
+
+// heard notes that the host's agent has spoken, or answers and reports false.
+func (s *Server) heard(w http.ResponseWriter, r *http.Request, h fleet.Host, instance string) bool {
+	if err := checkInstance(instance); err != nil {
+		fail(w, http.StatusBadRequest, protocol.CodeBadRequest, err.Error())
+		return false
+	}
+	if err := s.c.Store.Heard(r.Context(), h.ID, instance, s.c.Live); err != nil {
+		s.failWith(w, r, err)
+		return false
+	}
+	return true
+}
+
+func checkInstance(instance string) error {
+	if !idPattern.MatchString(instance) {
+		return errors.New("instance: want 1 to 64 letters, digits, dots and dashes")
+	}
+	return nil
 }
 
 func (s *Server) report(w http.ResponseWriter, r *http.Request, h fleet.Host) {
@@ -144,13 +163,16 @@ func (s *Server) mint(w http.ResponseWriter, r *http.Request, h fleet.Host) {
 	if !ok {
 		return
 	}
-	if err := s.c.Store.Heard(r.Context(), h.ID, in.Instance, s.c.Live); err != nil {
-		s.failWith(w, r, err)
+	id := fleet.RunnerID(chi.URLParam(r, "runner"))
+	if !idPattern.MatchString(string(id)) {
+		fail(w, http.StatusBadRequest, protocol.CodeBadRequest, fmt.Sprintf("runner %.70q is not an id", id))
+		return
+	}
+	if !s.heard(w, r, h, in.Instance) {
 		return
 	}
 	// The body is read; what follows may take longer than a body may.
 	http.NewResponseController(w).SetReadDeadline(time.Time{}) //nolint:errcheck // none was set, then
-	id := fleet.RunnerID(chi.URLParam(r, "runner"))
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(r.Context()), 2*time.Minute, errors.New("mint took too long"))
 	defer cancel()
 	name, config, err := s.mintFor(ctx, h.ID, id)

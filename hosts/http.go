@@ -3,9 +3,11 @@
 package hosts
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -37,17 +39,23 @@ func (s *Server) asHost(next func(http.ResponseWriter, *http.Request, fleet.Host
 	}
 }
 
-// decode reads one JSON value of bounded size. Fields that are not known are
-// ignored: an agent may be newer than its controller.
+// decode reads one JSON value of bounded size and nothing after it. Fields that are
+// not known are ignored: an agent may be newer than its controller.
 func decode[T any](w http.ResponseWriter, r *http.Request, limit int64) (v T, ok bool) {
-	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit)).Decode(&v)
+	in := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
+	err := in.Decode(&v)
+	if err == nil {
+		if _, end := in.Token(); !errors.Is(end, io.EOF) {
+			err = cmp.Or(end, errors.New("more than one value"))
+		}
+	}
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
 		fail(w, http.StatusRequestEntityTooLarge, protocol.CodeTooLarge, fmt.Sprintf("body is larger than %d bytes", large.Limit))
 		return v, false
 	case err != nil:
-		fail(w, http.StatusBadRequest, protocol.CodeBadRequest, "body is not the JSON that is expected here: "+err.Error())
+		fail(w, http.StatusBadRequest, protocol.CodeBadRequest, fmt.Sprintf("body is not the JSON that is expected here: %.300s", printable(err.Error())))
 		return v, false
 	}
 	return v, true

@@ -87,6 +87,9 @@ func reportOf(in protocol.Report) (fleet.HostReport, error) {
 	if in.Revision < 0 || in.Revision > maxCount || in.Sequence < 0 || in.Sequence > maxCount {
 		return out, fmt.Errorf("revision %d, sequence %d: want 0 to %d", in.Revision, in.Sequence, int64(maxCount))
 	}
+	if err := checkInstance(in.Instance); err != nil {
+		return out, err
+	}
 	var err error
 	if out.Facts, err = factsOf(in.Facts); err != nil {
 		return out, err
