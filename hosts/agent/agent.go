@@ -242,6 +242,11 @@ func (a *Agent) adopt(ctx context.Context) error {
 		if rec.Desire.Pool == "" {
 			rec.Desire.Pool = f.Pool
 		}
+		if !fleet.ValidName(rec.Desire.Pool) {
+			// A guest without isolation can write there, and one name that is none would
+			// have the controller refuse whole reports.
+			rec.Desire.Pool = "unknown"
+		}
 		_, buried := dead[f.ID]
 		a.takeOver(ctx, f, rec, buried)
 	}

@@ -119,12 +119,20 @@ func (c *client) close() { c.transport.CloseIdleConnections() }
 
 func (c *client) enrol(ctx context.Context, in protocol.Enrol) (protocol.Enrolled, error) {
 	var out protocol.Enrolled
-	return out, c.call(ctx, callTimeout, http.MethodPost, protocol.PathEnrol, secret.Text{}, in, &out)
+	err := c.call(ctx, callTimeout, http.MethodPost, protocol.PathEnrol, secret.Text{}, in, &out)
+	if err == nil {
+		err = checkEnrolled(out)
+	}
+	return out, err
 }
 
 func (c *client) hello(ctx context.Context, credential secret.Text, in protocol.Hello) (protocol.Welcome, error) {
 	var out protocol.Welcome
-	return out, c.call(ctx, callTimeout, http.MethodPost, protocol.PathHello, credential, in, &out)
+	err := c.call(ctx, callTimeout, http.MethodPost, protocol.PathHello, credential, in, &out)
+	if err == nil {
+		err = checkWelcome(&out)
+	}
+	return out, err
 }
 
 // desired waits up to wait at the controller for a revision other than the given one.
@@ -135,7 +143,11 @@ func (c *client) desired(ctx context.Context, credential secret.Text, instance s
 		"wait":     {strconv.Itoa(int(wait.Round(time.Second).Seconds()))},
 	}
 	var out protocol.Desired
-	return out, c.call(ctx, wait+callTimeout, http.MethodGet, protocol.PathDesired+"?"+query.Encode(), credential, nil, &out)
+	err := c.call(ctx, wait+callTimeout, http.MethodGet, protocol.PathDesired+"?"+query.Encode(), credential, nil, &out)
+	if err == nil {
+		err = checkDesired(&out)
+	}
+	return out, err
 }
 
 func (c *client) report(ctx context.Context, credential secret.Text, in protocol.Report) error {
@@ -147,10 +159,13 @@ func (c *client) mint(ctx context.Context, credential secret.Text, instance, run
 	path := strings.Replace(protocol.PathMint, "{runner}", url.PathEscape(runner), 1)
 	var out protocol.Minted
 	err := c.call(ctx, mintTimeout, http.MethodPost, path, credential, protocol.MintRequest{Instance: instance}, &out)
-	if err == nil && out.JITConfig == "" {
-		err = fmt.Errorf("mint %s: the controller's answer has no config", runner)
+	if err == nil {
+		err = checkMinted(out)
 	}
-	return out.Name, secret.New(out.JITConfig), err
+	if err != nil {
+		return "", secret.Text{}, fmt.Errorf("mint %s: %w", runner, err)
+	}
+	return out.Name, secret.New(out.JITConfig), nil
 }
 
 func (c *client) call(ctx context.Context, timeout time.Duration, method, path string, credential secret.Text, in, out any) error {
@@ -207,13 +222,13 @@ func refused(resp *http.Response, raw []byte) error {
 	var e protocol.Error
 	r := &refusal{status: resp.StatusCode}
 	if json.Unmarshal(raw, &e) == nil {
-		r.code, r.message = e.Code, cut(e.Message, 500)
+		r.code, r.message = protocol.Code(cut(string(e.Code), 40)), cut(e.Message, 500)
 	}
 	if r.message == "" {
 		r.message = http.StatusText(resp.StatusCode)
 	}
 	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s > 0 {
-		r.retryAfter = min(time.Duration(s)*time.Second, time.Hour)
+		r.retryAfter = time.Duration(boundSeconds(s, time.Hour)) * time.Second
 	}
 	return r
 }

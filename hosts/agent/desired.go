@@ -90,9 +90,6 @@ func (a *Agent) ackedGone() map[string]bool {
 
 // apply acts on a newer word of the controller. What it does not mention lives on.
 func (a *Agent) apply(ctx context.Context, d protocol.Desired, acked map[string]bool) error {
-	if len(d.Runners) > protocol.MaxRunners {
-		return fmt.Errorf("the controller wants %d runners of one host: %d are allowed", len(d.Runners), protocol.MaxRunners)
-	}
 	if err := a.admit(ctx, d, acked); err != nil {
 		return err
 	}

@@ -38,8 +38,6 @@ func (a *Agent) enrol(ctx context.Context) error {
 			return fmt.Errorf("enrol: %w: make a new enrolment token at the controller, for this name (%s)", err, a.cfg.Name)
 		case codeOf(err) == protocol.CodeBadRequest, codeOf(err) == protocol.CodeOtherMachine:
 			return fmt.Errorf("enrol: %w", err)
-		case err == nil && (got.Host == "" || got.Site == ""):
-			err = errors.New("the answer names no host or no site")
 		}
 		if err == nil {
 			crashpoint.Reached(crashpoint.EnrolAnswered)

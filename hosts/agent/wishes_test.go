@@ -240,7 +240,7 @@ func TestVMsThatAnEarlierAgentLeft(t *testing.T) {
 			{ID: "standby", Pool: "p", Running: true, Machine: running},
 			{ID: "busy", Pool: "p", Running: true, Machine: busy},
 			{ID: "orphan", Pool: "p", Running: true, Orphan: true, Machine: orphan},
-			{ID: "over", Pool: "p", Ending: "vmm_died: killed", Machine: over},
+			{ID: "over", Pool: "../p\n", Ending: "vmm_died: killed", Machine: over},
 		}
 	}, func(w *world) {
 		w.c.awaitObserved("standby", "standby")
@@ -250,7 +250,7 @@ func TestVMsThatAnEarlierAgentLeft(t *testing.T) {
 		if got := w.c.awaitObserved("orphan", "gone"); !strings.Contains(got.Failure, "minifleet-vmm") || orphan.runs() || !orphan.isRemoved() {
 			t.Errorf("the orphan is reported as %+v", got)
 		}
-		if got := w.c.awaitObserved("over", "gone"); !strings.Contains(got.Failure, "killed") || !over.isRemoved() {
+		if got := w.c.awaitObserved("over", "gone"); !strings.Contains(got.Failure, "killed") || !over.isRemoved() || got.Pool != "unknown" {
 			t.Errorf("the ended VM is reported as %+v", got)
 		}
 		w.pass(time.Minute)
