@@ -4,6 +4,7 @@
 # make build   the programs, for this machine and every supported one
 # make lint    formatting and static checks
 # make bench   the figures
+# make fuzz    every fuzz target for FUZZTIME (30s), one after the other
 
 GO       ?= go
 BUILD    := -trimpath
@@ -16,7 +17,7 @@ GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: all demo programs runner build test test-quick test-e2e lint bench generate clean
+.PHONY: all demo programs runner build test test-quick test-e2e lint bench fuzz generate clean
 
 all: programs
 
@@ -59,6 +60,16 @@ lint:
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./autoscaler ./webhook
+
+# A failure leaves its input in testdata/fuzz of the package: mend the code, commit the input.
+FUZZTIME ?= 30s
+fuzz:
+	@set -e; for file in $$(grep -rlE '^func Fuzz' --include='*_test.go' . | sort); do \
+		for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9]*\)(f \*testing\.F).*/\1/p' $$file); do \
+			echo "$$(dirname $$file) $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$(dirname $$file); \
+		done; \
+	done
 
 generate:
 	$(GO) generate ./...

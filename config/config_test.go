@@ -195,12 +195,3 @@ func TestHelpNamesEveryKey(t *testing.T) {
 		}
 	}
 }
-
-func FuzzLoad(f *testing.F) {
-	f.Add("name: a\nlimits: {boot: 3s}\n")
-	f.Add("pools:\n- {name: x}\n- y\n")
-	f.Add("&a [*a]")
-	f.Fuzz(func(t *testing.T, text string) {
-		_, _ = config.Load[settings](write(t, text), "X", environment(nil))
-	})
-}

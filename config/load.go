@@ -46,6 +46,7 @@ func Load[T any](path, envPrefix string, getenv func(string) string) (T, error) 
 		fromEnvironment(root, envPrefix, getenv),
 		secretsFromFiles(root, "", dir),
 		missing(root, "", envPrefix),
+		negative(root, ""),
 	)
 	if err == nil {
 		if v, ok := any(&cfg).(Validator); ok {
@@ -157,6 +158,24 @@ func missing(v reflect.Value, prefix, envPrefix string) error {
 				err = fmt.Errorf("%w or in %s", err, envName(envPrefix, prefix+f.key))
 			}
 			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// negative names every duration below zero: none means anything.
+func negative(v reflect.Value, prefix string) error {
+	var errs []error
+	for f := range fields(v) {
+		switch {
+		case f.kind == kindSection:
+			errs = append(errs, negative(f.value, prefix+f.key+"."))
+		case f.kind == kindSections:
+			for i := range f.value.Len() {
+				errs = append(errs, negative(f.value.Index(i), fmt.Sprintf("%s%s[%d].", prefix, f.key, i)))
+			}
+		case f.kind == kindDuration && f.value.Int() < 0:
+			errs = append(errs, fmt.Errorf("%s%s is %s: a duration must not be negative", prefix, f.key, f.value.Interface()))
 		}
 	}
 	return errors.Join(errs...)

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
+	"unicode"
 )
 
 // Pool is what an operator defines: which jobs are served, by which machines, and
@@ -81,6 +83,9 @@ func (p Pool) Validate() error {
 	for _, l := range p.LabelNames {
 		if len(l) > 256 { // the runner's own validator
 			bad("label %.20q... is longer than 256 characters", l)
+		}
+		if strings.TrimSpace(l) == "" || strings.ContainsFunc(l, unicode.IsControl) {
+			bad("label %.20q is blank or has control characters", l)
 		}
 	}
 	if len(p.Scopes) == 0 {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -35,7 +36,7 @@ func ParseManifest(b []byte) (Manifest, error) {
 		Schema int `json:"schema"`
 	}
 	if err := json.Unmarshal(b, &head); err != nil {
-		return Manifest{}, fmt.Errorf("%s: %w", FileManifest, err)
+		return Manifest{}, fmt.Errorf("%s: %w", FileManifest, short{err})
 	}
 	if head.Schema != ManifestSchema {
 		return Manifest{}, fmt.Errorf("%s has schema %d and this program reads schema %d", FileManifest, head.Schema, ManifestSchema)
@@ -44,16 +45,29 @@ func ParseManifest(b []byte) (Manifest, error) {
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&m); err != nil {
-		return Manifest{}, fmt.Errorf("%s: %w", FileManifest, err)
+		return Manifest{}, fmt.Errorf("%s: %w", FileManifest, short{err})
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return Manifest{}, fmt.Errorf("%s: something follows the manifest", FileManifest)
 	}
 	if err := m.validate(); err != nil {
-		return Manifest{}, fmt.Errorf("%s: %w", FileManifest, err)
+		return Manifest{}, fmt.Errorf("%s: %w", FileManifest, short{err})
 	}
 	return m, nil
 }
+
+// short is an error that may quote the manifest at any length, cut to what a log can take.
+type short struct{ error }
+
+func (s short) Error() string {
+	text := s.error.Error()
+	if len(text) > 1<<10 {
+		text = strings.ToValidUTF8(text[:1<<10], "")
+	}
+	return text
+}
+
+func (s short) Unwrap() error { return s.error }
 
 func (m Manifest) validate() error {
 	var errs []error

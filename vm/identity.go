@@ -74,7 +74,7 @@ func ReadIdentity(dir, name string) (ProcessID, error) {
 func parseIdentity(path string, b []byte) (ProcessID, error) {
 	var f identityFile
 	if err := json.Unmarshal(b, &f); err != nil {
-		return ProcessID{}, fmt.Errorf("%s: %w", path, err)
+		return ProcessID{}, fmt.Errorf("%s: %w", path, foreign{err})
 	}
 	// A pid of 0 or below would make a kill hit whole groups of processes.
 	if f.Schema != 1 || f.PID <= 1 {

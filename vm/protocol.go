@@ -89,9 +89,9 @@ func (c client) call(ctx context.Context, method, path string) (State, error) {
 		if json.Unmarshal(b, &e) != nil || e.Error == "" {
 			e.Error = "no explanation"
 		}
-		return s, fmt.Errorf("the vmm answered %s: %s", resp.Status, e.Error)
+		return s, fmt.Errorf("the vmm answered %d: %s", resp.StatusCode, clip(e.Error, MaxStatusDetail))
 	}
-	if err := json.Unmarshal(b, &s); err != nil {
+	if s, err = parseState(b); err != nil {
 		return s, fmt.Errorf("the vmm's answer: %w", err)
 	}
 	return s, nil

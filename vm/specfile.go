@@ -62,7 +62,7 @@ func ParseSpec(b []byte) (Spec, error) {
 		Schema int `json:"schema"`
 	}
 	if err := json.Unmarshal(b, &head); err != nil {
-		return Spec{}, fmt.Errorf("%s: %w", FileSpec, err)
+		return Spec{}, fmt.Errorf("%s: %w", FileSpec, foreign{err})
 	}
 	if head.Schema != SpecSchema {
 		return Spec{}, fmt.Errorf("%s has schema %d and this program reads schema %d: use the minifleet-vmm of the same release as the agent that made the bundle",
@@ -72,14 +72,14 @@ func ParseSpec(b []byte) (Spec, error) {
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&f); err != nil {
-		return Spec{}, fmt.Errorf("%s: %w", FileSpec, err)
+		return Spec{}, fmt.Errorf("%s: %w", FileSpec, foreign{err})
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return Spec{}, fmt.Errorf("%s: something follows the spec", FileSpec)
 	}
 	s := f.spec()
 	if err := s.Validate(); err != nil {
-		return Spec{}, fmt.Errorf("%s: %w", FileSpec, err)
+		return Spec{}, fmt.Errorf("%s: %w", FileSpec, foreign{err})
 	}
 	return s, nil
 }

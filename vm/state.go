@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -94,14 +95,9 @@ func ParseStatus(b []byte) ([]State, error) {
 	lines := bufio.NewScanner(bytes.NewReader(whole))
 	lines.Buffer(nil, MaxStatusBytes+1)
 	for n := 1; lines.Scan(); n++ {
-		var s State
-		if err := json.Unmarshal(lines.Bytes(), &s); err != nil {
+		s, err := parseState(lines.Bytes())
+		if err != nil {
 			return states, fmt.Errorf("%s line %d: %w", FileStatus, n, err)
-		}
-		switch s.Phase {
-		case PhaseStarting, PhaseRunning, PhaseStopping, PhaseFinal:
-		default:
-			return states, fmt.Errorf("%s line %d: unknown phase %.40q", FileStatus, n, s.Phase)
 		}
 		if s.Revision <= last {
 			return states, fmt.Errorf("%s line %d: revision %d follows %d", FileStatus, n, s.Revision, last)
@@ -114,6 +110,37 @@ func ParseStatus(b []byte) ([]State, error) {
 	}
 	return states, lines.Err()
 }
+
+// parseState reads one state. With the process backend the guest can write where it comes
+// from, so its texts are cut to what a vmm writes.
+func parseState(b []byte) (State, error) {
+	var s State
+	if err := json.Unmarshal(b, &s); err != nil {
+		return State{}, foreign{err}
+	}
+	switch s.Phase {
+	case PhaseStarting, PhaseRunning, PhaseStopping, PhaseFinal:
+	default:
+		return State{}, fmt.Errorf("unknown phase %.40q", s.Phase)
+	}
+	s.ID, s.Reason, s.Detail = clip(s.ID, 64), Reason(clip(string(s.Reason), 64)), clip(s.Detail, MaxStatusDetail+8)
+	s.Backend, s.Isolation = BackendName(clip(string(s.Backend), 64)), Isolation(clip(string(s.Isolation), 64))
+	return s, nil
+}
+
+// clip cuts text to at most limit bytes and not inside a character.
+func clip(text string, limit int) string {
+	if len(text) <= limit {
+		return text
+	}
+	return strings.ToValidUTF8(text[:limit], "")
+}
+
+// foreign is an error that may quote what it met at any length.
+type foreign struct{ error }
+
+func (f foreign) Error() string { return clip(f.error.Error(), 1<<10) }
+func (f foreign) Unwrap() error { return f.error }
 
 // ReadStatus reads the states of the bundle dir; none if it was never started.
 func ReadStatus(dir string) ([]State, error) {

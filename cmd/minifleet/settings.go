@@ -127,6 +127,12 @@ func configKeys() string {
 // Validate returns all that is wrong.
 func (s *settings) Validate() error {
 	var errs []error
+	if s.GitHub.AppID < 0 {
+		errs = append(errs, fmt.Errorf("github.app_id is %d: give the id that the App's settings page shows", s.GitHub.AppID))
+	}
+	if s.GitHub.MintsPerMinute < 0 {
+		errs = append(errs, fmt.Errorf("github.mints_per_minute is %d: it must not be negative", s.GitHub.MintsPerMinute))
+	}
 	if s.GitHub.PrivateKey.Empty() {
 		errs = append(errs, errors.New("github.private_key or github.private_key_file is required"))
 	}

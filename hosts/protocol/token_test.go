@@ -45,18 +45,3 @@ func TestParseEnrolmentRefuses(t *testing.T) {
 		})
 	}
 }
-
-func FuzzParseEnrolment(f *testing.F) {
-	f.Add("mfe1.eyJ0IjoiYSJ9")
-	f.Add("mfe1.")
-	f.Fuzz(func(t *testing.T, text string) {
-		token, pin, err := protocol.ParseEnrolment(secret.New(text))
-		if err != nil {
-			return
-		}
-		again, againPin, err := protocol.ParseEnrolment(protocol.FormatEnrolment(token, pin))
-		if err != nil || !again.Equal(token) || againPin != pin {
-			t.Errorf("%q does not survive a round trip: %v", text, err)
-		}
-	})
-}
