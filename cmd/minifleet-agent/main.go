@@ -7,24 +7,17 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
-	"os/signal"
-	"runtime/debug"
-	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/minifleet/minifleet/program"
 )
 
 func main() {
-	// The first signal ends the agent, and no VM; unregistering then lets the second
-	// one kill.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop)
-	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv); err != nil {
-		fmt.Fprintln(os.Stderr, "minifleet-agent:", err)
-		os.Exit(1)
-	}
+	program.Main("minifleet-agent", func(ctx context.Context) error {
+		return run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv)
+	})
 }
 
 type commands struct {
@@ -68,31 +61,6 @@ type versionCommand struct{}
 
 // Run prints the version.
 func (versionCommand) Run(s *surroundings) error {
-	_, err := fmt.Fprintln(s.stdout, "minifleet-agent", version())
+	_, err := fmt.Fprintln(s.stdout, "minifleet-agent", program.Version())
 	return err
-}
-
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
-		return "devel"
-	}
-	return info.Main.Version
-}
-
-// newLog returns the log that level and format ask for.
-func newLog(w io.Writer, level, format string) (*slog.Logger, error) {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("log_level is %q: want debug, info, warn or error", level)
-	}
-	options := &slog.HandlerOptions{Level: l}
-	switch format {
-	case "text":
-		return slog.New(slog.NewTextHandler(w, options)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(w, options)), nil
-	default:
-		return nil, fmt.Errorf("log_format is %q: want text or json", format)
-	}
 }

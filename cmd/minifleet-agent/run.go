@@ -3,13 +3,19 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/minifleet/minifleet/hosts/agent"
+	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/vm"
 )
+
+// stopWithin is longer than what an agent itself waits for its runners' work.
+const stopWithin = 10 * time.Second
 
 type runCommand struct {
 	Config string `required:"" placeholder:"FILE" help:"Configuration file (YAML)."`
@@ -28,7 +34,7 @@ func (c runCommand) Run(s *surroundings) error {
 	if err != nil {
 		return err
 	}
-	log, err := newLog(s.stderr, cfg.LogLevel, cfg.LogFormat)
+	log, err := program.NewLog(s.stderr, cfg.LogLevel, cfg.LogFormat)
 	if err != nil {
 		return err
 	}
@@ -46,5 +52,11 @@ func (c runCommand) Run(s *surroundings) error {
 	if err != nil {
 		return err
 	}
-	return a.Run(s.ctx)
+	stop := program.Stop{
+		Finishing: "calls under way are ended; VMs and their jobs go on, and the next agent adopts them",
+		Within:    stopWithin, Log: log,
+	}
+	return stop.Run(s.ctx, func(ctx context.Context, parts *program.Parts) error {
+		return parts.Do("the agent's work on its state folder and images", func() error { return a.Run(ctx) })
+	})
 }

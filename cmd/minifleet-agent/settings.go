@@ -13,6 +13,7 @@ import (
 
 	"github.com/minifleet/minifleet/config"
 	"github.com/minifleet/minifleet/hosts/agent"
+	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/secret"
 	"github.com/minifleet/minifleet/vm"
 )
@@ -63,7 +64,7 @@ func (s *settings) Validate() error {
 	if s.Backend != string(vm.BackendProcess) {
 		errs = append(errs, fmt.Errorf("backend is %.60q: this version has %q, for development (no isolation)", s.Backend, vm.BackendProcess))
 	}
-	if _, err := newLog(os.Stderr, s.LogLevel, s.LogFormat); err != nil {
+	if _, err := program.NewLog(os.Stderr, s.LogLevel, s.LogFormat); err != nil {
 		errs = append(errs, err)
 	}
 	check := s.agentConfig(nil)
@@ -74,7 +75,7 @@ func (s *settings) Validate() error {
 func (s *settings) agentConfig(log *slog.Logger) agent.Config {
 	return agent.Config{
 		Controller: s.Controller, Name: s.Name, StateDir: s.StateDir, EnrolmentToken: s.EnrolmentToken, CAFile: s.CAFile,
-		Slots: s.Slots, Backends: []string{s.Backend}, Version: version(),
+		Slots: s.Slots, Backends: []string{s.Backend}, Version: program.Version(),
 		BootTimeout: s.BootTimeout, GuestTimeout: s.GuestTimeout, EndGrace: s.EndGrace, KeepFailures: s.KeepFailures, Log: log,
 	}
 }

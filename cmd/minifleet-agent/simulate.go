@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/minifleet/minifleet/hosts/agent"
+	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/secret"
 )
 
@@ -47,7 +48,7 @@ func (c simulateCommand) Run(s *surroundings) error {
 	if c.Hosts < 1 || c.Hosts > 10000 || c.Summary <= 0 {
 		return errors.New("want 1 to 10000 hosts and a summary interval above zero")
 	}
-	log, err := newLog(s.stderr, c.LogLevel, "text")
+	log, err := program.NewLog(s.stderr, c.LogLevel, "text")
 	if err != nil {
 		return err
 	}
@@ -64,24 +65,36 @@ func (c simulateCommand) Run(s *surroundings) error {
 		}
 		agents = append(agents, a)
 	}
-	ctx, cancel := context.WithCancelCause(s.ctx)
+	stop := program.Stop{
+		Finishing: "calls under way are ended; the hosts and what runs on them vanish",
+		Within:    stopWithin, Log: log,
+	}
+	return stop.Run(s.ctx, func(ctx context.Context, parts *program.Parts) error {
+		return c.serve(ctx, parts, agents, s.stdout, counts, log)
+	})
+}
+
+// serve runs the agents until ctx ends, or all of them have ended by themselves.
+func (c simulateCommand) serve(parent context.Context, parts *program.Parts, agents []*agent.Agent, out io.Writer, counts *agent.SimulatedCounts, log *slog.Logger) error {
+	ctx, cancel := context.WithCancelCause(parent)
 	defer cancel(nil)
 	var hosts sync.WaitGroup
 	var ended atomic.Int64
 	for n, a := range agents {
 		hosts.Go(func() {
-			if err := a.Run(ctx); err != nil {
-				ended.Add(1)
-				log.Error("a simulated host ended", slog.Int("host", n+1), slog.Any("error", err))
-				if ended.Load() == int64(c.Hosts) {
-					cancel(fmt.Errorf("every simulated host has ended, the last one with: %w", err))
-				}
+			err := parts.Do("simulated hosts", func() error { return a.Run(ctx) })
+			if err == nil {
+				return
+			}
+			log.Error("a simulated host ended", slog.Int("host", n+1), slog.Any("error", err))
+			if ended.Add(1) == int64(c.Hosts) {
+				cancel(fmt.Errorf("every simulated host has ended, the last one with: %w", err))
 			}
 		})
 	}
-	c.summarize(ctx, s.stdout, counts, &ended)
+	c.summarize(ctx, out, counts, &ended)
 	hosts.Wait()
-	if s.ctx.Err() != nil {
+	if parent.Err() != nil {
 		return nil
 	}
 	return context.Cause(ctx)
@@ -112,7 +125,7 @@ func (c simulateCommand) host(n int, token secret.Text, counts *agent.SimulatedC
 	}
 	cfg := agent.Config{
 		Controller: c.Controller, Name: name, EnrolmentToken: token, CAFile: c.CAFile,
-		Slots: c.Slots, Machines: machines, Backends: strings.Fields(c.Backend), Machine: "simulated-" + name, Version: version(),
+		Slots: c.Slots, Machines: machines, Backends: strings.Fields(c.Backend), Machine: "simulated-" + name, Version: program.Version(),
 		Log: log.With(slog.String("host", name)),
 	}
 	if c.CredentialsDir != "" {

@@ -15,9 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -25,15 +23,13 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/minifleet/minifleet/guest"
+	"github.com/minifleet/minifleet/program"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal kills
-	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ()); err != nil {
-		fmt.Fprintln(os.Stderr, "minifleet-guest:", err)
-		os.Exit(1)
-	}
+	program.Main("minifleet-guest", func(ctx context.Context) error {
+		return run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ())
+	})
 }
 
 type flags struct {
@@ -54,7 +50,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	parser, err := kong.New(&f,
 		kong.Name("minifleet-guest"),
 		kong.Description("Runs one GitHub Actions runner inside a VM and reports what becomes of it."),
-		kong.Vars{"version": version()},
+		kong.Vars{"version": program.Version()},
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(int) { done = true }),
 	)
@@ -69,15 +65,16 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return fmt.Errorf("%w (--help lists the flags)", err)
 	}
 
+	log := slog.New(slog.NewTextHandler(stderr, nil))
 	agent, err := guest.New(guest.Config{
 		RunnerDir:    f.RunnerDir,
 		WorkDir:      f.WorkDir,
 		Env:          f.Env,
 		Environ:      environ,
-		Version:      version(),
+		Version:      program.Version(),
 		StopGrace:    f.StopGrace,
 		AdoptOrphans: runtime.GOOS == "linux",
-		Log:          slog.New(slog.NewTextHandler(stderr, nil)),
+		Log:          log,
 	})
 	if err != nil {
 		return err
@@ -87,16 +84,22 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return err
 	}
 	if f.ExitWithStdin {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithCancel(ctx)
-		defer cancel()
+		var cancel context.CancelCauseFunc
+		ctx, cancel = context.WithCancelCause(ctx)
+		defer cancel(nil)
 		// Nothing can interrupt this read; it ends with the process at the latest.
 		go func() {
 			io.Copy(io.Discard, stdin) //nolint:errcheck // an error is an end too
-			cancel()
+			cancel(errors.New("standard input has ended"))
 		}()
 	}
-	return agent.Serve(ctx, l)
+	stop := program.Stop{
+		Finishing: "the runner is told to end, gently for its grace, then its processes are killed",
+		Within:    f.StopGrace + 10*time.Second, Log: log,
+	}
+	return stop.Run(ctx, func(ctx context.Context, parts *program.Parts) error {
+		return parts.Do("the runner", func() error { return agent.Serve(ctx, l) })
+	})
 }
 
 // listen opens the socket, for this user only. A socket that nobody listens on
@@ -139,13 +142,4 @@ func removeStale(ctx context.Context, path string) error {
 		return err
 	}
 	return os.Remove(path)
-}
-
-// version is what the build knows of itself.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
-		return "devel"
-	}
-	return info.Main.Version
 }

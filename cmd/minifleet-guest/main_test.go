@@ -26,7 +26,7 @@ const patience = 60 * time.Second
 // The tests are not parallel: on Linux the program takes every child of its
 // process that it did not start for an orphan.
 
-type program struct {
+type running struct {
 	socket string
 	stdin  *io.PipeWriter
 	cancel context.CancelFunc
@@ -34,7 +34,7 @@ type program struct {
 	client *guest.Client
 }
 
-func start(t *testing.T, script string, more ...string) *program {
+func start(t *testing.T, script string, more ...string) *running {
 	t.Helper()
 	runner := t.TempDir()
 	if err := os.Mkdir(filepath.Join(runner, "bin"), 0o755); err != nil {
@@ -46,7 +46,7 @@ func start(t *testing.T, script string, more ...string) *program {
 	if err := os.WriteFile(filepath.Join(runner, "run"), []byte(script), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	p := &program{socket: socketPath(t), done: make(chan error, 1)}
+	p := &running{socket: socketPath(t), done: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	p.cancel = cancel
 	stdin, w := io.Pipe()
@@ -80,7 +80,7 @@ func start(t *testing.T, script string, more ...string) *program {
 	}
 }
 
-func (p *program) wait(t *testing.T) {
+func (p *running) wait(t *testing.T) {
 	t.Helper()
 	select {
 	case err := <-p.done:
@@ -93,7 +93,7 @@ func (p *program) wait(t *testing.T) {
 	}
 }
 
-func (p *program) untilPhase(t *testing.T, want guest.Phase) guest.Status {
+func (p *running) untilPhase(t *testing.T, want guest.Phase) guest.Status {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()

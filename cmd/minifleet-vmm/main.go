@@ -11,27 +11,22 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"runtime/debug"
-	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
 
+	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/vm"
 	"github.com/minifleet/minifleet/vm/process"
 	"github.com/minifleet/minifleet/vm/vmm"
 )
 
 func main() {
-	// The first signal stops the machine; unregistering then lets the second one kill.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop)
-	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv); err != nil {
-		fmt.Fprintln(os.Stderr, "minifleet-vmm:", err)
-		os.Exit(1)
-	}
+	program.Main("minifleet-vmm", func(ctx context.Context) error {
+		return run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv)
+	})
 }
 
 type commands struct {
@@ -64,7 +59,7 @@ func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writ
 		return fmt.Errorf("%w (see minifleet-vmm --help)", err)
 	}
 	if command.Command() == "version" {
-		_, err := fmt.Fprintln(stdout, version())
+		_, err := fmt.Fprintln(stdout, "minifleet-vmm", program.Version())
 		return err
 	}
 	return cli.Run.run(ctx, stderr)
@@ -75,17 +70,24 @@ func (c runCommand) run(ctx context.Context, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	log := slog.New(slog.NewTextHandler(stderr, nil))
 	cfg := vmm.Config{
 		Bundle:   bundle,
 		Backends: []vm.Backend{process.Backend()},
-		Log:      slog.New(slog.NewTextHandler(stderr, nil)),
+		Log:      log,
 	}
 	if c.ReadyFD > 0 {
 		if cfg.Ready, err = readyOn(c.ReadyFD); err != nil {
 			return err
 		}
 	}
-	return vmm.Run(ctx, cfg)
+	stop := program.Stop{
+		Finishing: "the machine is powered off and its files are let go; removing them is the agent's",
+		Within:    vmm.DefaultStopTimeout + 5*time.Second, Log: log,
+	}
+	return stop.Run(ctx, func(ctx context.Context, parts *program.Parts) error {
+		return parts.Do("the machine of "+bundle, func() error { return vmm.Run(ctx, cfg) })
+	})
 }
 
 // readyOn returns a function that tells the agent that the sockets are open.
@@ -103,12 +105,4 @@ func readyOn(fd int) (func() error, error) {
 		_, err := io.WriteString(f, vm.ReadyLine)
 		return errors.Join(err, f.Close())
 	}, nil
-}
-
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "minifleet-vmm (unknown version)"
-	}
-	return "minifleet-vmm " + info.Main.Version + " " + info.GoVersion
 }

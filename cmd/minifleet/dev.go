@@ -9,12 +9,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/mattn/go-isatty"
 
 	"github.com/minifleet/minifleet/dev"
 	"github.com/minifleet/minifleet/githubapp/githubsim"
 	"github.com/minifleet/minifleet/githubapp/standin"
+	"github.com/minifleet/minifleet/program"
 )
 
 type devCommand struct {
@@ -42,9 +44,21 @@ func (c devCommand) Run(s *surroundings) error {
 	if err != nil {
 		return err
 	}
-	return dev.Run(s.ctx, dev.Options{
-		Programs: filepath.Dir(self), Runner: c.Runner, Agents: c.Agents, Slots: c.Slots, Seed: c.Seed, Kind: c.Kind,
-		Demo: c.Demo, Keep: c.Keep, CI: s.getenv("CI") == "true", Out: s.stdout, Terminal: terminal(s.stdout),
+	log, err := program.NewLog(s.stderr, "info", "text")
+	if err != nil {
+		return err
+	}
+	stop := program.Stop{
+		Finishing: "all processes are ended, all VMs and the folder removed; a second signal kills the processes, a third one this program too",
+		Within:    dev.StopTime, Log: log,
+	}
+	return stop.Run(s.ctx, func(ctx context.Context, parts *program.Parts) error {
+		return parts.Do("the site", func() error {
+			return dev.Run(ctx, dev.Options{
+				Programs: filepath.Dir(self), Runner: c.Runner, Agents: c.Agents, Slots: c.Slots, Seed: c.Seed, Kind: c.Kind,
+				Demo: c.Demo, Keep: c.Keep, CI: s.getenv("CI") == "true", Out: s.stdout, Terminal: terminal(s.stdout),
+			})
+		})
 	})
 }
 
@@ -62,20 +76,20 @@ type githubsimCommand struct {
 
 // Run simulates GitHub until the context ends.
 func (c githubsimCommand) Run(s *surroundings) error {
-	log, err := logger(s.stderr, "debug", "text")
+	log, err := program.NewLog(s.stderr, "debug", "text")
 	if err != nil {
 		return err
 	}
-	sim, err := githubsim.New(githubsim.Options{Listen: c.Listen, Seed: c.Seed, Kind: c.Kind, Flow: githubsim.Flow(c.Flow), Log: log})
-	if err != nil {
-		return err
-	}
-	if err := sim.Start(); err != nil {
-		return errors.Join(err, sim.Close())
-	}
-	fmt.Fprintf(s.stdout, "github %s\n", sim.URL())
-	<-s.ctx.Done()
-	return sim.Close()
+	settings := githubsim.Settings{Listen: c.Listen, Seed: c.Seed, Kind: c.Kind, Flow: githubsim.Flow(c.Flow)}
+	stop := program.Stop{Finishing: "requests under way; its state is forgotten", Within: 10 * time.Second, Log: log}
+	return stop.Run(s.ctx, func(ctx context.Context, parts *program.Parts) error {
+		return parts.Do("requests of clients", func() error {
+			return githubsim.Serve(ctx, settings, log, func(url string) error {
+				_, err := fmt.Fprintf(s.stdout, "github %s\n", url)
+				return err
+			})
+		})
+	})
 }
 
 type standinCommand struct {
@@ -88,8 +102,17 @@ func (c standinCommand) Run(s *surroundings) error {
 	if err != nil {
 		return err
 	}
-	if code := standin.Run(context.WithoutCancel(s.ctx), standin.Options{Getenv: s.getenv, Stdout: s.stdout, Stderr: s.stderr, Dir: dir}); code != 0 {
-		return exitCode(code)
+	log, err := program.NewLog(s.stderr, "info", "text")
+	if err != nil {
+		return err
 	}
-	return nil
+	stop := program.Stop{Finishing: "a job is cancelled and that is reported; the session is deleted", Within: 30 * time.Second, Log: log}
+	return stop.Run(s.ctx, func(ctx context.Context, parts *program.Parts) error {
+		return parts.Do("the last words to the service", func() error {
+			if code := standin.Run(ctx, standin.Options{Getenv: s.getenv, Stdout: s.stdout, Stderr: s.stderr, Dir: dir}); code != 0 {
+				return program.Exit(code)
+			}
+			return nil
+		})
+	})
 }

@@ -5,42 +5,19 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
-	"log/slog"
 	"os"
-	"os/signal"
-	"runtime/debug"
-	"strings"
-	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/minifleet/minifleet/program"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	go func() {
-		<-ctx.Done()
-		stop() // a second signal kills
-	}()
-	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv)
-	stop()
-	var code exitCode
-	switch {
-	case err == nil:
-	case errors.As(err, &code):
-		os.Exit(int(code))
-	default:
-		fmt.Fprintln(os.Stderr, "minifleet:", err)
-		os.Exit(1)
-	}
+	program.Main("minifleet", func(ctx context.Context) error {
+		return run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv)
+	})
 }
-
-// exitCode ends the program with a status and no further words.
-type exitCode int
-
-func (c exitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) }
 
 // surroundings are what a command needs beside its flags.
 type surroundings struct {
@@ -72,9 +49,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		kong.Description("Ephemeral GitHub Actions runners on your own Macs."),
 		kong.UsageOnError(),
 		kong.Writers(stdout, stderr),
-		kong.Exit(func(code int) { exited = code; panic(exitCode(code)) }),
+		kong.Exit(func(code int) { exited = code; panic(program.Exit(code)) }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
-		kong.Vars{"version": version(), "config_keys": configKeys()},
+		kong.Vars{"version": program.Version(), "config_keys": configKeys()},
 	)
 	if err != nil {
 		return err
@@ -91,7 +68,7 @@ func parse(parser *kong.Kong, args []string) (parsed *kong.Context, err error) {
 	defer func() {
 		switch r := recover().(type) {
 		case nil:
-		case exitCode:
+		case program.Exit:
 			if r != 0 {
 				err = r
 			}
@@ -100,36 +77,4 @@ func parse(parser *kong.Kong, args []string) (parsed *kong.Context, err error) {
 		}
 	}()
 	return parser.Parse(args)
-}
-
-// version is what the build recorded of itself.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	v := info.Main.Version
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && !strings.Contains(v, s.Value[:min(12, len(s.Value))]) {
-			v += " " + s.Value[:min(12, len(s.Value))]
-		}
-	}
-	return v
-}
-
-// logger writes to stderr: a handler per format, from level up.
-func logger(w io.Writer, level, format string) (*slog.Logger, error) {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("log_level %q: want debug, info, warn or error", level)
-	}
-	options := &slog.HandlerOptions{Level: l}
-	switch format {
-	case "json":
-		return slog.New(slog.NewJSONHandler(w, options)), nil
-	case "text":
-		return slog.New(slog.NewTextHandler(w, options)), nil
-	default:
-		return nil, fmt.Errorf("log_format %q: want text or json", format)
-	}
 }

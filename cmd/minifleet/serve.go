@@ -26,6 +26,7 @@ import (
 	"github.com/minifleet/minifleet/githubapp"
 	"github.com/minifleet/minifleet/hosts"
 	"github.com/minifleet/minifleet/hosts/protocol"
+	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/secret"
 	"github.com/minifleet/minifleet/store"
 	"github.com/minifleet/minifleet/webhook"
@@ -49,19 +50,25 @@ func (c serveCommand) Run(s *surroundings) error {
 	if err != nil {
 		return err
 	}
-	log, err := logger(s.stderr, cfg.LogLevel, cfg.LogFormat)
+	log, err := program.NewLog(s.stderr, cfg.LogLevel, cfg.LogFormat)
 	if err != nil {
 		return err
 	}
-	ctl, err := newController(s.ctx, cfg, filepath.Dir(c.Config), log)
-	if err != nil {
-		return err
+	stop := program.Stop{
+		Finishing: "requests under way are answered; agents, VMs and jobs go on, and the next controller takes over from the database",
+		Within:    requestGrace + 5*time.Second, Log: log,
 	}
-	defer ctl.close()
-	for _, d := range ctl.doors {
-		fmt.Fprintf(s.stdout, "%s %s\n", d.name, d.url)
-	}
-	return ctl.run(s.ctx)
+	return stop.Run(s.ctx, func(ctx context.Context, parts *program.Parts) error {
+		ctl, err := newController(ctx, cfg, filepath.Dir(c.Config), log)
+		if err != nil {
+			return err
+		}
+		for _, d := range ctl.doors {
+			fmt.Fprintf(s.stdout, "%s %s\n", d.name, d.url)
+		}
+		err = ctl.run(ctx, parts)
+		return errors.Join(err, parts.Do("closing the database", ctl.close))
+	})
 }
 
 // controller is a wired `serve`.
@@ -85,21 +92,19 @@ type door struct {
 	hangUp    context.CancelFunc // ends calls that wait
 }
 
-func newController(ctx context.Context, cfg settings, dir string, log *slog.Logger) (*controller, error) {
+func newController(ctx context.Context, cfg settings, dir string, log *slog.Logger) (_ *controller, err error) {
 	c := &controller{cfg: cfg, log: log, installed: make(chan struct{}, 1)}
-	ok := false
 	defer func() {
-		if !ok {
-			c.close()
+		if err != nil {
+			err = errors.Join(err, c.close())
 		}
 	}()
-	var err error
 	if c.store, err = store.Open(ctx, store.Config{Path: under(dir, cfg.Database), Log: log}); err != nil {
 		return nil, err
 	}
 	if c.app, err = githubapp.New(githubapp.Config{
 		AppID: cfg.GitHub.AppID, PrivateKey: cfg.GitHub.PrivateKey, BaseURL: cfg.GitHub.URL,
-		UserAgent: "minifleet/" + version(), Log: log.With("part", "github"),
+		UserAgent: "minifleet/" + program.Version(), Log: log.With("part", "github"),
 	}); err != nil {
 		return nil, err
 	}
@@ -129,7 +134,7 @@ func newController(ctx context.Context, cfg settings, dir string, log *slog.Logg
 	}
 	api, err := admin.New(admin.Config{
 		Token: cfg.Admin.Token, Store: c.store, Explainer: c.loop, Enroller: fleetHosts, Pools: pools,
-		HostDeadline: cfg.Timing.HostDeadline, Ready: (&readiness{ping: c.store.Ping}).ready, Version: version(), Log: log.With("part", "admin"),
+		HostDeadline: cfg.Timing.HostDeadline, Ready: (&readiness{ping: c.store.Ping}).ready, Version: program.Version(), Log: log.With("part", "admin"),
 	})
 	if err != nil {
 		return nil, err
@@ -147,7 +152,6 @@ func newController(ctx context.Context, cfg settings, dir string, log *slog.Logg
 			return nil, err
 		}
 	}
-	ok = true
 	return c, nil
 }
 
@@ -265,39 +269,54 @@ func readSoon(next http.Handler) http.Handler {
 	})
 }
 
-// run serves until ctx ends, then lets requests finish: those that only wait are
-// answered at once.
-func (c *controller) run(ctx context.Context) error {
+// run serves until ctx ends, then lets requests finish.
+func (c *controller) run(ctx context.Context, parts *program.Parts) error {
 	g, ctx := errgroup.WithContext(ctx)
+	run := func(part string, f func() error) { g.Go(func() error { return parts.Do(part, f) }) }
 	for _, d := range c.doors {
-		g.Go(func() error {
+		run("the listener "+d.name, func() error {
 			if err := d.server.Serve(d.listener); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("%s: %w", d.name, err)
 			}
 			return nil
 		})
 	}
-	g.Go(func() error { return c.loop.Run(ctx) })
-	g.Go(func() error {
+	run("decisions", func() error { return c.loop.Run(ctx) })
+	run("the list of installations", func() error {
 		return c.every(ctx, c.cfg.GitHub.InstallationRefresh, c.installed, "installations not read", c.refreshInstallations)
 	})
-	g.Go(func() error { return c.every(ctx, time.Hour, nil, "old records not pruned", c.prune) })
+	run("pruning", func() error { return c.every(ctx, time.Hour, nil, "old records not pruned", c.prune) })
 	g.Go(func() error {
 		<-ctx.Done()
-		c.log.Info("stopping: requests under way are finished, runners go on")
-		grace, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), 15*time.Second, errors.New("requests under way took too long"))
-		defer cancel()
-		var errs []error
-		for _, d := range c.doors {
+		return c.shut(context.WithoutCancel(ctx))
+	})
+	return g.Wait()
+}
+
+// requestGrace is what requests under way get to finish when the controller stops.
+const requestGrace = 15 * time.Second
+
+// shut closes all doors and lets requests finish: those that only wait are answered
+// at once, and what takes too long is broken off.
+func (c *controller) shut(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, requestGrace)
+	defer cancel()
+	errs := make([]error, len(c.doors))
+	var closing sync.WaitGroup
+	for i, d := range c.doors {
+		closing.Go(func() {
 			if d.name != "webhook" {
 				d.hangUp()
 			}
-			errs = append(errs, d.server.Shutdown(grace))
+			err := d.server.Shutdown(ctx)
 			d.hangUp()
-		}
-		return errors.Join(errs...)
-	})
-	return g.Wait()
+			if err != nil {
+				errs[i] = errors.Join(fmt.Errorf("%s: requests under way were broken off after %s", d.name, requestGrace), d.server.Close())
+			}
+		})
+	}
+	closing.Wait()
+	return errors.Join(errs...)
 }
 
 // every calls f now and then, and when it is woken; its failure is logged and
@@ -346,7 +365,7 @@ func (c *controller) prune(ctx context.Context) error {
 	return c.store.Prune(ctx, store.Retention{Payloads: c.cfg.KeepEvents, History: c.cfg.KeepPast})
 }
 
-func (c *controller) close() {
+func (c *controller) close() error {
 	for _, d := range c.doors {
 		d.hangUp()
 		d.listener.Close()
@@ -354,9 +373,11 @@ func (c *controller) close() {
 	if c.app != nil {
 		c.app.Close()
 	}
-	if c.store != nil {
-		if err := c.store.Close(); err != nil {
-			c.log.Error("database not closed", "error", err)
-		}
+	if c.store == nil {
+		return nil
 	}
+	if err := c.store.Close(); err != nil {
+		return fmt.Errorf("database not closed: %w", err)
+	}
+	return nil
 }

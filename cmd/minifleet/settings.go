@@ -6,12 +6,14 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"time"
 
 	"github.com/minifleet/minifleet/config"
 	"github.com/minifleet/minifleet/fleet"
+	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/secret"
 )
 
@@ -160,7 +162,7 @@ func (s *settings) Validate() error {
 		_, err := p.domain()
 		errs = append(errs, err)
 	}
-	if _, err := logger(nil, s.LogLevel, s.LogFormat); err != nil {
+	if _, err := program.NewLog(io.Discard, s.LogLevel, s.LogFormat); err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -79,12 +80,12 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	inner, cancel := context.WithCancelCause(ctx)
 	err = a.serve(inner)
 	cancel(errStopped)
-	a.awaitLives()
-	if a.client != nil {
-		a.client.close()
-	}
 	if ctx.Err() != nil {
 		err = nil
+	}
+	err = errors.Join(err, a.awaitLives())
+	if a.client != nil {
+		a.client.close()
 	}
 	return errors.Join(err, a.state.close())
 }
@@ -150,17 +151,28 @@ func (a *Agent) speak(ctx context.Context) error {
 }
 
 // awaitLives waits for the runners' goroutines, which all heed their context. One
-// that hangs in the file system must not keep the agent from ending.
-func (a *Agent) awaitLives() {
+// that hangs in the file system must not keep the agent from ending: it ends with the
+// process.
+func (a *Agent) awaitLives() error {
 	done := make(chan struct{})
 	go func() { a.lives.Wait(); close(done) }()
 	t := time.NewTimer(stopTime)
 	defer t.Stop()
 	select {
 	case <-done:
+		return nil
 	case <-t.C:
-		a.log.Warn("work under way did not stop in time; it ends with the process")
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var names []string
+	for id, r := range a.runners {
+		if r.living {
+			names = append(names, id)
+		}
+	}
+	slices.Sort(names)
+	return fmt.Errorf("work on these runners did not stop within %s: %s", stopTime, strings.Join(names, ", "))
 }
 
 // changed makes a report due.

@@ -26,6 +26,7 @@ type runner struct {
 	revision  int64           // of the desired that said so; 0 if none in this agent's life
 	changed   chan struct{}   // closed and replaced when the two above change, or the lease
 	view      protocol.RunnerReport
+	living    bool // its goroutine runs
 	over      bool // its life has ended: gone
 	goneAcked bool // the controller has taken a report that says so
 	delisted  bool // the controller has let it go
@@ -115,7 +116,7 @@ func (a *Agent) want(ctx context.Context, d protocol.Desire, revision int64) {
 		r = a.newRunner(d.ID)
 		r.desire, r.revision = d, revision
 		r.view.Pool = d.Pool
-		a.lives.Go(func() { r.live(ctx, r.begin) })
+		r.start(ctx, r.begin)
 	}
 }
 
@@ -173,7 +174,7 @@ func (a *Agent) takeOver(ctx context.Context, f Found, rec record, buried bool) 
 		}
 	}
 	r.log.Info("a VM of an earlier agent was found", slog.Bool("running", f.Running), slog.Bool("orphan", f.Orphan))
-	a.lives.Go(func() { r.live(ctx, life) })
+	r.start(ctx, life)
 }
 
 // ending says why a life goes over into teardown.
@@ -187,6 +188,17 @@ type ending struct {
 type errLeft struct{ failure string }
 
 func (errLeft) Error() string { return "the runner is not wanted any more" }
+
+// start begins the life of a runner. The caller holds agent.mu.
+func (r *runner) start(ctx context.Context, first func(context.Context) ending) {
+	r.living = true
+	r.agent.lives.Go(func() {
+		r.live(ctx, first)
+		r.agent.mu.Lock()
+		defer r.agent.mu.Unlock()
+		r.living = false
+	})
+}
 
 // live leads a runner from its first step to gone, unless the agent stops before:
 // then the VM runs on.

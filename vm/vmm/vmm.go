@@ -24,13 +24,15 @@ type Config struct {
 	Backends []vm.Backend
 	// Ready, if set, is called once, when the lock is held and both sockets are open.
 	Ready func() error
-	// StopTimeout bounds how long the backend has to power off; 0 means 20 s.
+	// StopTimeout bounds how long the backend has to power off; 0 means
+	// DefaultStopTimeout.
 	StopTimeout time.Duration
 	// Log defaults to none.
 	Log *slog.Logger
 }
 
-const defaultStopTimeout = 20 * time.Second
+// DefaultStopTimeout is how long a backend has to power off.
+const DefaultStopTimeout = 20 * time.Second
 
 // Run runs the machine of one bundle until it ends. Cancelling ctx powers the machine
 // off at once. It returns nil if the machine was stopped, its guest ended, or its time
@@ -41,7 +43,7 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	if cfg.StopTimeout <= 0 {
-		cfg.StopTimeout = defaultStopTimeout
+		cfg.StopTimeout = DefaultStopTimeout
 	}
 	dir := filepath.Clean(cfg.Bundle)
 	if err := vm.CheckPath(filepath.Dir(dir), filepath.Base(dir)); err != nil {
