@@ -62,10 +62,10 @@ func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writ
 		_, err := fmt.Fprintln(stdout, "minifleet-vmm", program.Version())
 		return err
 	}
-	return cli.Run.run(ctx, stderr)
+	return cli.Run.run(ctx, stderr, process.Backend())
 }
 
-func (c runCommand) run(ctx context.Context, stderr io.Writer) error {
+func (c runCommand) run(ctx context.Context, stderr io.Writer, backends ...vm.Backend) error {
 	bundle, err := filepath.Abs(c.Bundle)
 	if err != nil {
 		return err
@@ -73,7 +73,7 @@ func (c runCommand) run(ctx context.Context, stderr io.Writer) error {
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	cfg := vmm.Config{
 		Bundle:   bundle,
-		Backends: []vm.Backend{process.Backend()},
+		Backends: backends,
 		Log:      log,
 	}
 	if c.ReadyFD > 0 {
