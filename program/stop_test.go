@@ -34,6 +34,7 @@ func TestStop(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithCancelCause(t.Context())
+				defer cancel(nil)
 				if tc.told {
 					time.AfterFunc(time.Minute, func() { cancel(program.Signal{Signal: syscall.SIGTERM}) })
 				}
