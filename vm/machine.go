@@ -216,7 +216,8 @@ func (m *Machine) watch() {
 	m.cancel = func() { cancel(ErrDetached) }
 	m.watcher.Go(func() {
 		defer m.cancel()
-		if m.awaitVMM(ctx) != nil || m.awaitFreeLock(ctx) != nil {
+		said, err := m.awaitVMM(ctx)
+		if err != nil || m.awaitFreeLock(ctx) != nil {
 			if m.child != nil {
 				_ = m.child.Process.Release() // nothing to do about it, and init waits in the end
 			}
@@ -224,27 +225,31 @@ func (m *Machine) watch() {
 		}
 		m.reap()
 		m.final = endOf(m.dir)
+		if m.final.Reason == ReasonVMMDied && said.Phase == PhaseFinal {
+			m.final = said // it could not be written down, on a full disk for one
+		}
 		close(m.done)
 	})
 }
 
-// awaitVMM returns nil when the vmm has ended or has said its last word.
-func (m *Machine) awaitVMM(ctx context.Context) error {
+// awaitVMM returns without an error when the vmm has ended or has said its last word,
+// which it then returns.
+func (m *Machine) awaitVMM(ctx context.Context) (State, error) {
 	wait := newBackoff(time.Millisecond, time.Second)
 	for revision := int64(0); ; {
 		s, err := m.client.state(ctx, revision, MaxStateWait)
 		switch {
 		case ctx.Err() != nil:
-			return context.Cause(ctx)
+			return State{}, context.Cause(ctx)
 		case err == nil && s.Phase == PhaseFinal:
-			return nil
+			return s, nil
 		case err == nil:
 			revision = s.Revision
 			wait = newBackoff(time.Millisecond, time.Second)
 		case !m.vmm.Alive():
-			return nil
+			return State{}, nil
 		case !wait.sleep(ctx): // alive, but it does not answer
-			return context.Cause(ctx)
+			return State{}, context.Cause(ctx)
 		}
 	}
 }

@@ -77,6 +77,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if a.state, err = openState(a.cfg.StateDir); err != nil {
 		return err
 	}
+	if err := a.state.probe(); err != nil {
+		a.trouble("state", a.unwritable(err).Error())
+	}
 	inner, cancel := context.WithCancelCause(ctx)
 	err = a.serve(inner)
 	cancel(errStopped)

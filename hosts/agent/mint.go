@@ -132,7 +132,7 @@ func (s *service) notGiven() {
 func (s *service) saveRecord() {
 	if err := s.agent.state.saveRecord(s.id, s.record); err != nil {
 		// The guest itself remembers, so this is no reason to waste a config.
-		s.agent.trouble("state", "the state folder cannot be written: "+err.Error())
+		s.agent.trouble("state", s.agent.unwritable(err).Error())
 	}
 }
 

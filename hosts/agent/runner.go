@@ -36,6 +36,7 @@ type runner struct {
 	machine  Machine
 	slot     bool
 	progress time.Time // when progress was shown last
+	unburied *tombstone
 }
 
 // orders is what a runner has to go by at one moment.
@@ -281,7 +282,7 @@ func (r *runner) prepare(ctx context.Context) error {
 	r.show(fleet.ObservedPreparing, nil)
 	rec := record{Desire: o.desire}
 	if err := r.agent.state.saveRecord(r.id, rec); err != nil {
-		err = fmt.Errorf("the state folder of host %s cannot be written: %w", r.agent.cfg.Name, err)
+		err = r.agent.unwritable(err)
 		r.agent.trouble("state", err.Error())
 		return err
 	}
@@ -292,11 +293,20 @@ func (r *runner) prepare(ctx context.Context) error {
 	machine, err := r.agent.cfg.Machines.Create(ctx, Order{
 		ID: r.id, Pool: d.Pool, Image: d.Image, Backend: d.Backend, CPUs: d.CPUs, MemoryMiB: d.MemoryMiB,
 	}, r.showProgress)
+	if full(err) {
+		r.agent.trouble("room", "there was no room for the last VM: "+err.Error())
+	}
 	if err != nil {
 		return err
 	}
+	r.agent.trouble("room", "")
 	r.machine = machine
 	return ctx.Err()
+}
+
+// unwritable says of an error that it comes of the state folder.
+func (a *Agent) unwritable(err error) error {
+	return fmt.Errorf("the state folder of host %s cannot be written: %w", a.cfg.Name, err)
 }
 
 // progressEvery bounds how often progress alone makes a report.

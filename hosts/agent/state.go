@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -115,7 +116,8 @@ func (s *state) sweep() error {
 }
 
 // makePrivate makes a folder that is nobody else's to read, and checks that it can be
-// written to: better now than with the first VM.
+// written to: better now than with the first VM. A full volume is no reason to stay
+// away: what an earlier agent left there may be what fills it.
 func makePrivate(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -123,12 +125,33 @@ func makePrivate(dir string) error {
 	if err := os.Chmod(dir, 0o700); err != nil {
 		return err
 	}
-	probe, err := os.CreateTemp(dir, tempPrefix)
+	if err := probe(dir); !full(err) {
+		return err
+	}
+	return nil
+}
+
+// probe finds out whether the state folder has room for a record.
+func (s *state) probe() error {
+	if s.dir == "" {
+		return nil
+	}
+	return probe(filepath.Join(s.dir, dirRunners))
+}
+
+// probe writes to a folder.
+func probe(dir string) error {
+	f, err := os.CreateTemp(dir, tempPrefix)
 	if err != nil {
 		return err
 	}
-	return errors.Join(probe.Close(), os.Remove(probe.Name()))
+	_, err = f.Write(make([]byte, 4<<10))
+	return errors.Join(err, f.Close(), os.Remove(f.Name()))
 }
+
+// full reports whether an error comes of a volume without room, or without room for
+// another file.
+func full(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
 func (s *state) close() error {
 	if s.lock == nil {
@@ -187,6 +210,15 @@ func (s *state) dropRecord(id string) error { return s.remove(filepath.Join(dirR
 // bury writes a runner's tombstone.
 func (s *state) bury(t tombstone) error {
 	return s.write(filepath.Join(dirTombstones, t.Report.ID+".json"), t)
+}
+
+// layAside makes a runner's record its tombstone, which takes no room. It tells no more
+// than that the id has lived.
+func (s *state) layAside(id string) error {
+	if s.dir == "" {
+		return nil
+	}
+	return os.Rename(filepath.Join(s.dir, dirRunners, id+".json"), filepath.Join(s.dir, dirTombstones, id+".json"))
 }
 
 func (s *state) dropTombstone(id string) error {

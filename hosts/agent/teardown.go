@@ -52,6 +52,7 @@ func (r *runner) teardown(ctx context.Context, end ending) {
 			return
 		}
 		crashpoint.Reached(crashpoint.RecordDropped)
+		r.buryAgain()
 	}
 	r.show(fleet.ObservedGone, nil)
 	r.agent.mu.Lock()
@@ -78,15 +79,34 @@ func (r *runner) bury(ctx context.Context) bool {
 	last := r.view
 	r.agent.mu.Unlock()
 	last.Observed, last.HoldsSlot = string(fleet.ObservedGone), false
-	write := func() error { return r.agent.state.bury(tombstone{At: time.Now().UTC(), Report: last}) }
+	stone := tombstone{At: time.Now().UTC(), Report: last}
 	if r.machine == nil {
 		// No VM of this id ever was, so the id may as well be lost with the folder.
-		if err := write(); err != nil {
+		if err := r.agent.state.bury(stone); err != nil {
 			r.log.Warn("no tombstone", slog.Any("error", err))
 		}
 		return ctx.Err() == nil
 	}
-	return r.insist(ctx, "tombstone", write)
+	return r.insist(ctx, "tombstone", func() error {
+		err := r.agent.state.bury(stone)
+		if full(err) && r.agent.state.layAside(r.id) == nil {
+			// The VM's own files may be what fills the volume: they must go first.
+			r.unburied = &stone
+			return nil
+		}
+		return err
+	})
+}
+
+// buryAgain writes the tombstone for which there was no room. The one that was laid
+// aside does its work if there is none still.
+func (r *runner) buryAgain() {
+	if r.unburied == nil {
+		return
+	}
+	if err := r.agent.state.bury(*r.unburied); err != nil {
+		r.log.Warn("the tombstone tells no reason", slog.Any("error", err))
+	}
 }
 
 // remove deletes the VM's files and the runner's record.

@@ -98,6 +98,8 @@ func NewVMs(cfg VMsConfig) (*VMs, error) {
 	}
 	switch err := vm.ProbeClone(cfg.Dir); {
 	case err == nil:
+	case full(err): // the agent has to clear up, and finds out with the next clone
+		cfg.Log.Error("the volume of the VMs is full", slog.String("folder", cfg.Dir), slog.Any("error", err))
 	case errors.Is(err, vm.ErrCloneUnsupported) && cfg.AllowCopy:
 		cfg.Log.Warn("images are copied in full for each VM, because this volume has no copy-on-write clones", slog.String("folder", cfg.Dir))
 	case errors.Is(err, vm.ErrCloneUnsupported):

@@ -24,6 +24,7 @@ type status struct {
 	log  *slog.Logger
 
 	mu      sync.Mutex // guards what follows
+	size    int64      // of the file
 	current vm.State
 	changed chan struct{} // closed and replaced at each change
 }
@@ -61,7 +62,7 @@ func (s *status) update(change func(*vm.State)) error {
 	}
 	b, err := json.Marshal(next)
 	if err == nil {
-		_, err = s.file.Write(append(b, '\n'))
+		err = s.append(append(b, '\n'))
 	}
 	if err == nil && (next.Revision == 1 || next.Phase == vm.PhaseFinal) {
 		err = s.file.Sync()
@@ -73,6 +74,17 @@ func (s *status) update(change func(*vm.State)) error {
 		return fmt.Errorf("write status %q: %w", next.Phase, err)
 	}
 	return nil
+}
+
+// append writes a line, or nothing: half a line on a full disk would make one with the
+// next.
+func (s *status) append(line []byte) error {
+	n, err := s.file.Write(line)
+	if err != nil && n > 0 {
+		return errors.Join(err, s.file.Truncate(s.size))
+	}
+	s.size += int64(n)
+	return err
 }
 
 func (s *status) get() (vm.State, <-chan struct{}) {
