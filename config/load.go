@@ -64,19 +64,31 @@ func readFile[T any](path string, into *T) error {
 	if err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
-	decoder := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict())
-	switch err := decoder.Decode(into); {
-	case errors.Is(err, io.EOF): // an empty file: defaults and environment only
-	case err != nil:
-		return fmt.Errorf("%s:%w", path, explain(text, Describe[T](""), err))
-	default:
-		var more any
-		if err := decoder.Decode(&more); !errors.Is(err, io.EOF) {
-			return fmt.Errorf("%s: more than one YAML document: keep the first, remove the others", path)
-		}
+	if err := decode(text, into); err != nil {
+		return fmt.Errorf("%s:%w", path, err)
 	}
 	// Elements of lists did not exist when defaults were set.
 	return setDefaults(reflect.ValueOf(into).Elem(), true)
+}
+
+func decode[T any](text []byte, into *T) (err error) {
+	defer func() {
+		if recover() != nil { // the YAML library's way with some documents
+			err = errors.New(" this YAML cannot be read: look for anchors, aliases and tags, and write the values out")
+		}
+	}()
+	decoder := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict())
+	switch err := decoder.Decode(into); {
+	case errors.Is(err, io.EOF): // an empty file: defaults and environment only
+		return nil
+	case err != nil:
+		return explain(text, Describe[T](""), err)
+	}
+	var more any
+	if err := decoder.Decode(&more); !errors.Is(err, io.EOF) {
+		return errors.New(" more than one YAML document: keep the first, remove the others")
+	}
+	return nil
 }
 
 func readAtMost(path string) ([]byte, error) {

@@ -75,9 +75,11 @@ func parseOfficial(line string) (event, bool) {
 		return event{kind: eventConflict}, true
 	case hasPrefix(line, "The runner no longer exists on the server"),
 		hasPrefix(line, "Failed to create a session. The runner registration has been deleted"),
+		hasPrefix(line, "An error occurred: Get next message failed with non-retryable error"), // its session counts no more
 		hasPrefix(line, "Fatal: It looks like this runner has been removed"):
 		return event{kind: eventGone}, true
-	case hasPrefix(line, "An error occurred: Runner version "), hasPrefix(line, "Runner version "):
+	case hasPrefix(line, "An error occurred: Runner version "), hasPrefix(line, "Runner version "),
+		hasPrefix(line, "An error occured: Runner version "): // as the official runner spells it in one place
 		if strings.Contains(line, " is deprecated") {
 			return event{kind: eventDeprecated}, true
 		}

@@ -69,9 +69,7 @@ func (*paper) Desired(context.Context, fleet.HostID) (fleet.Desired, error) {
 }
 
 func (*paper) HostChanged(fleet.HostID) <-chan struct{} {
-	now := make(chan struct{})
-	close(now)
-	return now
+	return make(chan struct{})
 }
 
 func (p *paper) Report(_ context.Context, _ fleet.HostID, r fleet.HostReport, _ time.Duration) error {
@@ -96,7 +94,7 @@ func (p *paper) untouched() bool {
 func send(t *testing.T, method, path, query, credential string, body []byte) (*paper, *httptest.ResponseRecorder) {
 	t.Helper()
 	p := &paper{}
-	s, err := hosts.New(hosts.Config{Store: p, GitHub: &github{}, Name: func(site, pool string) string { return site + pool }})
+	s, err := hosts.New(hosts.Config{Store: p, GitHub: &github{}, Live: time.Millisecond, Name: func(site, pool string) string { return site + pool }})
 	if err != nil {
 		t.Fatal(err)
 	}
