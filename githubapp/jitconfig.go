@@ -23,19 +23,15 @@ func checkConfig(encoded, name string) error {
 	if err != nil {
 		return errConfigForm
 	}
-	var files map[string]string // a file's name and its content in base64
+	var files map[string][]byte // by name, each in base64: the runner refuses a config with one that is not
 	if json.Unmarshal(outer, &files) != nil {
-		return errConfigForm
-	}
-	inner, err := base64.StdEncoding.DecodeString(files[".runner"])
-	if err != nil {
 		return errConfigForm
 	}
 	var settings struct {
 		AgentName string `json:"AgentName"`
 		Ephemeral truth  `json:"Ephemeral"`
 	}
-	if json.Unmarshal(bytes.TrimPrefix(inner, []byte("\xef\xbb\xbf")), &settings) != nil {
+	if json.Unmarshal(bytes.TrimPrefix(files[".runner"], []byte("\xef\xbb\xbf")), &settings) != nil {
 		return errConfigForm
 	}
 	switch {
