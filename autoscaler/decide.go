@@ -22,6 +22,7 @@ func Decide(s Snapshot) fleet.Plan {
 	for _, r := range s.State.Runners {
 		d.settle(r)
 	}
+	d.fit()
 	m := d.match()
 	d.doubt(m)
 	d.arm(m)
@@ -48,6 +49,7 @@ type decision struct {
 type poolSheet struct {
 	fleet.Pool
 	live    int // runners that count against MaxRunners
+	waiting int // of these, those for which a slot is still being freed
 	limits  fleet.Limits
 	resumes time.Time // after failures; zero: no backoff
 	shelves *shelves  // hosts that could take a runner, made when first needed
@@ -118,9 +120,6 @@ func onItsWayOut(r fleet.Runner) bool {
 	if r.Wanted == fleet.WantGone || r.JobDone {
 		return true
 	}
-	if r.Registration == fleet.RegDeleting {
-		return r.Phase() != fleet.PhaseBusy && r.DeleteAfter.IsZero() // GitHub has not refused before
-	}
 	return r.Phase() != fleet.PhaseBusy && r.Wanted == fleet.WantDrain
 }
 
@@ -159,12 +158,12 @@ func (d *decision) retire(r fleet.Runner, drain, failure bool, reason string) {
 
 func (d *decision) delete(r fleet.Runner, failure bool, reason string) {
 	d.leaving[r.ID] = true
-	if r.DeleteAfter.IsZero() {
-		d.willFree(r) // where GitHub has not refused before
-	}
 	if r.DeleteAfter.After(d.Now) {
 		d.wakeAt(r.DeleteAfter)
 		return
+	}
+	if r.Phase() != fleet.PhaseBusy {
+		d.willFree(r)
 	}
 	d.plan.Deletes = append(d.plan.Deletes, fleet.Delete{Runner: r.ID, Version: r.Version, Failure: failure, Reason: reason})
 }
@@ -178,6 +177,36 @@ func (d *decision) end(r fleet.Runner, failure bool, reason string) {
 		d.retire(r, true, failure, reason)
 	default:
 		d.delete(r, failure, reason)
+	}
+}
+
+// fit ends what is beyond the slots of a host that has fewer than it had, the least
+// costly first. What runs a job is let end by itself.
+func (d *decision) fit() {
+	for _, h := range d.State.Hosts {
+		if sheet := d.hosts[h.ID]; sheet.live && sheet.free+sheet.freeing < 0 {
+			d.fitHost(sheet)
+		}
+	}
+}
+
+func (d *decision) fitHost(h *hostSheet) {
+	for _, t := range []tier{tierComing, tierStandby, tierArmed, tierIdle} {
+		for _, r := range d.State.Runners {
+			if h.free+h.freeing >= 0 {
+				return
+			}
+			if r.Host != h.ID {
+				continue
+			}
+			if r.DeleteAfter.After(d.Now) {
+				d.wakeAt(r.DeleteAfter)
+				continue
+			}
+			if at, ok := d.tierOf(r); ok && at == t {
+				d.end(r, false, fmt.Sprintf("host %s has %d slots by now, and more runners", h.Name, h.Slots))
+			}
+		}
 	}
 }
 

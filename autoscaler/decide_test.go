@@ -763,6 +763,68 @@ func TestScalingDown(t *testing.T) {
 	}
 }
 
+// A host that has fewer slots than it had keeps no more runners than those, but for
+// jobs that run.
+func TestFewerSlots(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]decided{
+		"the least costly goes first": {make: func(s *snap) {
+			s.pool("a", mac, standby(9))
+			s.host("1", 2)
+			s.runner("idle", "a", "1", fleet.PhaseIdle)
+			s.runner("standby", "a", "1", fleet.PhaseStandby)
+			s.runner("busy", "a", "1", fleet.PhaseBusy, bound(9))
+			s.runner("booting", "a", "1", fleet.PhaseBooting)
+		}, want: []string{"drain booting", "drain standby"}},
+		"a grant and a listener after that, through GitHub": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.host("1", 1)
+			s.runner("idle", "a", "1", fleet.PhaseIdle)
+			s.runner("armed", "a", "1", fleet.PhaseArmed)
+			s.runner("busy", "a", "1", fleet.PhaseBusy, bound(9))
+			s.job(1, "app", "macos")
+			s.job(2, "app", "macos")
+		}, want: []string{"delete idle", "drain armed"}},
+		"what leaves already counts": {make: func(s *snap) {
+			s.pool("a", mac, standby(9))
+			s.host("1", 1)
+			s.runner("standby", "a", "1", fleet.PhaseStandby)
+			s.runner("leaving", "a", "1", fleet.PhaseDestroying)
+		}},
+		"a job that runs is let end": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.host("1", 1)
+			s.runner("named", "a", "1", fleet.PhaseBusy, bound(9))
+			s.runner("unnamed", "a", "1", fleet.PhaseBusy)
+			s.job(1, "other", "windows")
+		}},
+		"of a host that is not heard of nothing is known": {make: func(s *snap) {
+			s.pool("a", mac, standby(9))
+			s.host("1", 1, silent(time.Hour))
+			s.runner("r1", "a", "1", fleet.PhaseStandby)
+			s.runner("r2", "a", "1", fleet.PhaseStandby)
+		}},
+		"nor right after a start of the controller": {make: func(s *snap) {
+			s.Fresh.Hosts = false
+			s.pool("a", mac, standby(9))
+			s.host("1", 1, silent(time.Hour))
+			s.runner("r1", "a", "1", fleet.PhaseStandby)
+			s.runner("r2", "a", "1", fleet.PhaseStandby)
+		}},
+		"it waits as long as GitHub's refusal says": {make: func(s *snap) {
+			s.pool("a", mac, standby(9))
+			s.host("1", 1)
+			s.runner("r1", "a", "1", fleet.PhaseIdle, func(r *fleet.Runner) { r.DeleteAfter = now.Add(7 * time.Second) })
+			s.runner("r2", "a", "1", fleet.PhaseBusy, bound(9))
+		}, wake: 7 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c.check(t)
+		})
+	}
+}
+
 // TestDoubt: a runner that listens and is given nothing does not stand for a job for
 // ever.
 func TestDoubt(t *testing.T) {
@@ -1047,6 +1109,50 @@ func TestStandbyAndRoom(t *testing.T) {
 			s.job(1, "app", "macos")
 			s.job(2, "app", "macos")
 		}, want: []string{"drain r1"}, waits: map[int]fleet.WaitCode{1: fleet.WaitNoSlot, 2: fleet.WaitNoSlot}},
+		"none while a registration that GitHub refused to delete once is deleted at last": {make: func(s *snap) {
+			s.pool("idle", []string{"other"}, standby(1))
+			s.pool("a", mac)
+			s.host("1", 2)
+			s.runner("r1", "idle", "1", fleet.PhaseStandby)
+			s.runner("r2", "a", "1", fleet.PhaseIdle, reg(fleet.RegDeleting), func(r *fleet.Runner) {
+				r.Scope, r.DeleteAfter = fleet.Scope{Owner: "other"}, now.Add(-time.Second)
+			})
+			s.job(1, "app", "macos")
+		}, want: []string{"delete r2"}, waits: map[int]fleet.WaitCode{1: fleet.WaitNoSlot}},
+		"nor while it is told to go for the second time": {make: func(s *snap) {
+			s.pool("idle", []string{"other"}, standby(1))
+			s.pool("a", mac)
+			s.host("1", 2)
+			s.runner("r1", "idle", "1", fleet.PhaseStandby)
+			s.runner("r2", "gone", "1", fleet.PhaseIdle, func(r *fleet.Runner) { r.DeleteAfter = now })
+			s.job(1, "app", "macos")
+		}, want: []string{"delete r2"}, waits: map[int]fleet.WaitCode{1: fleet.WaitNoSlot}},
+		"a working runner's deletion frees nothing": {make: func(s *snap) {
+			s.pool("idle", []string{"other"}, standby(1))
+			s.pool("a", mac)
+			s.host("1", 2)
+			s.runner("r1", "idle", "1", fleet.PhaseStandby)
+			s.runner("r2", "a", "1", fleet.PhaseBusy, reg(fleet.RegDeleting))
+			s.job(1, "app", "macos")
+		}, want: []string{"delete r2", "drain r1"}},
+		"one that GitHub does not answer for is not waited for": {make: func(s *snap) {
+			s.pool("idle", []string{"other"}, standby(1))
+			s.pool("a", mac)
+			s.host("1", 2)
+			s.runner("r1", "idle", "1", fleet.PhaseStandby)
+			s.runner("r2", "a", "1", fleet.PhaseIdle, reg(fleet.RegDeleting), func(r *fleet.Runner) { r.DeleteAfter = now.Add(time.Minute) })
+			s.job(1, "app", "macos")
+		}, want: []string{"drain r1"}, waits: map[int]fleet.WaitCode{1: fleet.WaitNoSlot}},
+		"a slot that is being freed is none where the host has fewer by now": {make: func(s *snap) {
+			s.pool("idle", []string{"other"}, standby(1))
+			s.pool("a", mac)
+			s.host("1", 1)
+			s.host("2", 1)
+			s.runner("r1", "a", "1", fleet.PhaseBusy, bound(9))
+			s.runner("r2", "a", "1", fleet.PhaseDestroying)
+			s.runner("r3", "idle", "2", fleet.PhaseStandby)
+			s.job(1, "app", "macos")
+		}, want: []string{"drain r3"}, waits: map[int]fleet.WaitCode{1: fleet.WaitNoSlot}},
 		"a slot that was made is counted once, for jobs of several pools": {make: func(s *snap) {
 			s.pool("idle", []string{"other"}, standby(2))
 			s.pool("a", mac)

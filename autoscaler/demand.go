@@ -98,6 +98,7 @@ func (d *decision) makeRoom(m *matching) {
 		for _, p := range m.classOf[i].pools {
 			if p.hasRoom() && !p.resumes.After(d.Now) && d.freeSlotFor(p, j, unneeded) {
 				p.live++ // one job, one slot
+				p.waiting++
 				break
 			}
 		}
@@ -127,7 +128,7 @@ func (d *decision) unneeded(m *matching) []*fleet.Runner {
 func (d *decision) freeSlotFor(p *poolSheet, j fleet.Job, unneeded []*fleet.Runner) bool {
 	for ; p.hostsSeen < len(d.State.Hosts); p.hostsSeen++ {
 		h := d.hosts[d.State.Hosts[p.hostsSeen].ID]
-		if h.freeing > 0 && d.usable(p, h) {
+		if h.freeing > 0 && h.free+h.freeing > 0 && d.usable(p, h) {
 			h.freeing--
 			d.wait(j, fleet.WaitNoSlot, "", "a slot on %s is being freed", h.Name)
 			return true
@@ -136,7 +137,11 @@ func (d *decision) freeSlotFor(p *poolSheet, j fleet.Job, unneeded []*fleet.Runn
 	for ; p.unneededSeen < len(unneeded); p.unneededSeen++ {
 		r := *unneeded[p.unneededSeen]
 		h := d.hosts[r.Host]
-		if d.leaving[r.ID] || !d.usable(p, h) || r.DeleteAfter.After(d.Now) {
+		if d.leaving[r.ID] || !d.usable(p, h) || h.free+h.freeing < 0 {
+			continue
+		}
+		if r.DeleteAfter.After(d.Now) {
+			d.wakeAt(r.DeleteAfter)
 			continue
 		}
 		d.end(r, false, "makes room for pool "+p.Name)
@@ -281,6 +286,8 @@ func (d *decision) obstacleOf(p *poolSheet) *obstacle {
 		return &obstacle{4, fleet.WaitNoHost, fmt.Sprintf("no host can run pool %s%s", p.Name, needs(p))}
 	case silent == fitting:
 		return &obstacle{3, fleet.WaitUnreachable, fmt.Sprintf("all %d hosts that could run it are unreachable", fitting)}
+	case !p.hasRoom() && p.waiting > 0:
+		return &obstacle{2, fleet.WaitPoolLimit, fmt.Sprintf("pool %s is at its limit of %d runners, with those for which a slot is being freed", p.Name, p.MaxRunners)}
 	case !p.hasRoom():
 		return &obstacle{2, fleet.WaitPoolLimit, fmt.Sprintf("pool %s is at its limit of %d runners", p.Name, p.MaxRunners)}
 	case p.resumes.After(d.Now):

@@ -304,6 +304,8 @@ func brokenLaws(s autoscaler.Snapshot, p fleet.Plan) (out []string) {
 		byID[r.ID] = r
 		if r.TakesSlot() {
 			taken[r.Host]++
+		}
+		if counts(s, r) {
 			live[r.Pool]++
 		}
 	}
