@@ -55,7 +55,7 @@ func newBooks(now func() time.Time) *books {
 
 func (b *books) enrol(name string) fleet.HostID {
 	id := fleet.HostID("h-" + name)
-	b.hosts = append(b.hosts, fleet.Host{ID: id, Name: name})
+	b.hosts = append(b.hosts, fleet.Host{ID: id, Name: name, Backends: []string{}, Images: []string{}})
 	return id
 }
 

@@ -394,11 +394,16 @@ func (w *world) breaches() map[string]int {
 	return out
 }
 
-// play runs a trace, and then lets everything come to its end. It returns what law
-// was broken, "" if none was.
+// play runs a trace in a new world.
 func play(ctx context.Context, seed uint64, steps []step, say bool) (failure string, w *world) {
 	w = newWorld(ctx, seed)
 	w.say = say
+	return w.play(steps), w
+}
+
+// play runs a trace, and then lets everything come to its end. It returns which law
+// was broken, "" if none was.
+func (w *world) play(steps []step) (failure string) {
 	defer func() {
 		switch r := recover().(type) {
 		case nil:
@@ -424,7 +429,7 @@ func play(ctx context.Context, seed uint64, steps []step, say bool) (failure str
 		w.sleepsWell(s.b)
 	}
 	w.end()
-	return "", w
+	return ""
 }
 
 // sleepsWell: until the time at which the plan wants to look again, there is
