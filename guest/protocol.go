@@ -20,7 +20,7 @@ const (
 	maxJITBytes     = 96 << 10  // Linux takes at most 128 KiB for one variable
 	maxTailBytes    = 256 << 10 // the end of the listener's output
 	maxDiagBytes    = 32 << 20  // the tar of the runner's _diag
-	maxWait         = time.Minute
+	maxWait         = time.Hour
 	maxGrace        = time.Hour
 )
 

@@ -40,6 +40,9 @@ type settings struct {
 	GuestTimeout       time.Duration `yaml:"guest_timeout" default:"1m" help:"longest silence of a standby's guest"`
 	EndGrace           time.Duration `yaml:"end_grace" default:"30s" help:"how long a runner may take to end, where the controller does not say"`
 	MaxLife            time.Duration `yaml:"max_life" default:"168h" help:"longest life of a VM, whatever it does"`
+	ReportEvery        time.Duration `yaml:"report_every" default:"1m" help:"longest time between two reports to the controller"`
+	ImagesEvery        time.Duration `yaml:"images_every" default:"30s" help:"time between two looks at the list of images"`
+	LookEvery          time.Duration `yaml:"look_every" default:"25s" help:"longest time between two looks at a VM; a guest that hangs is found out so"`
 	KeepFailures       int           `yaml:"keep_failures" default:"20" help:"failures whose diagnostics are kept"`
 	LogLevel           string        `yaml:"log_level" default:"info" help:"debug, info, warn or error"`
 	LogFormat          string        `yaml:"log_format" default:"text" help:"text or json"`
@@ -76,7 +79,8 @@ func (s *settings) agentConfig(log *slog.Logger) agent.Config {
 	return agent.Config{
 		Controller: s.Controller, Name: s.Name, StateDir: s.StateDir, EnrolmentToken: s.EnrolmentToken, CAFile: s.CAFile,
 		Slots: s.Slots, Backends: []string{s.Backend}, Version: program.Version(),
-		BootTimeout: s.BootTimeout, GuestTimeout: s.GuestTimeout, EndGrace: s.EndGrace, KeepFailures: s.KeepFailures, Log: log,
+		BootTimeout: s.BootTimeout, GuestTimeout: s.GuestTimeout, EndGrace: s.EndGrace, KeepFailures: s.KeepFailures,
+		ReportEvery: s.ReportEvery, ImagesEvery: s.ImagesEvery, LookEvery: s.LookEvery, Log: log,
 	}
 }
 

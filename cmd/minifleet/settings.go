@@ -80,7 +80,7 @@ type gitHub struct {
 
 type timing struct {
 	HostDeadline time.Duration `yaml:"host_deadline" default:"1m" help:"silence after which a host is unreachable"`
-	Poll         time.Duration `yaml:"poll" default:"20s" help:"how long an agent leaves its call open"`
+	Poll         time.Duration `yaml:"poll" default:"20s" help:"how long an agent leaves its call open, at most half of host_deadline"`
 	Lease        time.Duration `yaml:"lease" default:"10m" help:"how long an agent keeps clean VMs without an answer"`
 	EndGrace     time.Duration `yaml:"end_grace" default:"30s" help:"how long a listener may take to end"`
 	Repair       time.Duration `yaml:"repair" default:"30s" help:"longest time between two decisions"`

@@ -52,6 +52,11 @@ type Config struct {
 	KeepFailures int
 	// ReportEvery is the longest time between two reports. Zero means 1 min.
 	ReportEvery time.Duration
+	// ImagesEvery is the time between two looks at the list of images. Zero means 30 s.
+	ImagesEvery time.Duration
+	// LookEvery is the longest time between two looks at a VM and its guest, whose
+	// changes tell of themselves. A guest that hangs is found out so. Zero means 25 s.
+	LookEvery time.Duration
 	// Log receives what happens. Nil means nowhere.
 	Log *slog.Logger
 
@@ -68,6 +73,8 @@ func (c Config) withDefaults() Config {
 	c.GuestTimeout = cmp.Or(c.GuestTimeout, time.Minute)
 	c.KeepFailures = cmp.Or(c.KeepFailures, 20)
 	c.ReportEvery = cmp.Or(c.ReportEvery, time.Minute)
+	c.ImagesEvery = cmp.Or(c.ImagesEvery, 30*time.Second)
+	c.LookEvery = cmp.Or(c.LookEvery, 25*time.Second)
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	if c.Wall == nil {
 		c.Wall = func() time.Time { return time.Now().Round(0) }
@@ -91,7 +98,7 @@ func (c Config) Validate() error {
 	if c.Machines == nil {
 		bad("machines is missing")
 	}
-	if c.BootTimeout < 0 || c.EndGrace < 0 || c.GuestTimeout < 0 || c.ReportEvery < 0 || c.KeepFailures < 0 {
+	if c.BootTimeout < 0 || c.EndGrace < 0 || c.GuestTimeout < 0 || min(c.ReportEvery, c.ImagesEvery, c.LookEvery) < 0 || c.KeepFailures < 0 {
 		bad("times and counts must not be negative")
 	}
 	return errors.Join(errs...)

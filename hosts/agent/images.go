@@ -8,13 +8,9 @@ import (
 	"time"
 )
 
-// How often the list of images is looked at, and how long the first greeting waits
-// for it: a host with images that were never read before takes longer, and says so
-// with a later report.
-const (
-	imagesEvery = 30 * time.Second
-	imagesFirst = time.Second
-)
+// imagesFirst is how long the first greeting waits for the list of images: a host with
+// images that were never read before takes longer, and says so with a later report.
+const imagesFirst = time.Second
 
 // watchImages keeps the list of images; listed is called after each look.
 func (a *Agent) watchImages(ctx context.Context, listed func()) {
@@ -35,7 +31,7 @@ func (a *Agent) watchImages(ctx context.Context, listed func()) {
 			a.mu.Unlock()
 		}
 		listed()
-		if !sleep(ctx, around(imagesEvery)) {
+		if !sleep(ctx, around(a.cfg.ImagesEvery)) {
 			return
 		}
 	}

@@ -58,9 +58,8 @@ type guestNews struct {
 
 // Pauses in the service of a VM.
 const (
-	guestPoll    = 25 * time.Second // how long a status query waits for a change
 	guestCall    = 30 * time.Second // how long any other call to a guest may take
-	drainRecheck = 5 * time.Second  // pause between two questions whether a guest is busy
+	drainRecheck = 5 * time.Second  // pause until a guest that did not say whether it is busy is asked again
 	endMargin    = 5 * time.Second  // given to a guest beyond its grace, which is its own to keep
 	maxRelapses  = 10               // far more than a listener restarts itself
 	newsBurst    = 20               // changes of status taken at once
@@ -159,7 +158,7 @@ func (s *service) why() string {
 
 // nextLook returns how long to wait for news before the clock alone asks for a step.
 func (s *service) nextLook(o orders) time.Duration {
-	next := time.Now().Add(time.Minute)
+	next := time.Now().Add(s.agent.cfg.LookEvery)
 	sooner := func(t time.Time) {
 		if !t.IsZero() && t.Before(next) {
 			next = t
@@ -203,6 +202,9 @@ func (s *service) take(n guestNews) {
 		if s.relapses++; s.relapses > maxRelapses {
 			n.status.Phase = guest.PhaseIdle // one that goes back and forth makes no more news
 		}
+	}
+	if s.seen.Phase == guest.PhaseBusy && n.status.Phase != guest.PhaseBusy && !s.endAsked {
+		s.endAt = time.Time{} // a drain that waited for its job goes on
 	}
 	restarted := s.booted() && s.seen.Instance != n.status.Instance
 	s.seen, s.silence, s.lastErr = n.status, time.Time{}, nil
@@ -294,8 +296,11 @@ func (s *service) end(ctx context.Context, o orders) (ending, bool) {
 		cancel()
 		s.take(guestNews{status, err})
 		switch {
-		case err != nil || status.Phase == guest.PhaseBusy:
+		case err != nil:
 			s.endAt = now.Add(around(drainRecheck))
+			return ending{}, false
+		case status.Phase == guest.PhaseBusy: // the end of its job tells of itself, see take
+			s.endAt = now.Add(around(s.agent.cfg.LookEvery))
 			return ending{}, false
 		case status.Phase == guest.PhaseFinished:
 			return s.finished(o), true
@@ -323,12 +328,12 @@ func (s *service) end(ctx context.Context, o orders) (ending, bool) {
 // follow asks the guest for its status, over and over. How fast it may change is
 // bounded: a guest is not to be trusted with that.
 func (s *service) follow(ctx context.Context) {
-	after := uint64(0)
+	after, look := uint64(0), s.agent.cfg.LookEvery
 	pause := backoff{first: 50 * time.Millisecond, most: 2 * time.Second}
 	allowed, refill := newsBurst, time.Now()
 	for {
-		ask, cancel := context.WithTimeout(ctx, guestPoll+guestCall)
-		status, err := s.guest.Status(ask, after, guestPoll)
+		ask, cancel := context.WithTimeout(ctx, look+guestCall)
+		status, err := s.guest.Status(ask, after, look)
 		cancel()
 		select {
 		case <-ctx.Done():

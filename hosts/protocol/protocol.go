@@ -21,8 +21,9 @@ const (
 // long reasons are well below it.
 const MaxBody = 4 << 20
 
-// MaxWait bounds the time for which the controller holds a desired call open.
-const MaxWait = 30 * time.Second
+// MaxWait bounds the time for which the controller holds a desired call open; half its
+// deadline for hosts bounds it too.
+const MaxWait = time.Hour
 
 // Error is the body of every answer that is not 2xx.
 type Error struct {
