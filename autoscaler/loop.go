@@ -40,6 +40,9 @@ type Config struct {
 	Rules  Rules
 	// Policy gives verdicts on queued jobs; nil allows all.
 	Policy func(context.Context, []fleet.Job) map[fleet.JobID]Verdict
+	// Fresh reports whether GitHub's own lists of jobs were read since the start: until
+	// then jobs may be queued or over that no delivery told of. nil: always.
+	Fresh func() bool
 	// Deletes bounds the DELETE calls under way at once. 0 means 8.
 	Deletes int
 	// Repair is how long the loop sleeps at most without any event. 0 means 30 s.
@@ -67,6 +70,9 @@ func New(c Config) *Loop {
 	}
 	if c.Deletes == 0 {
 		c.Deletes = 8
+	}
+	if c.Fresh == nil {
+		c.Fresh = func() bool { return true }
 	}
 	if c.Repair == 0 {
 		c.Repair = 30 * time.Second
@@ -163,7 +169,7 @@ func (l *Loop) snapshot(ctx context.Context) (Snapshot, error) {
 	}
 	s := Snapshot{
 		Now: time.Now(), State: state, Pools: l.c.Pools, Rules: l.c.Rules,
-		Fresh: Fresh{Demand: true, Hosts: time.Since(l.started) > l.c.Rules.HostDeadline},
+		Fresh: Fresh{Demand: l.c.Fresh(), Hosts: time.Since(l.started) > l.c.Rules.HostDeadline},
 	}
 	if l.c.Policy != nil {
 		s.Verdicts = l.c.Policy(ctx, state.Jobs)

@@ -27,12 +27,15 @@ const (
 )
 
 // Ingest is a delivery with what was read out of it: at most one of the pointers
-// is set. All of it is stored in one transaction.
+// is set. Or it is what GitHub answered when it was asked: then there is no delivery.
+// All of it is stored in one transaction.
 type Ingest struct {
 	Delivery     Delivery
 	Job          *JobNews
 	Run          *Run
 	Installation *Installation
+
+	Answers []JobNews
 }
 
 // Ingested says what storing an Ingest did.

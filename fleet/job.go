@@ -4,6 +4,7 @@ package fleet
 
 import (
 	"cmp"
+	"strings"
 	"time"
 )
 
@@ -121,10 +122,12 @@ type Job struct {
 	URL            string // page of the job at GitHub
 
 	CreatedAt   time.Time // GitHub's clock
-	HeardAt     time.Time // first delivery, our clock
+	HeardAt     time.Time // first known at all, our clock
 	QueuedAt    time.Time // first known as queued, our clock: the age of demand
 	StartedAt   time.Time // first known as in progress, our clock
 	CompletedAt time.Time // first known as completed, our clock
+	ToldAt      time.Time // newest delivery, our clock; zero: known from GitHub's own lists alone
+	AskedAt     time.Time // when GitHub was asked for the newest answer, our clock
 }
 
 // Repository returns owner/name.
@@ -133,16 +136,34 @@ func (j Job) Repository() string { return j.Owner + "/" + j.Repo }
 // JobNews is what one delivery or one GET says of a job.
 type JobNews struct {
 	Event JobEvent
-	Job   Job // State is ignored: the table decides it
+	Job   Job       // State is ignored: the table decides it
+	Asked time.Time // when GitHub was asked, our clock; zero for a delivery
+}
+
+// eventFor returns what the news amounts to for a job. An answer that was asked for
+// before the newest news is not authoritative: like a delivery it moves a job only
+// forward.
+func (n JobNews) eventFor(j Job) JobEvent {
+	overtaken := !n.Asked.IsZero() && (!n.Asked.After(j.ToldAt) || n.Asked.Before(j.AskedAt))
+	if overtaken {
+		return JobEvent(strings.Replace(string(n.Event), "seen_", "told_", 1))
+	}
+	return n.Event
 }
 
 // Learn returns the job after the news, at our time now. Facts that the news
 // lacks are kept; of a completed job late news can only fill what is missing.
 func (j Job) Learn(n JobNews, now time.Time) Job {
 	next := n.Job
-	next.State = j.State.Next(n.Event)
+	next.State = j.State.Next(n.eventFor(j))
 	next.HeardAt, next.QueuedAt, next.StartedAt, next.CompletedAt = j.HeardAt, j.QueuedAt, j.StartedAt, j.CompletedAt
 	setOnce(&next.HeardAt, now)
+	next.ToldAt, next.AskedAt = j.ToldAt, j.AskedAt
+	if n.Asked.IsZero() {
+		next.ToldAt = now
+	} else if n.Asked.After(j.AskedAt) {
+		next.AskedAt = n.Asked
+	}
 	if j.State == JobCompleted {
 		next.RunnerName = cmp.Or(j.RunnerName, next.RunnerName)
 		next.Conclusion = cmp.Or(j.Conclusion, next.Conclusion)

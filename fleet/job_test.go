@@ -122,7 +122,10 @@ func deliveries() []fleet.JobNews {
 	started, ended := base, base
 	started.RunnerName = "mf-1"
 	ended.RunnerName, ended.Conclusion = "mf-1", "success"
-	return []fleet.JobNews{{fleet.ToldWaiting, base}, {fleet.ToldQueued, base}, {fleet.ToldInProgress, started}, {fleet.ToldCompleted, ended}}
+	return []fleet.JobNews{
+		{Event: fleet.ToldWaiting, Job: base}, {Event: fleet.ToldQueued, Job: base},
+		{Event: fleet.ToldInProgress, Job: started}, {Event: fleet.ToldCompleted, Job: ended},
+	}
 }
 
 // permutations calls f with every order of the numbers below n.
@@ -171,7 +174,11 @@ func TestLearnInEveryOrder(t *testing.T) {
 			if completedAt.IsZero() || !j.CompletedAt.Equal(completedAt) {
 				t.Errorf("order %v: completion moved from %s to %s", order, completedAt, j.CompletedAt)
 			}
+			if !j.ToldAt.Equal(now) || !j.AskedAt.IsZero() {
+				t.Errorf("order %v: told at %s, asked at %s", order, j.ToldAt, j.AskedAt)
+			}
 			got := j
+			got.ToldAt = time.Time{}
 			got.HeardAt, got.QueuedAt, got.StartedAt, got.CompletedAt = time.Time{}, time.Time{}, time.Time{}, time.Time{}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("order %v, repeated %t (-want +got):\n%s", order, repeat, diff)
@@ -261,6 +268,59 @@ func TestLearn(t *testing.T) {
 			t.Errorf("runner %q, conclusion %q", j.RunnerName, j.Conclusion)
 		}
 	})
+}
+
+// An answer counts from the moment at which GitHub was asked for it.
+func TestLearnFromAnswers(t *testing.T) {
+	t.Parallel()
+	at := func(i int) time.Time { return began.Add(time.Duration(i) * time.Second) }
+	answer := func(asked int, e fleet.JobEvent) fleet.JobNews {
+		n := fleet.JobNews{Event: e, Asked: at(asked), Job: deliveries()[1].Job}
+		switch e {
+		case fleet.SeenInProgress:
+			n.Job.RunnerName = "mf-2"
+		case fleet.SeenCompleted:
+			n.Job.RunnerName, n.Job.Conclusion = "mf-2", "failure"
+		}
+		return n
+	}
+	told := deliveries()
+	for name, c := range map[string]struct {
+		news   []fleet.JobNews // each stored a second after the one before, from second 1 on
+		state  fleet.JobState
+		runner string
+		asked  int // 0: never
+		told   int
+	}{
+		"newer than the delivery":                          {[]fleet.JobNews{told[2], answer(2, fleet.SeenQueued)}, "queued", "", 2, 1},
+		"asked for before the delivery":                    {[]fleet.JobNews{told[1], told[2], answer(1, fleet.SeenQueued)}, "in_progress", "mf-1", 1, 2},
+		"asked for at the moment of the delivery":          {[]fleet.JobNews{told[2], answer(1, fleet.SeenQueued)}, "in_progress", "mf-1", 1, 1},
+		"asked for before the delivery, and further on":    {[]fleet.JobNews{told[1], told[1], answer(1, fleet.SeenInProgress)}, "in_progress", "mf-2", 1, 2},
+		"over, asked for before the delivery":              {[]fleet.JobNews{told[1], told[2], answer(1, fleet.SeenCompleted)}, "completed", "mf-2", 1, 2},
+		"asked for before an answer that is stored":        {[]fleet.JobNews{answer(3, fleet.SeenInProgress), answer(1, fleet.SeenQueued)}, "in_progress", "mf-2", 3, 0},
+		"two answers of one listing":                       {[]fleet.JobNews{answer(3, fleet.SeenInProgress), answer(3, fleet.SeenQueued)}, "queued", "", 3, 0},
+		"never told, and told late":                        {[]fleet.JobNews{answer(1, fleet.SeenInProgress), told[1]}, "in_progress", "mf-2", 1, 2},
+		"nothing of a completed one, however new it is":    {[]fleet.JobNews{told[3], answer(9, fleet.SeenQueued)}, "completed", "mf-1", 9, 1},
+		"a deployment gate that was closed again, in time": {[]fleet.JobNews{told[1], answer(2, fleet.SeenWaiting)}, "waiting", "", 2, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var j fleet.Job
+			for i, n := range c.news {
+				j = j.Learn(n, at(i+1))
+			}
+			asked, told := time.Time{}, time.Time{}
+			if c.asked > 0 {
+				asked = at(c.asked)
+			}
+			if c.told > 0 {
+				told = at(c.told)
+			}
+			if j.State != c.state || j.RunnerName != c.runner || !j.AskedAt.Equal(asked) || !j.ToldAt.Equal(told) {
+				t.Errorf("state %q, runner %q, asked %s, told %s; want %+v", j.State, j.RunnerName, j.AskedAt, j.ToldAt, c)
+			}
+		})
+	}
 }
 
 func ExampleJobState_Next() {

@@ -71,6 +71,15 @@ type RegistrationRef struct {
 	Begun time.Time // when GitHub was asked for it
 }
 
+// Listed is a registration as GitHub's list shows it. The list lags, and one that is
+// missing from it may exist.
+type Listed struct {
+	ID     int64
+	Name   string
+	Online bool // its listener is connected
+	Busy   bool // lags by up to a minute, in both directions
+}
+
 // Enrolment is a one-time permission for a host to join.
 type Enrolment struct {
 	TokenHash string

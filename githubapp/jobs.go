@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/google/go-github/v62/github"
 
@@ -22,6 +23,7 @@ func (a *App) GetJob(ctx context.Context, owner, repo string, id fleet.JobID) (f
 	}
 	var found *github.WorkflowJob
 	var installationID int64
+	asked := a.now()
 	err := a.at(ctx, scope, what, a.callTimeout, func(ctx context.Context, in *installation) (err error) {
 		installationID = in.id
 		found, _, err = in.client.Actions.GetWorkflowJobByID(ctx, owner, repo, int64(id))
@@ -33,21 +35,33 @@ func (a *App) GetJob(ctx context.Context, owner, repo string, id fleet.JobID) (f
 	if err != nil {
 		return fleet.JobNews{}, false, err
 	}
-	if found.GetID() != int64(id) || found.GetRunID() <= 0 {
-		return fleet.JobNews{}, false, fmt.Errorf("%s: GitHub's answer is about job %d of run %d", what, found.GetID(), found.GetRunID())
+	if found.GetID() != int64(id) {
+		return fleet.JobNews{}, false, fmt.Errorf("%s: GitHub's answer is about job %d", what, found.GetID())
 	}
-	event, err := seen(found.GetStatus())
+	news, err := newsOf(found, scope, installationID, asked)
 	if err != nil {
 		return fleet.JobNews{}, false, fmt.Errorf("%s: %w", what, err)
 	}
-	return fleet.JobNews{Event: event, Job: fleet.Job{
-		ID: id, RunID: found.GetRunID(), RunAttempt: int(max(found.GetRunAttempt(), 1)), InstallationID: installationID,
-		Owner: owner, Repo: repo,
+	return news, true, nil
+}
+
+// newsOf reads a job of GitHub's answer to what was asked then.
+func newsOf(found *github.WorkflowJob, repo fleet.Scope, installationID int64, asked time.Time) (fleet.JobNews, error) {
+	if found.GetID() <= 0 || found.GetRunID() <= 0 {
+		return fleet.JobNews{}, fmt.Errorf("GitHub's answer is about job %d of run %d", found.GetID(), found.GetRunID())
+	}
+	event, err := seen(found.GetStatus())
+	if err != nil {
+		return fleet.JobNews{}, err
+	}
+	return fleet.JobNews{Event: event, Asked: asked, Job: fleet.Job{
+		ID: fleet.JobID(found.GetID()), RunID: found.GetRunID(), RunAttempt: int(max(found.GetRunAttempt(), 1)), InstallationID: installationID,
+		Owner: repo.Owner, Repo: repo.Repo,
 		Workflow: printable(found.GetWorkflowName(), 512), Name: printable(found.GetName(), 512),
 		Labels:     fleet.NewLabels(found.Labels...),
 		Conclusion: printable(found.GetConclusion(), 64), RunnerName: printable(found.GetRunnerName(), 512), RunnerID: found.GetRunnerID(),
 		URL: webAddress(found.GetHTMLURL()), CreatedAt: found.GetCreatedAt().UTC(),
-	}}, true, nil
+	}}, nil
 }
 
 // seen maps a status to what it means for demand. The statuses before queued,

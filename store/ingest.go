@@ -14,11 +14,22 @@ import (
 )
 
 // Ingest stores a delivery and what was read out of it, in one transaction. A
-// GUID that is known and has not failed changes nothing.
+// GUID that is known and has not failed changes nothing. GitHub's own answers come
+// without a delivery, and nothing but the jobs is stored of them.
 func (s *Store) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, error) {
 	var out fleet.Ingested
 	err := s.change(ctx, func(t *tx) error {
 		out = fleet.Ingested{}
+		for _, news := range in.Answers {
+			changed, err := t.learn(news)
+			if err != nil {
+				return err
+			}
+			out.Changed = out.Changed || changed
+		}
+		if in.Delivery.GUID == "" {
+			return nil
+		}
 		known, err := t.remember(in.Delivery)
 		if err != nil {
 			return fmt.Errorf("delivery %s: %w", in.Delivery.GUID, err)
@@ -72,22 +83,24 @@ func (t *tx) remember(d fleet.Delivery) (known bool, err error) {
 }
 
 const jobColumns = `id, run_id, run_attempt, installation_id, owner, repo, workflow, name, labels, state, conclusion,
-	runner_name, url, created_at, heard_at, queued_at, started_at, completed_at`
+	runner_name, url, created_at, heard_at, queued_at, started_at, completed_at, told_at, asked_at`
 
 func scanJob(row scanner) (fleet.Job, error) {
 	var (
 		j                                           fleet.Job
 		labels, state                               string
 		created, heard, queued, started, completedA int64
+		told, asked                                 int64
 	)
 	err := row.Scan(&j.ID, &j.RunID, &j.RunAttempt, &j.InstallationID, &j.Owner, &j.Repo, &j.Workflow, &j.Name, &labels, &state, &j.Conclusion,
-		&j.RunnerName, &j.URL, &created, &heard, &queued, &started, &completedA)
+		&j.RunnerName, &j.URL, &created, &heard, &queued, &started, &completedA, &told, &asked)
 	if labels != "" {
 		j.Labels = strings.Split(labels, "\n")
 	}
 	j.State = fleet.JobState(state)
 	j.CreatedAt, j.HeardAt, j.QueuedAt = fromMicros(created), fromMicros(heard), fromMicros(queued)
 	j.StartedAt, j.CompletedAt = fromMicros(started), fromMicros(completedA)
+	j.ToldAt, j.AskedAt = fromMicros(told), fromMicros(asked)
 	return j, err
 }
 
@@ -112,7 +125,8 @@ func (t *tx) learn(news fleet.JobNews) (changed bool, err error) {
 	if was.State != is.State || was.RunnerName != is.RunnerName || was.Conclusion != is.Conclusion {
 		changed, t.changed = true, true
 	}
-	if changed || was.State == fleet.JobUnknown {
+	newer := was.State != fleet.JobCompleted && (!is.ToldAt.Equal(was.ToldAt) || !is.AskedAt.Equal(was.AskedAt))
+	if changed || newer {
 		if err := t.saveJob(is); err != nil {
 			return false, fmt.Errorf("job %d: %w", is.ID, err)
 		}
@@ -125,12 +139,13 @@ func (t *tx) learn(news fleet.JobNews) (changed bool, err error) {
 
 func (t *tx) saveJob(j fleet.Job) error {
 	return t.exec(`INSERT INTO jobs (`+jobColumns+`, repository_key)
-		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19)
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21)
 		ON CONFLICT (id) DO UPDATE SET labels = excluded.labels, state = excluded.state, conclusion = excluded.conclusion,
-			runner_name = excluded.runner_name, queued_at = excluded.queued_at, started_at = excluded.started_at, completed_at = excluded.completed_at`,
+			runner_name = excluded.runner_name, queued_at = excluded.queued_at, started_at = excluded.started_at, completed_at = excluded.completed_at,
+			told_at = excluded.told_at, asked_at = excluded.asked_at`,
 		int64(j.ID), j.RunID, j.RunAttempt, j.InstallationID, j.Owner, j.Repo, j.Workflow, j.Name, strings.Join(j.Labels, "\n"), string(j.State), j.Conclusion,
 		j.RunnerName, j.URL, micros(j.CreatedAt), micros(j.HeardAt), micros(j.QueuedAt), micros(j.StartedAt), micros(j.CompletedAt),
-		strings.ToLower(j.Repository()))
+		micros(j.ToldAt), micros(j.AskedAt), strings.ToLower(j.Repository()))
 }
 
 // bind ties the job to the runner of its name, and lets go of a runner that it

@@ -29,7 +29,7 @@ func testIngest(t *testing.T, open opener) {
 			t.Errorf("%+v", got)
 		}
 		want := news(1, "", "").Job
-		want.State, want.HeardAt, want.QueuedAt = fleet.JobQueued, epoch, epoch
+		want.State, want.HeardAt, want.QueuedAt, want.ToldAt = fleet.JobQueued, epoch, epoch, epoch
 		if diff := cmp.Diff(want, w.jobNow(1)); diff != "" {
 			t.Errorf("job (-want +got):\n%s", diff)
 		}

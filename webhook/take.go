@@ -107,6 +107,24 @@ func (h *Handler) Retry(ctx context.Context, stored []fleet.Delivery) error {
 	return nil
 }
 
+// Learn stores what GitHub answered about jobs of one repository, by the same
+// transaction as a delivery's news and without a delivery. What a delivery of it would
+// be ignored for, it is ignored for too.
+func (h *Handler) Learn(ctx context.Context, repo fleet.Scope, answers []fleet.JobNews) error {
+	if len(answers) == 0 || !h.serves(repo.Owner, repo.Repo) {
+		return nil
+	}
+	done, err := h.store.Ingest(ctx, fleet.Ingest{Answers: answers})
+	if err != nil {
+		return fmt.Errorf("store what GitHub answered about jobs of %s: %w", repo, err)
+	}
+	if done.Changed {
+		h.wake()
+		h.log.InfoContext(ctx, "GitHub's answers differed from what was told", slog.String("repository", repo.String()), slog.Int("jobs", len(answers)))
+	}
+	return nil
+}
+
 // judge reads a delivery and decides whether it concerns us. Only the store's
 // failure is an error.
 func (h *Handler) judge(ctx context.Context, env Envelope) (fleet.Ingest, error) {

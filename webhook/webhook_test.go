@@ -69,6 +69,13 @@ func (m *memory) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, e
 		return fleet.Ingested{}, err
 	}
 	m.ingests++
+	if in.Delivery.GUID == "" {
+		m.last = in
+		for _, n := range in.Answers {
+			m.jobs[n.Job.ID] = m.jobs[n.Job.ID].Learn(n, n.Asked)
+		}
+		return fleet.Ingested{Changed: len(in.Answers) > 0}, nil
+	}
 	d := in.Delivery
 	m.times[d.GUID]++
 	if old, ok := m.deliveries[d.GUID]; ok && old.Status != fleet.DeliveryFailed {
@@ -607,5 +614,43 @@ func TestPulledDeliveryTakesTheSamePath(t *testing.T) {
 	env.GUID = ""
 	if _, err := h.Take(t.Context(), env); !errors.Is(err, webhook.ErrEnvelope) {
 		t.Errorf("without a GUID: %v", err)
+	}
+}
+
+// What GitHub answered enters by the transaction of a delivery, and is none.
+func TestLearn(t *testing.T) {
+	store := newMemory()
+	woken := 0
+	h, err := webhook.New(webhook.Config{
+		Secrets: []secret.Text{secret.New(key)}, AppID: appID, Store: store, Wake: func() { woken++ },
+		Serves: func(owner, _ string) bool { return strings.EqualFold(owner, "acme") },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer := fleet.JobNews{Event: fleet.SeenQueued, Asked: start, Job: fleet.Job{ID: 1, RunID: 2, Owner: "acme", Repo: "rockets"}}
+	for name, c := range map[string]struct {
+		repo    fleet.Scope
+		answers []fleet.JobNews
+		ingests int
+	}{
+		"a repository that no pool serves": {fleet.Scope{Owner: "other", Repo: "rockets"}, []fleet.JobNews{answer}, 0},
+		"nothing":                          {fleet.Scope{Owner: "acme", Repo: "rockets"}, nil, 0},
+		"an answer":                        {fleet.Scope{Owner: "acme", Repo: "rockets"}, []fleet.JobNews{answer}, 1},
+	} {
+		store.set(func(m *memory) { m.ingests = 0 })
+		if err := h.Learn(t.Context(), c.repo, c.answers); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if store.ingests != c.ingests {
+			t.Errorf("%s: stored %d times", name, store.ingests)
+		}
+	}
+	if woken != 1 || len(store.jobs) != 1 || len(store.last.Answers) != 1 || store.last.Delivery.GUID != "" || store.last.Job != nil {
+		t.Errorf("woken %d times, jobs %v, stored %+v", woken, store.jobs, store.last)
+	}
+	store.set(func(m *memory) { m.down = errors.New("disk full") })
+	if err := h.Learn(t.Context(), fleet.Scope{Owner: "acme", Repo: "rockets"}, []fleet.JobNews{answer}); err == nil || !strings.Contains(err.Error(), "disk full") {
+		t.Errorf("a store that is down: %v", err)
 	}
 }

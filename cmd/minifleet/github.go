@@ -57,6 +57,38 @@ func (p gitHubPort) Unregister(ctx context.Context, ref fleet.RegistrationRef) e
 	return inDomain(p.app.DeleteRunner(ctx, ref.Scope, ref.ID))
 }
 
+// ActiveJobs lists the jobs of a repository's runs that are queued or in progress.
+func (p gitHubPort) ActiveJobs(ctx context.Context, repo fleet.Scope) ([]fleet.JobNews, error) {
+	list, err := p.app.ActiveJobs(ctx, repo.Owner, repo.Repo)
+	return list, inDomain(err)
+}
+
+// Job reads one job, and returns false if there is none of that id.
+func (p gitHubPort) Job(ctx context.Context, repo fleet.Scope, id fleet.JobID) (fleet.JobNews, bool, error) {
+	news, ok, err := p.app.GetJob(ctx, repo.Owner, repo.Repo, id)
+	return news, ok, inDomain(err)
+}
+
+// Registrations lists all registrations of a scope, or fails.
+func (p gitHubPort) Registrations(ctx context.Context, scope fleet.Scope) ([]fleet.Listed, error) {
+	var out []fleet.Listed
+	err := p.app.ListRunners(ctx, scope, func(r githubapp.Runner) bool {
+		out = append(out, listed(r))
+		return true
+	})
+	return out, inDomain(err)
+}
+
+// Registration reads one registration, and returns false if there is none of that id.
+func (p gitHubPort) Registration(ctx context.Context, scope fleet.Scope, id int64) (fleet.Listed, bool, error) {
+	r, ok, err := p.app.GetRunner(ctx, scope, id)
+	return listed(r), ok, inDomain(err)
+}
+
+func listed(r githubapp.Runner) fleet.Listed {
+	return fleet.Listed{ID: r.ID, Name: r.Name, Online: r.Online, Busy: r.Busy}
+}
+
 // inDomain adds the domain's name for an error of GitHub's.
 func inDomain(err error) error {
 	if err == nil {

@@ -27,6 +27,7 @@ import (
 	"github.com/minifleet/minifleet/hosts"
 	"github.com/minifleet/minifleet/hosts/protocol"
 	"github.com/minifleet/minifleet/program"
+	"github.com/minifleet/minifleet/reconcile"
 	"github.com/minifleet/minifleet/secret"
 	"github.com/minifleet/minifleet/store"
 	"github.com/minifleet/minifleet/webhook"
@@ -79,6 +80,7 @@ type controller struct {
 	app   *githubapp.App
 	loop  *autoscaler.Loop
 	hooks *webhook.Handler
+	lists *reconcile.Reconciler
 	// installed is written to when a delivery told of an installation.
 	installed chan struct{}
 	doors     []*door
@@ -112,11 +114,18 @@ func newController(ctx context.Context, cfg settings, dir string, log *slog.Logg
 	c.loop = autoscaler.New(autoscaler.Config{
 		Store: c.store, GitHub: gitHubPort{c.app}, Pools: pools, Repair: cfg.Timing.Repair,
 		Rules: autoscaler.Rules{HostDeadline: cfg.Timing.HostDeadline, MintsPerMinute: cfg.GitHub.MintsPerMinute},
+		Fresh: func() bool { return c.lists.Fresh() },
 		Log:   log.With("part", "autoscaler"),
 	})
 	if c.hooks, err = c.webhooks(pools); err != nil {
 		return nil, err
 	}
+	c.lists = reconcile.New(reconcile.Config{
+		Store: c.store, GitHub: gitHubPort{c.app}, Learn: c.hooks.Learn, Pools: pools,
+		Ours:  func(name string) bool { return githubapp.OfSite(c.store.Site(), name) },
+		Every: cfg.Timing.Reconcile, Absence: cfg.Timing.Absence, HostDeadline: cfg.Timing.HostDeadline,
+		Wake: c.loop.Wake, Log: log.With("part", "reconcile"),
+	})
 	agents := cfg.Agents.listener().in(dir)
 	pin := ""
 	if cfg.Agents.PinCertificate {
@@ -282,6 +291,7 @@ func (c *controller) run(ctx context.Context, parts *program.Parts) error {
 		})
 	}
 	run("decisions", func() error { return c.loop.Run(ctx) })
+	run("GitHub's lists", func() error { return c.lists.Run(ctx) })
 	run("the list of installations", func() error {
 		return c.every(ctx, c.cfg.GitHub.InstallationRefresh, c.installed, "installations not read", c.refreshInstallations)
 	})

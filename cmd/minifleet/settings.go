@@ -84,6 +84,8 @@ type timing struct {
 	Lease        time.Duration `yaml:"lease" default:"10m" help:"how long an agent keeps clean VMs without an answer"`
 	EndGrace     time.Duration `yaml:"end_grace" default:"30s" help:"how long a listener may take to end"`
 	Repair       time.Duration `yaml:"repair" default:"30s" help:"longest time between two decisions"`
+	Reconcile    time.Duration `yaml:"reconcile" default:"5m" help:"how often GitHub's own lists of jobs and registrations are compared with what webhooks told; repositories silent for an hour, 12 times as seldom"`
+	Absence      time.Duration `yaml:"absence" default:"3m" help:"how long a job or registration must be missing, at GitHub or here, before it counts as gone"`
 }
 
 type pool struct {
@@ -149,6 +151,12 @@ func (s *settings) Validate() error {
 		s.Agents.listener().validate("agents", false, ""), s.Admin.listener().validate("admin", false, ""))
 	if s.Timing.HostDeadline < 10*time.Second {
 		errs = append(errs, fmt.Errorf("timing.host_deadline %s: want at least 10s", s.Timing.HostDeadline))
+	}
+	if s.Timing.Reconcile < time.Second {
+		errs = append(errs, fmt.Errorf("timing.reconcile %s: want at least 1s; each look costs calls of GitHub's hourly limit", s.Timing.Reconcile))
+	}
+	if s.Timing.Absence < time.Second {
+		errs = append(errs, fmt.Errorf("timing.absence %s: want at least 1s; GitHub's lists lag, and one look proves nothing", s.Timing.Absence))
 	}
 	if len(s.Pools) == 0 {
 		errs = append(errs, errors.New("pools: at least one is needed, or no job is served"))

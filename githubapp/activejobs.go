@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT
+
+package githubapp
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/google/go-github/v62/github"
+
+	"github.com/minifleet/minifleet/fleet"
+)
+
+// ActiveJobs returns the jobs, in the latest attempt, of every run of a repository
+// that is queued or in progress: a run in progress can hold queued jobs. GitHub has
+// no list of queued jobs. What it returns can lack a run that began or moved on
+// meanwhile, and the oldest of more than a thousand: absence proves nothing.
+func (a *App) ActiveJobs(ctx context.Context, owner, repo string) ([]fleet.JobNews, error) {
+	scope := fleet.Scope{Owner: owner, Repo: repo}
+	if repo == "" {
+		return nil, fmt.Errorf("list the jobs of %s: jobs belong to a repository", scope)
+	}
+	runs, err := a.activeRuns(ctx, scope)
+	if err != nil {
+		return nil, err
+	}
+	var out []fleet.JobNews
+	for _, run := range runs {
+		jobs, err := a.jobsOf(ctx, scope, run)
+		if missing(err) {
+			continue // somebody deleted the run
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, jobs...)
+	}
+	return out, nil
+}
+
+// activeRuns lists queued runs before those in progress, so that a run which starts
+// meanwhile is in one of the two.
+func (a *App) activeRuns(ctx context.Context, scope fleet.Scope) ([]int64, error) {
+	var ids []int64
+	seen := map[int64]bool{}
+	for _, status := range []string{"queued", "in_progress"} {
+		what := fmt.Sprintf("list runs of %s that are %s", scope, status)
+		err := a.pagesAt(ctx, scope, what, func(ctx context.Context, c *github.Client, page github.ListOptions) (*github.Response, error) {
+			list, resp, err := c.Actions.ListRepositoryWorkflowRuns(ctx, scope.Owner, scope.Repo, &github.ListWorkflowRunsOptions{Status: status, ListOptions: page})
+			if err != nil {
+				return nil, err
+			}
+			for _, r := range list.WorkflowRuns {
+				if id := r.GetID(); id > 0 && !seen[id] {
+					seen[id] = true
+					ids = append(ids, id)
+				}
+			}
+			return resp, nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return ids, nil
+}
+
+func (a *App) jobsOf(ctx context.Context, scope fleet.Scope, run int64) ([]fleet.JobNews, error) {
+	what := fmt.Sprintf("list the jobs of run %d of %s", run, scope)
+	var out []fleet.JobNews
+	page := github.ListOptions{PerPage: 100}
+	for range maxPages {
+		var asked time.Time
+		var list *github.Jobs
+		var resp *github.Response
+		var installationID int64
+		err := a.at(ctx, scope, what, a.callTimeout, func(ctx context.Context, in *installation) (err error) {
+			asked, installationID = a.now(), in.id
+			list, resp, err = in.client.Actions.ListWorkflowJobs(ctx, scope.Owner, scope.Repo, run, &github.ListWorkflowJobsOptions{Filter: "latest", ListOptions: page})
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, j := range list.Jobs {
+			news, err := newsOf(j, scope, installationID, asked)
+			if err != nil { // one that is not understood hides no other
+				a.log.WarnContext(ctx, "job of a list not understood", slog.Int64("run", run), slog.Any("error", err))
+				continue
+			}
+			out = append(out, news)
+		}
+		if resp.NextPage <= page.Page {
+			return out, nil
+		}
+		page.Page = resp.NextPage
+	}
+	return nil, fmt.Errorf("%s: %w", what, errPages)
+}
