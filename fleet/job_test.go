@@ -123,8 +123,10 @@ func deliveries() []fleet.JobNews {
 	started.RunnerName = "mf-1"
 	ended.RunnerName, ended.Conclusion = "mf-1", "success"
 	return []fleet.JobNews{
-		{Event: fleet.ToldWaiting, Job: base}, {Event: fleet.ToldQueued, Job: base},
-		{Event: fleet.ToldInProgress, Job: started}, {Event: fleet.ToldCompleted, Job: ended},
+		{Event: fleet.ToldWaiting, Job: base},
+		{Event: fleet.ToldQueued, Job: base},
+		{Event: fleet.ToldInProgress, Job: started},
+		{Event: fleet.ToldCompleted, Job: ended},
 	}
 }
 
