@@ -71,8 +71,9 @@ fuzz:
 		done; \
 	done
 
-generate:
+generate: ## what is written by programs: the API's code, and the tables of the documents
 	$(GO) generate ./...
+	UPDATE_DOCS=1 $(GO) test -count=1 -run 'Page$$' ./docs ./cmd/...
 
 clean:
 	rm -rf bin e2e/bin

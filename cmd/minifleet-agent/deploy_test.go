@@ -3,10 +3,15 @@
 package main
 
 import (
+	"encoding/xml"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestDeployExample holds the example that the README points to: it is a good file
@@ -30,5 +35,39 @@ func TestDeployExample(t *testing.T) {
 	}
 	if cfg.Name != "mini-1" || cfg.Slots != 2 || cfg.EnrolmentToken.Empty() {
 		t.Errorf("%+v", cfg)
+	}
+}
+
+// TestDeployServices: service managers wait for longer than a stop takes, and leave the
+// VMs alone.
+func TestDeployServices(t *testing.T) {
+	for file, want := range map[string]struct{ timeout, end, spares string }{
+		"minifleet-agent.service":         {"\nTimeoutStopSec=", "\n", "\nKillMode=process\n"},
+		"io.github.minifleet.agent.plist": {"<key>ExitTimeOut</key>\n\t<integer>", "<", "<key>AbandonProcessGroup</key>\n\t<true/>"},
+	} {
+		t.Run(file, func(t *testing.T) {
+			text, err := os.ReadFile("../../deploy/" + file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, rest, _ := strings.Cut(string(text), want.timeout)
+			seconds, _, _ := strings.Cut(rest, want.end)
+			if n, err := strconv.Atoi(seconds); err != nil || time.Duration(n)*time.Second < stopWithin+5*time.Second {
+				t.Errorf("it waits %q seconds, and a stop takes up to %s: want 5 s more", seconds, stopWithin)
+			}
+			if !strings.Contains(string(text), want.spares) {
+				t.Errorf("%q is not in it: an agent's end would take the VMs along", want.spares)
+			}
+			if filepath.Ext(file) != ".plist" {
+				return
+			}
+			for d := xml.NewDecoder(strings.NewReader(string(text))); ; {
+				if _, err := d.Token(); errors.Is(err, io.EOF) {
+					break
+				} else if err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -32,6 +32,7 @@ type commands struct {
 	Dev    devCommand    `cmd:"" help:"Run a whole site on this machine: simulated GitHub, controller and agents."`
 	Get    getCommand    `cmd:"" help:"List jobs, runners, hosts, pools or deliveries."`
 	Host   hostCommand   `cmd:"" help:"Add hosts to the site and remove them."`
+	Backup backupCommand `cmd:"" help:"Copy the database while the controller runs."`
 	Config configCommand `cmd:"" help:"Check a configuration file, or list its keys."`
 
 	Version kong.VersionFlag `help:"Print the version."`

@@ -57,7 +57,7 @@ func (c serveCommand) Run(s *surroundings) error {
 	}
 	stop := program.Stop{
 		Finishing: "requests under way are answered; agents, VMs and jobs go on, and the next controller takes over from the database",
-		Within:    requestGrace + 5*time.Second, Log: log,
+		Within:    stopWithin, Log: log,
 	}
 	return stop.Run(s.ctx, func(ctx context.Context, parts *program.Parts) error {
 		ctl, err := newController(ctx, cfg, filepath.Dir(c.Config), log)
@@ -303,8 +303,12 @@ func (c *controller) run(ctx context.Context, parts *program.Parts) error {
 	return g.Wait()
 }
 
-// requestGrace is what requests under way get to finish when the controller stops.
-const requestGrace = 15 * time.Second
+// requestGrace is what requests under way get to finish when the controller stops, and
+// stopWithin what all of the stop takes at most.
+const (
+	requestGrace = 15 * time.Second
+	stopWithin   = requestGrace + 5*time.Second
+)
 
 // shut closes all doors and lets requests finish: those that only wait are answered
 // at once, and what takes too long is broken off.
