@@ -411,6 +411,7 @@ func (w *world) answerMint(m *mint, luck uint32) {
 	w.mints = slices.DeleteFunc(w.mints, func(x *mint) bool { return x == m })
 	switch m.outcome {
 	case "refused":
+		w.note("recorded: %s is refused", m.Name)
 		w.must(w.ledger.MintRefused(w.ctx, m.Runner, m.Attempt, "no"))
 	case "ok":
 		w.must(w.ledger.Granted(w.ctx, m.Runner, m.Attempt, m.id))
@@ -445,7 +446,9 @@ func (w *world) answerDelete(d *deletion, luck uint32) {
 		return
 	}
 	w.deletes = slices.DeleteFunc(w.deletes, func(x *deletion) bool { return x == d })
-	w.note("recorded: delete %s of %s: %s", d.Ref.Name, d.Runner, d.outcome)
+	if r, err := w.books.runner(d.Runner); err == nil {
+		w.note("recorded: delete %s of %s: %s; it is wanted %s and its registration %q", d.Ref.Name, d.Runner, d.outcome, r.Wanted, r.Registration)
+	}
 	switch d.outcome {
 	case "deleted":
 		w.must(w.ledger.RegistrationDeleted(w.ctx, d.Runner, d.Attempt))
