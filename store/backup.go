@@ -30,10 +30,10 @@ func Backup(ctx context.Context, path, to string) (size int64, err error) {
 	defer half.Close()
 	defer os.Remove(half.Name())
 	if err := copyDatabase(ctx, path, half.Name()); err != nil {
-		return 0, fmt.Errorf("back up %s: %w", path, err)
+		return 0, fmt.Errorf("back up %s: %w", path, explain(err))
 	}
 	if err := checkCopy(ctx, half.Name()); err != nil {
-		return 0, fmt.Errorf("back up %s: %w", path, err)
+		return 0, fmt.Errorf("back up %s: %w", path, explain(err))
 	}
 	info, err := half.Stat()
 	if err == nil {

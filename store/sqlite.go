@@ -172,5 +172,8 @@ func explain(err error) error {
 }
 
 func notWritable(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return &advised{"its folder is not there: make it, or correct the path", err}
+	}
 	return &advised{"it cannot be written: give the controller's user the right to write to it and to its folder", err}
 }

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -235,6 +236,9 @@ func (c *controller) open(ctx context.Context, name string, at listener, routes 
 	r.Use(readSoon)
 	routes(r)
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", at.Address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%s: %w: end the program that listens there, which may be another controller, or set another %s.address", name, err, name)
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}

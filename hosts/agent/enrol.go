@@ -17,7 +17,7 @@ import (
 // already kept, so a repetition after a lost answer is the same request.
 func (a *Agent) enrol(ctx context.Context) error {
 	if a.cfg.EnrolmentToken.Empty() {
-		return errors.New("this host has not enrolled yet and enrolment_token is missing: make a token at the controller and set it")
+		return errors.New("this host has not enrolled yet and enrolment_token is missing: make one with `minifleet host token` and set enrolment_token_file to its file")
 	}
 	token, pin, err := protocol.ParseEnrolment(a.cfg.EnrolmentToken)
 	if err != nil {
