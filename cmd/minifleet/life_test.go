@@ -18,13 +18,15 @@ import (
 func (c *served) waiting(job, code, part string) {
 	c.t.Helper()
 	var got, reason string
-	eventually(c.t, fmt.Sprintf("job %s waits because of %s", job, code), func() bool {
+	defer func() {
+		if c.t.Failed() {
+			c.t.Logf("job %s was explained last as %s: %s", job, got, reason)
+		}
+	}()
+	eventually(c.t, fmt.Sprintf("job %s waits because of %s: %s", job, code, part), func() bool {
 		got, reason = c.explain(job)
-		return got == code
+		return got == code && strings.Contains(reason, part)
 	})
-	if !strings.Contains(reason, part) {
-		c.t.Errorf("a job that waits because of %s is explained as %q, want %q in it", code, reason, part)
-	}
 	if text := c.get("explain", job); !strings.Contains(text, "why: ") || !strings.Contains(text, "("+code+")") {
 		c.t.Errorf("explained to people as:\n%s", text)
 	}
