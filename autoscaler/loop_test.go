@@ -471,3 +471,39 @@ func TestLoopAsksThePolicy(t *testing.T) {
 		}
 	})
 }
+
+// Until GitHub's lists were read, what is wanted is served and nothing is let go.
+func TestLoopKnowsWhatItDoesNotKnow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		m.change(func(s *fleet.State) {
+			s.Runners = []fleet.Runner{{
+				ID: "r", Pool: "a", Host: "h-1", Wanted: fleet.WantUp, Observed: fleet.ObservedStandby, Version: 1, Since: time.Now().Add(-time.Hour),
+			}}
+		})
+		var fresh atomic.Bool
+		c := site(m, never)
+		c.Fresh = fresh.Load
+		l, stop := run(t, c)
+		defer stop()
+		if plans, _ := m.got(); len(plans) != 0 {
+			t.Errorf("plans %+v without knowing of the demand", plans)
+		}
+		m.change(func(s *fleet.State) {
+			s.Jobs = []fleet.Job{{ID: 1, Owner: "acme", Repo: "x", Labels: fleet.NewLabels("macos"), State: fleet.JobQueued, QueuedAt: time.Now()}}
+		})
+		synctest.Wait()
+		if plans, _ := m.got(); len(plans) == 0 || len(plans[0].Arms) != 1 {
+			t.Errorf("plans %+v, want the standby armed", plans)
+		}
+		m.change(func(s *fleet.State) { s.Jobs = nil })
+		synctest.Wait()
+		before, _ := m.got()
+		fresh.Store(true)
+		l.Wake()
+		synctest.Wait()
+		if plans, _ := m.got(); len(plans) != len(before)+1 || slices.ContainsFunc(before, func(p fleet.Plan) bool { return len(p.Retires) > 0 }) || len(plans[len(before)].Retires) != 1 {
+			t.Errorf("plans %+v, want the surplus retired", plans)
+		}
+	})
+}

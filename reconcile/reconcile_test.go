@@ -54,12 +54,19 @@ func TestLooksAgain(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		other := fleet.Scope{Owner: "octo", Repo: "other"} // no pool's
 		w.heard[other] = time.Now()
+		w.told(5, fleet.ToldWaiting)
+		w.at(5, fleet.SeenWaiting)
+		w.listed[5] = false // its run waits as a whole
+		time.Sleep(time.Second)
 		w.run(21 * time.Minute)
 		if n := w.count("list octo/demo"); n != 5 {
 			t.Errorf("%d looks in 21 minutes, want 5", n)
 		}
 		if n := w.count("list octo/other"); n != 0 {
 			t.Errorf("%d looks at a repository that no pool serves", n)
+		}
+		if n := w.count("job 5"); n != 1 {
+			t.Errorf("a job behind a gate was asked for %d times", n)
 		}
 	})
 }

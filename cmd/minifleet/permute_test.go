@@ -45,25 +45,27 @@ type life struct {
 // The pools overlap: big serves whatever mac serves. Three runners listen when a
 // scenario begins, r1 and r3 of mac and r2 of big, so that GitHub can have given each
 // job away before any delivery of it arrives.
-var scenarios = map[string][]life{
-	"two jobs": {
-		{"a", 101, 1, []string{"macos"}, "r1", []string{"queued", "in_progress", "completed"}, "success"},
-		{"b", 102, 1, []string{"macos", "big"}, "r2", []string{"queued", "in_progress", "completed"}, "failure"},
-	},
-	"a runner of the larger pool takes the job of the smaller": {
-		{"a", 101, 1, []string{"macos"}, "r2", []string{"queued", "in_progress", "completed"}, "success"},
-		{"b", 102, 1, []string{"macos"}, "r1", []string{"queued", "in_progress", "completed"}, "success"},
-	},
-	"a job, its re-run, and one cancelled before its start": {
-		{"a", 101, 1, []string{"macos"}, "r1", []string{"queued", "in_progress", "completed"}, "failure"},
-		{"a again", 103, 2, []string{"macos"}, "r3", []string{"queued", "in_progress", "completed"}, "success"},
-		{"c", 104, 1, []string{"macos", "big"}, "", []string{"queued", "completed"}, "cancelled"},
-	},
-	"a job that runs, a re-run that waits, one cancelled": {
-		{"a", 101, 1, []string{"macos"}, "r1", []string{"queued", "in_progress"}, ""},
-		{"b again", 105, 2, []string{"macos", "big"}, "", []string{"queued"}, ""},
-		{"c", 104, 1, []string{"macos"}, "", []string{"queued", "completed"}, "cancelled"},
-	},
+func scenarios() map[string][]life {
+	return map[string][]life{
+		"two jobs": {
+			{"a", 101, 1, []string{"macos"}, "r1", []string{"queued", "in_progress", "completed"}, "success"},
+			{"b", 102, 1, []string{"macos", "big"}, "r2", []string{"queued", "in_progress", "completed"}, "failure"},
+		},
+		"a runner of the larger pool takes the job of the smaller": {
+			{"a", 101, 1, []string{"macos"}, "r2", []string{"queued", "in_progress", "completed"}, "success"},
+			{"b", 102, 1, []string{"macos"}, "r1", []string{"queued", "in_progress", "completed"}, "success"},
+		},
+		"a job, its re-run, and one cancelled before its start": {
+			{"a", 101, 1, []string{"macos"}, "r1", []string{"queued", "in_progress", "completed"}, "failure"},
+			{"a again", 103, 2, []string{"macos"}, "r3", []string{"queued", "in_progress", "completed"}, "success"},
+			{"c", 104, 1, []string{"macos", "big"}, "", []string{"queued", "completed"}, "cancelled"},
+		},
+		"a job that runs, a re-run that waits, one cancelled": {
+			{"a", 101, 1, []string{"macos"}, "r1", []string{"queued", "in_progress"}, ""},
+			{"b again", 105, 2, []string{"macos", "big"}, "", []string{"queued"}, ""},
+			{"c", 104, 1, []string{"macos"}, "", []string{"queued", "completed"}, "cancelled"},
+		},
+	}
 }
 
 // status is what GitHub says of the job when all is told.
@@ -534,7 +536,7 @@ func silent(all []life, told []step) string {
 // their own order, once GitHub's lists were read where a delivery was left out.
 func TestEveryOrderOfDeliveries(t *testing.T) {
 	t.Parallel()
-	for name, all := range scenarios {
+	for name, all := range scenarios() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t)

@@ -186,7 +186,7 @@ func (s *Sim) settleRun(r *run) {
 	if status == r.status {
 		return
 	}
-	r.status, r.conclusion, r.updatedAt = status, conclusion, time.Now()
+	s.move(r, status, conclusion, time.Now())
 	switch status {
 	case "in_progress", "completed":
 		s.emitRun(status, r)

@@ -66,7 +66,7 @@ type Timing struct {
 	RunnerToken        time.Duration // default 50 min
 	DeliveryTimeout    time.Duration // default 10 s
 
-	ListLag       time.Duration // upper bound until a new runner is listed; default 500 ms, none when Kind
+	ListLag       time.Duration // upper bound until a new runner is listed, twice the time until lists of runs show a new status; default 500 ms, none when Kind
 	BusyLag       time.Duration // upper bound until `busy` shows; default 2 s, none when Kind
 	DeliveryDelay time.Duration // upper bound of a delivery's delay; default 200 ms, none when Kind
 }

@@ -34,8 +34,9 @@ func (s *Sim) QueueRun(w Workflow) (Run, error) {
 	now := time.Now()
 	r := &run{
 		id: runIDs + s.newID(), repo: repo, headRepo: head, actor: s.account(w.Actor, false), workflow: w, sha: s.rng.hex(40),
-		status: "queued", createdAt: now, startedAt: now, updatedAt: now, workflowID: s.workflowID(repo, w.Name),
+		createdAt: now, startedAt: now, workflowID: s.workflowID(repo, w.Name),
 	}
+	s.move(r, "queued", "", now)
 	r.number = 1 + len(slices.DeleteFunc(slices.Clone(s.runs), func(x *run) bool { return x.repo != repo || x.workflowID != r.workflowID }))
 	s.runs = append(s.runs, r)
 	r.attempts = [][]*job{nil}
@@ -205,7 +206,9 @@ func (s *Sim) rerun(r *run, again func(*job) bool) error {
 		}
 	}
 	r.attempts[len(r.attempts)-1] = next
-	r.status, r.conclusion, r.startedAt, r.updatedAt = "queued", "", time.Now(), time.Now()
+	now := time.Now()
+	s.move(r, "queued", "", now)
+	r.startedAt = now
 	s.emitRun("requested", r)
 	for _, j := range fresh {
 		s.enqueue(j)

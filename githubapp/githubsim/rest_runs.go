@@ -100,7 +100,8 @@ func runFilter(c *call) (func(*run) bool, *answer) {
 		},
 		func(r *run) bool {
 			want := q.Get("status") // GitHub takes a conclusion here too
-			return want == "" || r.status == want || r.conclusion == want
+			status, conclusion, ok := r.listed(c.now)
+			return ok && (want == "" || status == want || conclusion == want)
 		},
 		func(r *run) bool { return created(r.createdAt) },
 	}

@@ -206,6 +206,35 @@ func TestNewRunnersAreListedLate(t *testing.T) {
 	})
 }
 
+func TestListsOfRunsAreLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sim, octo := newSim(t, githubsim.Options{Timing: githubsim.Timing{ListLag: time.Minute}})
+		token := tokenFor(t, sim, octo, "")
+		count := func(status string) any {
+			return want(t, call(t, sim, "GET", "/repos/octo/demo/actions/runs?status="+status, token, ""), http.StatusOK)["total_count"]
+		}
+		r := queue(t, sim, githubsim.JobSpec{Name: "x", Labels: []string{"vm"}})
+		if n := count("queued"); n != 0.0 {
+			t.Errorf("listed at once: %v", n)
+		}
+		want(t, call(t, sim, "GET", fmt.Sprintf("/repos/octo/demo/actions/runs/%d/jobs", r.ID), token, ""), http.StatusOK)
+		time.Sleep(30 * time.Second)
+		if n := count("queued"); n != 1.0 {
+			t.Errorf("not listed after the lag: %v", n)
+		}
+		if err := sim.CancelRun(r.ID); err != nil {
+			t.Fatal(err)
+		}
+		if q, c := count("queued"), count("completed"); q != 1.0 || c != 0.0 {
+			t.Errorf("just cancelled: %v listed as queued, %v as completed", q, c)
+		}
+		time.Sleep(30 * time.Second)
+		if q, c := count("queued"), count("completed"); q != 0.0 || c != 1.0 {
+			t.Errorf("cancelled: %v listed as queued, %v as completed", q, c)
+		}
+	})
+}
+
 func TestUnusedRegistrationEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sim, octo := newSim(t, githubsim.Options{Kind: true})

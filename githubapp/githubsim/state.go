@@ -183,6 +183,27 @@ type run struct {
 	startedAt  time.Time // of the latest attempt
 	updatedAt  time.Time
 	deleted    bool
+
+	listedAs string    // what lists show until listedAt; "": nothing yet
+	listedAt time.Time // from when on lists show what is
+}
+
+// move gives a run a status. Lists learn of it later.
+func (s *Sim) move(r *run, status, conclusion string, now time.Time) {
+	if !now.Before(r.listedAt) {
+		r.listedAs = r.status
+	}
+	r.listedAt = now.Add(max(0, s.timing.ListLag) / 2)
+	r.status, r.conclusion, r.updatedAt = status, conclusion, now
+}
+
+// listed returns the status and conclusion by which a list finds the run, and false if
+// it does not show it yet.
+func (r *run) listed(now time.Time) (status, conclusion string, ok bool) {
+	if now.Before(r.listedAt) {
+		return r.listedAs, "", r.listedAs != ""
+	}
+	return r.status, r.conclusion, true
 }
 
 func (r *run) latest() []*job { return r.attempts[len(r.attempts)-1] }
