@@ -151,7 +151,7 @@ type watcher struct {
 
 // breath is the shortest time between two looks at the books. What is in doubt is so
 // for seconds, and no job waits for it.
-const breath = time.Second
+const breath = 2 * time.Second
 
 func (w *watcher) run(ctx context.Context) {
 	timer := time.NewTimer(0)

@@ -20,15 +20,11 @@ func (s *Store) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, er
 	var out fleet.Ingested
 	err := s.change(ctx, func(t *tx) error {
 		out = fleet.Ingested{}
-		for _, news := range in.Answers {
-			changed, err := t.learn(news)
-			if err != nil {
-				return err
-			}
-			out.Changed = out.Changed || changed
-		}
 		if in.Delivery.GUID == "" {
-			return nil
+			var err error
+			out.Changed, err = t.learnAll(in.Answers)
+			crashpoint.Reached(crashpoint.IngestWritten)
+			return err
 		}
 		known, err := t.remember(in.Delivery)
 		if err != nil {
@@ -110,6 +106,17 @@ func (t *tx) job(id fleet.JobID) (fleet.Job, error) {
 		return fleet.Job{}, nil // the table's unknown state
 	}
 	return j, err
+}
+
+func (t *tx) learnAll(answers []fleet.JobNews) (changed bool, err error) {
+	for _, news := range answers {
+		moved, err := t.learn(news)
+		if err != nil {
+			return false, err
+		}
+		changed = changed || moved
+	}
+	return changed, nil
 }
 
 // learn moves a job by its table and binds the runner that GitHub names.

@@ -117,6 +117,7 @@ type site struct {
 	// What the configuration says; change it before serve.
 	agents, admin, webhook string // sections
 	secrets                string // lines of the section github
+	timing                 string
 	pools                  string
 }
 
@@ -128,6 +129,7 @@ func newSite(t *testing.T) *site {
 	s.webhook, s.agents = `{address: "127.0.0.1:0"}`, `{address: "127.0.0.1:0"}`
 	s.admin = `{address: "127.0.0.1:0", token_file: admin.token}`
 	s.secrets = "webhook_secret_file: webhook.secret"
+	s.timing = "{repair: 1s, poll: 20s}"
 	s.pools = `
   - name: mac
     labels: [self-hosted, macOS, ARM64]
@@ -170,8 +172,8 @@ github:
   app_id: %d
   private_key_file: app.pem
   %s
-timing: {repair: 1s, poll: 20s}
-pools: %s`, s.webhook, s.agents, s.admin, s.sim.URL(), s.sim.AppID(), s.secrets, s.pools))
+timing: %s
+pools: %s`, s.webhook, s.agents, s.admin, s.sim.URL(), s.sim.AppID(), s.secrets, s.timing, s.pools))
 }
 
 // served is a running `minifleet serve`.
