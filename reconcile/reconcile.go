@@ -90,7 +90,7 @@ func New(c Config) *Reconciler {
 			owner := strings.ToLower(s.Owner)
 			w := byOwner[owner]
 			if w == nil {
-				w = &watcher{Reconciler: r, owner: owner, chores: map[string]*chore{}}
+				w = &watcher{Reconciler: r, owner: owner, chores: map[string]*chore{}, wrong: map[string]bool{}}
 				byOwner[owner] = w
 				r.watchers = append(r.watchers, w)
 			}
@@ -146,7 +146,7 @@ type watcher struct {
 	paused      time.Time                 // nothing is asked before: GitHub's rate limit
 	asked       map[fleet.JobID]time.Time // when jobs in doubt were asked for, answered or not
 	askAfter    time.Time                 // no single job is asked for before: that went wrong
-	complaining bool                      // what went wrong last is in the log
+	wrong       map[string]bool           // what goes wrong, and is in the log
 }
 
 // breath is the shortest time between two looks at the books. What is in doubt is so
@@ -188,8 +188,7 @@ func (w *watcher) step(ctx context.Context) (next time.Time) {
 	if err == nil && !now.Before(w.planned.Add(w.c.Every)) {
 		err = w.plan(ctx, now, jobs)
 	}
-	if err != nil {
-		w.complain(ctx, "what is unsettled was not read", err)
+	if w.note(ctx, "reading what is unsettled", err); err != nil {
 		return now.Add(10 * time.Second)
 	}
 	ask, next := doubts(now, w.c.Pools, jobs, runners, w.askedAt)
@@ -199,11 +198,9 @@ func (w *watcher) step(ctx context.Context) (next time.Time) {
 		next = earlier(next, w.askAfter)
 	default:
 		w.noteAsked(now, ask, jobs)
-		if err := w.ask(ctx, ask); err != nil {
+		err := w.ask(ctx, ask)
+		if w.note(ctx, "asking for jobs in doubt", err); err != nil {
 			w.askAfter = now.Add(time.Minute)
-			w.failed(ctx, "jobs in doubt were not asked for", err)
-		} else {
-			w.complaining = false
 		}
 		return now // the books are others now
 	}
@@ -317,18 +314,13 @@ func (w *watcher) refresh() {
 	}
 }
 
-// failed notes a failure outside of any chore.
-func (w *watcher) failed(ctx context.Context, what string, err error) {
+// note logs what goes wrong outside of any chore, once until it goes well.
+func (w *watcher) note(ctx context.Context, what string, err error) {
 	if limited := (*fleet.RateLimited)(nil); errors.As(err, &limited) {
 		w.paused = limited.Until
 	}
-	w.complain(ctx, what, err)
-}
-
-// complain logs what went wrong, once until something goes well.
-func (w *watcher) complain(ctx context.Context, what string, err error) {
-	if ctx.Err() == nil && !w.complaining {
+	if err != nil && !w.wrong[what] && ctx.Err() == nil {
 		w.c.Log.Warn("GitHub and the books could not be compared; it is tried again", "owner", w.owner, "what", what, "error", err)
-		w.complaining = true
 	}
+	w.wrong[what] = err != nil
 }
