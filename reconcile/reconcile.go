@@ -141,12 +141,12 @@ type watcher struct {
 	fresh  atomic.Bool
 
 	// Of the one goroutine that runs it:
-	chores      map[string]*chore
-	planned     time.Time                 // when the chores were gathered
-	paused      time.Time                 // nothing is asked before: GitHub's rate limit
-	asked       map[fleet.JobID]time.Time // when jobs in doubt were asked for, answered or not
-	askAfter    time.Time                 // no single job is asked for before: that went wrong
-	wrong       map[string]bool           // what goes wrong, and is in the log
+	chores   map[string]*chore
+	planned  time.Time                 // when the chores were gathered
+	paused   time.Time                 // nothing is asked before: GitHub's rate limit
+	asked    map[fleet.JobID]time.Time // when jobs in doubt were asked for, answered or not
+	askAfter time.Time                 // no single job is asked for before: that went wrong
+	wrong    map[string]bool           // what goes wrong, and is in the log
 }
 
 // breath is the shortest time between two looks at the books. What is in doubt is so
