@@ -21,14 +21,14 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v4"
-	"go.uber.org/goleak"
 
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/githubapp"
+	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/secret"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leakcheck.Main(m) }
 
 const appID = 31337
 

@@ -240,7 +240,8 @@ func (r *replay) Close() error {
 	return nil
 }
 
-func (*replay) LocalAddr() net.Addr              { return &net.UnixAddr{Name: "guest.sock", Net: "unix"} }
+func (*replay) LocalAddr() net.Addr { return &net.UnixAddr{Name: "guest.sock", Net: "unix"} }
+
 func (*replay) RemoteAddr() net.Addr             { return &net.UnixAddr{Name: "guest.sock", Net: "unix"} }
 func (*replay) SetDeadline(time.Time) error      { return nil }
 func (*replay) SetReadDeadline(time.Time) error  { return nil }

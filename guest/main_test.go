@@ -14,13 +14,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/minifleet/minifleet/guest"
+	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/secret"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leakcheck.Main(m) }
 
 // patience is how long a test waits for what must happen. It is no
 // measurement: nothing waits for it unless it fails.
@@ -73,7 +72,7 @@ func startGuestIn(t *testing.T, dir string, change ...func(*guest.Config)) *host
 	if err != nil {
 		t.Fatal(err)
 	}
-	sockets, err := os.MkdirTemp("/tmp", "mf")
+	sockets, err := os.MkdirTemp("", "mf")
 	if err != nil {
 		t.Fatal(err)
 	}

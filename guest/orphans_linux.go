@@ -151,8 +151,11 @@ func parentOf(stat []byte) int {
 // dieWithParent makes a child end even when this program is killed.
 func dieWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGKILL }
 
+// close leaves what becomes an orphan from now on to whoever adopts it elsewhere.
 func (o *orphans) close() {
+	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) //nolint:errcheck // clearing it cannot fail
 	signal.Stop(o.signals)
 	close(o.done)
 	o.reaper.Wait()
+	o.each(func(pid int) { wait(pid) }) //nolint:errcheck // nothing follows that could be done
 }

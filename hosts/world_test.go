@@ -20,16 +20,16 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
-	"go.uber.org/goleak"
 
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/hosts"
 	"github.com/minifleet/minifleet/hosts/protocol"
+	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/secret"
 	"github.com/minifleet/minifleet/store"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leakcheck.Main(m) }
 
 // patience bounds a wait for what is certain to come.
 const patience = 30 * time.Second

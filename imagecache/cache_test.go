@@ -14,12 +14,12 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"go.uber.org/goleak"
 
 	"github.com/minifleet/minifleet/imagecache"
+	"github.com/minifleet/minifleet/internal/leakcheck"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leakcheck.Main(m) }
 
 func write(t *testing.T, path, text string, mode os.FileMode) {
 	t.Helper()

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/program"
 )
 
@@ -49,7 +50,7 @@ func TestMain(m *testing.M) {
 	if ok {
 		program.Main("a-program", does)
 	}
-	os.Exit(m.Run())
+	leakcheck.Main(m)
 }
 
 // child is a process of this test's binary.

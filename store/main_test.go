@@ -5,10 +5,10 @@ package store_test
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"github.com/minifleet/minifleet/internal/leakcheck"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leakcheck.Main(m) }
 
 // suite is what every engine passes.
 func suite(t *testing.T, open opener) {

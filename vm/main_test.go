@@ -17,8 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/vm"
 	"github.com/minifleet/minifleet/vm/vmtest"
 )
@@ -37,11 +36,14 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[1] == "start-and-die" {
 		startAndDie(os.Args[2], os.Args[3])
 	}
-	os.Exit(testMain(m))
+	leakcheck.Main(withVMM{m})
 }
 
-func testMain(m *testing.M) int {
-	dir, err := os.MkdirTemp("/tmp", "mf")
+// withVMM builds the vmm before the tests and deletes it after them.
+type withVMM struct{ m *testing.M }
+
+func (w withVMM) Run() int {
+	dir, err := os.MkdirTemp("", "mf")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -57,21 +59,7 @@ func testMain(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "build minifleet-vmm: %v\n%s", err, out)
 		return 1
 	}
-	fds := openDescriptors()
-	code := m.Run()
-	if err := goleak.Find(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	if left := openDescriptors(); code == 0 && len(left) > len(fds)+1 { // the runtime's own poller
-		fmt.Fprintf(os.Stderr, "descriptors leaked: before %v, after %v\n", fds, left)
-		code = 1
-	}
-	if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); !errors.Is(err, syscall.ECHILD) {
-		fmt.Fprintf(os.Stderr, "a child is left: %d, %v\n", pid, err)
-		code = 1
-	}
-	return code
+	return w.m.Run()
 }
 
 // startAndDie is an agent that dies right after it has started a machine.
@@ -89,7 +77,7 @@ func startAndDie(bundle, vmmProgram string) {
 // nothing may be left in it that runs.
 func newVMs(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "mf") //nolint:usetesting // its path is too long for sockets
+	dir, err := os.MkdirTemp("", "mf") //nolint:usetesting // its path is too long for sockets
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,10 +265,5 @@ func names(t *testing.T, dir string) []string {
 	for _, e := range entries {
 		list = append(list, e.Name())
 	}
-	return list
-}
-
-func openDescriptors() []string {
-	list, _ := filepath.Glob("/proc/self/fd/*")
 	return list
 }

@@ -11,12 +11,11 @@ import (
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/minifleet/minifleet/config"
+	"github.com/minifleet/minifleet/internal/leakcheck"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leakcheck.Main(m) }
 
 func call(t *testing.T, vars map[string]string, args ...string) (string, error) {
 	t.Helper()
@@ -106,7 +105,7 @@ func TestCommandLineErrors(t *testing.T) {
 
 // TestRunRefusesWhatCannotWork shows that nothing starts halfway.
 func TestRunRefusesWhatCannotWork(t *testing.T) {
-	dir, err := os.MkdirTemp("/tmp", "mf")
+	dir, err := os.MkdirTemp("", "mf")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,13 +13,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/minifleet/minifleet/guest"
+	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/secret"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leakcheck.Main(m) }
 
 const patience = 60 * time.Second
 
@@ -112,7 +111,7 @@ func (p *running) untilPhase(t *testing.T, want guest.Phase) guest.Status {
 
 func socketPath(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "mf")
+	dir, err := os.MkdirTemp("", "mf")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,12 +11,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/vm"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leakcheck.Main(m) }
 
 func start(ctx context.Context, args ...string) (stdout, stderr string, err error) {
 	var out, errs bytes.Buffer
@@ -54,7 +53,7 @@ func TestCommandLine(t *testing.T) {
 
 // TestRunByHand runs a bundle without an agent until the machine is told to end.
 func TestRunByHand(t *testing.T) {
-	vms, err := os.MkdirTemp("/tmp", "mf") //nolint:usetesting // its path is too long for sockets
+	vms, err := os.MkdirTemp("", "mf") //nolint:usetesting // its path is too long for sockets
 	if err != nil {
 		t.Fatal(err)
 	}

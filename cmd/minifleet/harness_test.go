@@ -18,9 +18,8 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/minifleet/minifleet/githubapp/githubsim"
+	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/secret"
 )
 
@@ -29,7 +28,7 @@ const patience = 60 * time.Second
 
 const operatorToken = "the-operators-own-token"
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(tidy{m}) }
+func TestMain(m *testing.M) { leakcheck.Main(tidy{m}) }
 
 // tidy closes the connections that the CLI's clients keep for the next call.
 type tidy struct{ m *testing.M }

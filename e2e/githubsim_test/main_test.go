@@ -10,14 +10,18 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/minifleet/minifleet/internal/leakcheck"
 )
 
 const runnerEnv = "MINIFLEET_TEST_RUNNER"
 
-// TestMain builds the runner client once for all tests.
-func TestMain(m *testing.M) {
-	os.Exit(buildAndRun(m))
-}
+func TestMain(m *testing.M) { leakcheck.Main(withRunner{m}) }
+
+// withRunner builds the runner client once for all tests.
+type withRunner struct{ m *testing.M }
+
+func (w withRunner) Run() int { return buildAndRun(w.m) }
 
 func buildAndRun(m *testing.M) int {
 	if os.Getenv(runnerEnv) == "" {

@@ -33,7 +33,7 @@ func startGuest(t *testing.T) *guest.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sockets, err := os.MkdirTemp("/tmp", "mf")
+	sockets, err := os.MkdirTemp("", "mf")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/golang-jwt/jwt"
 
 	"github.com/minifleet/minifleet/githubapp/githubsim"
+	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/secret"
 )
 
@@ -30,7 +31,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asRunner) != "" {
 		os.Exit(run(os.Args[1:], os.Stdout))
 	}
-	os.Exit(m.Run())
+	leakcheck.Main(m)
 }
 
 const patience = 60 * time.Second

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/minifleet/minifleet/internal/leakcheck"
 )
 
 // Where the programs are; set once by TestMain.
@@ -30,13 +32,18 @@ func programs(t *testing.T) string {
 	return os.Getenv(programsEnv)
 }
 
-func TestMain(m *testing.M) {
-	code, err := buildAndRun(m)
+func TestMain(m *testing.M) { leakcheck.Main(withPrograms{m}) }
+
+// withPrograms builds the programs before the tests and deletes them after them.
+type withPrograms struct{ m *testing.M }
+
+func (w withPrograms) Run() int {
+	code, err := buildAndRun(w.m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		code = 1
+		return 1
 	}
-	os.Exit(code)
+	return code
 }
 
 func buildAndRun(m *testing.M) (code int, err error) {

@@ -23,13 +23,13 @@ import (
 
 	"github.com/bradleyfalzon/ghinstallation/v2"
 	"github.com/google/go-github/v62/github"
-	"go.uber.org/goleak"
 
 	"github.com/minifleet/minifleet/githubapp/githubsim"
+	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/secret"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leakcheck.Main(m) }
 
 // appKey is one App key for all tests, because making one takes long.
 var appKey = sync.OnceValue(func() *rsa.PrivateKey {

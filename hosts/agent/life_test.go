@@ -4,37 +4,18 @@ package agent_test
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net/http"
-	"os"
 	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/minifleet/minifleet/guest"
 	"github.com/minifleet/minifleet/hosts/agent"
 	"github.com/minifleet/minifleet/hosts/protocol"
 )
-
-// testMain also removes the programs that were built.
-func testMain(m *testing.M) int {
-	code := m.Run()
-	if dir := built.Load(); dir != nil {
-		os.RemoveAll(*dir)
-	}
-	if code == 0 {
-		if err := goleak.Find(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-	}
-	return code
-}
 
 // world is one agent, its controller and its machines, on the test's own clock.
 type world struct {

@@ -21,12 +21,12 @@ import (
 
 	"github.com/minifleet/minifleet/hosts/agent"
 	"github.com/minifleet/minifleet/hosts/protocol"
+	"github.com/minifleet/minifleet/internal/leakcheck"
 )
 
-// programs builds the real programs once for all tests that want them. testMain
-// removes them.
+// programs builds the real programs once for all tests that want them.
 var programs = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("/tmp", "mfbin")
+	dir, err := os.MkdirTemp("", "mfbin")
 	if err != nil {
 		return "", err
 	}
@@ -79,7 +79,7 @@ func newSite(t *testing.T) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root, err := os.MkdirTemp("/tmp", "mf")
+	root, err := os.MkdirTemp("", "mf")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -424,4 +424,15 @@ func TestSlowTeardownDoesNotHoldUpAReplacement(t *testing.T) {
 	s.c.awaitObserved("r3", "gone")
 }
 
-func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+func TestMain(m *testing.M) { leakcheck.Main(withPrograms{m}) }
+
+// withPrograms deletes the programs when the tests are over.
+type withPrograms struct{ m *testing.M }
+
+func (w withPrograms) Run() int {
+	code := w.m.Run()
+	if dir := built.Load(); dir != nil {
+		os.RemoveAll(*dir)
+	}
+	return code
+}

@@ -11,8 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/vm"
 	"github.com/minifleet/minifleet/vm/process"
 	"github.com/minifleet/minifleet/vm/vmtest"
@@ -22,7 +21,7 @@ func TestMain(m *testing.M) {
 	if vmtest.IsGuest() {
 		vmtest.Guest()
 	}
-	goleak.VerifyTestMain(m)
+	leakcheck.Main(m)
 }
 
 // TestConformance runs the suite on the test's own guest, which is this test binary.
@@ -73,7 +72,7 @@ func harness(program, runnerDir, endMethod, endPath string) vmtest.Harness {
 func newBundle(t *testing.T, change func(*vm.Spec)) string {
 	t.Helper()
 	// Not t.TempDir: its path is too long for sockets.
-	dir, err := os.MkdirTemp("/tmp", "mf") //nolint:usetesting // its path is too long for sockets
+	dir, err := os.MkdirTemp("", "mf") //nolint:usetesting // its path is too long for sockets
 	if err != nil {
 		t.Fatal(err)
 	}

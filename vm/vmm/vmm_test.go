@@ -16,13 +16,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/vm"
 	"github.com/minifleet/minifleet/vm/vmm"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leakcheck.Main(m) }
 
 // machine is a backend's instance that behaves as a test wants. Its guest greets each
 // stream with a line and then sends everything back.
@@ -106,7 +105,7 @@ type running struct {
 
 func run(t *testing.T, m *machine, change func(*vm.Spec)) *running {
 	t.Helper()
-	vms, err := os.MkdirTemp("/tmp", "mf") //nolint:usetesting // its path is too long for sockets
+	vms, err := os.MkdirTemp("", "mf") //nolint:usetesting // its path is too long for sockets
 	if err != nil {
 		t.Fatal(err)
 	}
