@@ -6,7 +6,10 @@
 package leakcheck
 
 import (
+	"crypto/rand"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,16 +54,12 @@ func fuzzing() bool {
 
 // outside gives the tests their folder and looks at what is left of it.
 func outside(m interface{ Run() int }) int {
-	dir, err := os.MkdirTemp("/tmp", "mf") // the user's own folder may have too long a path for sockets
+	dir, err := folder()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "leakcheck:", err)
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	if err := os.Chmod(dir, 0o755); err != nil { // some tests run programs as another user
-		fmt.Fprintln(os.Stderr, "leakcheck:", err)
-		return 1
-	}
 	os.Setenv("TMPDIR", dir)
 	code, leaks := supervise(m)
 	if left := files(dir); code == 0 && len(left) > 0 {
@@ -88,6 +87,23 @@ func inside(m interface{ Run() int }) int {
 		leaks = append(leaks, "child that nobody waits for: "+c)
 	}
 	return report(code, leaks)
+}
+
+// folder makes the tests' folder. The user's own may have too long a path for sockets,
+// and so would one with a name like those of os.MkdirTemp: tests make folders in it, and
+// the programs that they start make others in those.
+func folder() (string, error) {
+	for {
+		dir := "/tmp/mf" + strings.ToLower(rand.Text()[:5])
+		err := os.Mkdir(dir, 0o700)
+		if errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		return dir, os.Chmod(dir, 0o755) // some tests run programs as another user
+	}
 }
 
 func report(code int, leaks []string) int {
