@@ -33,7 +33,7 @@ func folder(t *testing.T) string {
 	if runtime.GOOS == "darwin" {
 		temp = "/tmp"
 	}
-	dir, err := os.MkdirTemp(temp, "mf")
+	dir, err := os.MkdirTemp(temp, "")
 	if err != nil {
 		t.Fatal(err)
 	}

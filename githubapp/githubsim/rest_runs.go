@@ -127,7 +127,10 @@ func createdFilter(text string) (func(time.Time) bool, *answer) {
 		if to == "*" {
 			high, bad = createdFilter("")
 		}
-		return func(t time.Time) bool { return low(t) && high(t) }, bad
+		if bad != nil {
+			return nil, bad
+		}
+		return func(t time.Time) bool { return low(t) && high(t) }, nil
 	}
 	rest := strings.TrimLeft(text, "<>=")
 	op := text[:len(text)-len(rest)]

@@ -94,7 +94,7 @@ func inside(m interface{ Run() int }) int {
 // the programs that they start make others in those.
 func folder() (string, error) {
 	for {
-		dir := "/tmp/mf" + strings.ToLower(rand.Text()[:5])
+		dir := "/tmp/mf" + strings.ToLower(rand.Text()[:4])
 		err := os.Mkdir(dir, 0o700)
 		if errors.Is(err, fs.ErrExist) {
 			continue
