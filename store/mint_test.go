@@ -284,6 +284,21 @@ func testDelete(t *testing.T, open opener) {
 			t.Errorf("it stays, and is still sentenced: %+v", r)
 		}
 	})
+	t.Run("a veto takes nothing back of a VM that has ended", func(t *testing.T) {
+		t.Parallel()
+		for _, end := range []fleet.Observed{fleet.ObservedFailed, fleet.ObservedGone} {
+			w := newWorld(t, open)
+			h := w.host("a", 2)
+			id := w.at(h, fleet.RegDeleting)
+			died := said(id, end)
+			died.HasConfig, died.Failure = true, "the vmm died"
+			w.report(h, died)
+			w.must(w.s.DeleteVetoed(w.ctx(), id, 1, w.Now()))
+			if r := w.runner(id); r.Failure != "the vmm died" || r.Registration != fleet.RegBusy {
+				t.Errorf("%s: %+v", end, r)
+			}
+		}
+	})
 	t.Run("a veto takes back a drain, and not more", func(t *testing.T) {
 		t.Parallel()
 		for drain, want := range map[bool]fleet.Wanted{true: fleet.WantArmed, false: fleet.WantGone} {
