@@ -133,11 +133,15 @@ func launch(t *testing.T, dir, name string, env []string, args ...string) *progr
 	return launchAs(t, nil, dir, name, env, args...)
 }
 
-// launchAs is launch as another user.
+// launchAs is launch as another user. A program that is not ours has its whole path.
 func launchAs(t *testing.T, user *syscall.Credential, dir, name string, env []string, args ...string) *program {
 	t.Helper()
 	p := &program{t: t, name: name, done: make(chan struct{}), more: make(chan struct{})}
-	p.cmd = exec.Command(filepath.Join(programs(t), name), args...)
+	path := name
+	if !filepath.IsAbs(name) {
+		path = filepath.Join(programs(t), name)
+	}
+	p.cmd = exec.Command(path, args...)
 	p.cmd.Env = slices.Concat(slices.DeleteFunc(os.Environ(), func(kv string) bool {
 		return strings.HasPrefix(kv, "MINIFLEET_") || strings.HasPrefix(kv, "CI=") || strings.HasPrefix(kv, "TMPDIR=")
 	}), []string{"TMPDIR=" + dir, "GORACE=atexit_sleep_ms=0 log_path=" + filepath.Join(racesOf(dir), "race")}, env)

@@ -37,12 +37,18 @@ type site struct {
 
 func newSite(t *testing.T, githubArgs ...string) *site {
 	t.Helper()
-	s := &site{t: t, dir: folder(t), redelivered: map[int64]bool{}, fates: map[int64]string{}}
+	dir := folder(t)
+	github := launch(t, dir, "minifleet", nil, append([]string{"githubsim"}, githubArgs...)...)
+	return newSiteAt(t, dir, github.announced("github"))
+}
+
+// newSiteAt makes a site of a simulated GitHub that runs.
+func newSiteAt(t *testing.T, dir, github string) *site {
+	t.Helper()
+	s := &site{t: t, dir: dir, sim: githubsim.Control{BaseURL: github}, redelivered: map[int64]bool{}, fates: map[int64]string{}}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	t.Cleanup(cancel)
 	s.ctx = ctx
-	github := launch(t, s.dir, "minifleet", nil, append([]string{"githubsim"}, githubArgs...)...)
-	s.sim = githubsim.Control{BaseURL: github.announced("github")}
 	if _, err := s.sim.AddInstallation(ctx, githubsim.Installation{Account: "octo", Repositories: []string{"demo"}}); err != nil {
 		t.Fatal(err)
 	}

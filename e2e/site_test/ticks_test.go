@@ -3,7 +3,6 @@
 package site_test
 
 import (
-	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,17 +18,9 @@ func TestTicksOfAnHour(t *testing.T) {
 	s.config = strings.Replace(s.config, "timing: {host_deadline: 20s, repair: 1s, end_grace: 5s}",
 		"timing: {host_deadline: 3h, lease: 3h, poll: 1h, repair: 1h, end_grace: 5s}", 1)
 	s.config = strings.Replace(s.config, "github: {", "github: {installation_refresh: 1h, ", 1)
-	const agentTicks = "report_every: 1h\nimages_every: 1h\nlook_every: 1h\n"
 	controller := s.startController()
 	start := func() *program {
-		path := s.agentConfig("mini-1")
-		text, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p := launch(t, s.dir, "minifleet-agent", nil, "run", "--config", s.file("mini-1.yaml", string(text)+agentTicks))
-		s.online(p, "mini-1")
-		return p
+		return s.startAgentWith("mini-1", "report_every: 1h\nimages_every: 1h\nlook_every: 1h\n")
 	}
 	agent := start()
 	done := func(what string, id int64, want string) {

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -187,6 +188,9 @@ func (s *service) take(n guestNews) {
 	if n.err != nil {
 		if s.silence.IsZero() {
 			s.silence = time.Now()
+			if errors.Is(n.err, context.DeadlineExceeded) {
+				s.silence = s.silence.Add(-guestCall) // so late is the answer already
+			}
 			s.log.Debug("the guest does not answer", slog.Any("error", n.err))
 		}
 		s.lastErr = n.err

@@ -26,6 +26,7 @@ const (
 	fileCredential = "credential"      // the host's secret
 	fileIdentity   = "identity.json"   // what enrolment answered
 	fileController = "controller.json" // the newest word of the controller that was obeyed
+	filePlace      = "place.json"      // where this folder was used last, to know a copy of it
 	dirRunners     = "runners"         // records of runners that have, or may have, a VM
 	dirTombstones  = "tombstones"      // last reports of runners whose VM is gone
 	dirFailures    = "failures"        // diagnostics
@@ -93,10 +94,61 @@ func openState(dir string) (*state, error) {
 		return nil, fmt.Errorf("state_dir: %s is locked: another agent runs with %s; stop it, or give this one a state_dir of its own", lock.Path(), dir)
 	}
 	s := &state{dir: dir, lock: lock}
-	if err := s.sweep(); err != nil {
+	if err := errors.Join(s.takePlace(), s.sweep()); err != nil {
 		return nil, errors.Join(fmt.Errorf("state_dir: %w", err), lock.Close())
 	}
 	return s, nil
+}
+
+// place is where a state folder is used: a copy has another.
+type place struct {
+	Dir   string `json:"dir"`
+	Inode uint64 `json:"inode"`
+}
+
+func placeOf(dir string) (place, error) {
+	real, err := filepath.EvalSymlinks(dir)
+	if err == nil {
+		real, err = filepath.Abs(real)
+	}
+	if err != nil {
+		return place{}, err
+	}
+	info, err := os.Stat(real)
+	if err != nil {
+		return place{}, err
+	}
+	p := place{Dir: real}
+	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
+		p.Inode = sys.Ino
+	}
+	return p, nil
+}
+
+// takePlace refuses a copy of a state folder beside its original: its agent would take
+// the host over, see none of the VMs that run from the original, and report them gone.
+// A folder that was moved, or whose original is not there any more, is none.
+func (s *state) takePlace() error {
+	here, err := placeOf(s.dir)
+	if err != nil {
+		return err
+	}
+	var last place
+	known, err := s.read(filePlace, &last)
+	switch {
+	case err != nil:
+		return err
+	case known && last == here:
+		return nil
+	case known && last.Dir != here.Dir:
+		if original, err := placeOf(last.Dir); err == nil && original == last {
+			return fmt.Errorf("%s is a copy of %s, which is still there: delete the copy and enrol anew for a host of its own, or move the original away if the copy shall take its place", s.dir, last.Dir)
+		}
+	}
+	if err := s.write(filePlace, here); !full(err) {
+		return err
+	}
+	return nil
 }
 
 // sweep deletes files whose writing was cut short.
