@@ -2,11 +2,13 @@
 
 // Package site_test runs whole sites out of the real programs, built with the race
 // detector, and a runner client that is not ours: the demo and its mistakes, jobs in
-// parallel, a controller that is killed, folders that cannot be written.
+// parallel, programs that are killed, frozen or doubled, hosts and databases without
+// room, clocks that disagree, folders that cannot be written.
 package site_test
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -32,7 +34,18 @@ func programs(t *testing.T) string {
 	return os.Getenv(programsEnv)
 }
 
-func TestMain(m *testing.M) { leakcheck.Main(withPrograms{m}) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	set := false
+	flag.Visit(func(f *flag.Flag) { set = set || f.Name == "test.parallel" })
+	if !set {
+		// A site mostly waits for deadlines, whatever the number of processors.
+		if err := flag.Set("test.parallel", "6"); err != nil {
+			panic(err)
+		}
+	}
+	leakcheck.Main(withPrograms{m})
+}
 
 // withPrograms builds the programs before the tests and deletes them after them.
 type withPrograms struct{ m *testing.M }
