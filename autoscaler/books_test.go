@@ -304,7 +304,11 @@ func (b *books) RegistrationDeleted(_ context.Context, id fleet.RunnerID, attemp
 
 func (b *books) DeleteVetoed(_ context.Context, id fleet.RunnerID, attempt int, retry time.Time) error {
 	return b.register(id, attempt, fleet.RegVetoed, func(r *fleet.Runner) {
-		r.DeleteAfter, r.Wanted = retry, r.Wanted.Next(fleet.DoResume)
+		r.DeleteAfter = retry
+		if r.Observed.Ended() {
+			return
+		}
+		r.Wanted = r.Wanted.Next(fleet.DoResume)
 		r.Retired, r.RetiredAt, r.Failure = "", time.Time{}, ""
 	})
 }

@@ -161,6 +161,17 @@ func Observeds() []Observed {
 	}
 }
 
+// Ended reports whether the listener has ended, or its VM has: there is no job any more
+// that it could run.
+func (o Observed) Ended() bool {
+	switch o {
+	case ObservedFinished, ObservedFailed, ObservedDestroying, ObservedGone:
+		return true
+	default:
+		return false
+	}
+}
+
 // Next returns the observation after a newer report. Reports are full states,
 // already ordered by sequence, so only what can really happen is taken: a
 // listener that restarts itself goes from idle back to registering; all else only

@@ -32,7 +32,7 @@ func doubts(now time.Time, pools []fleet.Pool, jobs []fleet.Job, runners []fleet
 	signs := map[place]*sign{}
 	for _, r := range runners {
 		if r.Job != 0 {
-			if over(r) && !r.JobDone {
+			if r.Observed.Ended() && !r.JobDone {
 				ended[r.Job] = r.MovedAt
 			}
 			continue
@@ -87,7 +87,7 @@ func read(now time.Time, signs map[place]*sign, pool int, l fleet.Limits, r flee
 	var since time.Time
 	var queued time.Duration
 	switch {
-	case over(r):
+	case r.Observed.Ended():
 		if !r.HasConfig || r.Result == "" && r.Failure == "" {
 			return // it had no job
 		}
@@ -109,16 +109,6 @@ func read(now time.Time, signs map[place]*sign, pool int, l fleet.Limits, r flee
 		s.next = earlier(s.next, since)
 	} else if since.After(s.latest) {
 		s.latest = since
-	}
-}
-
-// over reports whether the runner's listener has ended.
-func over(r fleet.Runner) bool {
-	switch r.Observed {
-	case fleet.ObservedFinished, fleet.ObservedFailed, fleet.ObservedDestroying, fleet.ObservedGone:
-		return true
-	default:
-		return false
 	}
 }
 

@@ -91,8 +91,7 @@ func (s *Store) RegistrationDeleted(ctx context.Context, id fleet.RunnerID, atte
 func (s *Store) DeleteVetoed(ctx context.Context, id fleet.RunnerID, attempt int, retry time.Time) error {
 	return s.register(ctx, id, attempt, fleet.RegVetoed, "GitHub says it runs a job", func(r *fleet.Runner) {
 		r.DeleteAfter = retry
-		switch r.Observed {
-		case fleet.ObservedFailed, fleet.ObservedFinished, fleet.ObservedDestroying, fleet.ObservedGone:
+		if r.Observed.Ended() {
 			return // GitHub has yet to find out what the agent has seen: nothing of it is taken back
 		}
 		r.Wanted = r.Wanted.Next(fleet.DoResume)
