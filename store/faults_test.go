@@ -274,6 +274,9 @@ func TestReadOnly(t *testing.T) {
 	}
 	t.Run("while open", func(t *testing.T) {
 		s := openAt(t, path, time.Now)
+		if err := s.Ping(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 		mutable := immutable(t, path+"-wal")
 		if err := s.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "its volume fails") && !strings.Contains(err.Error(), "cannot be written") {
 			t.Errorf("read-only: %v", err)
