@@ -3,7 +3,7 @@
 # make test    all tests, the quick ones first
 # make build   the programs, for this machine and every supported one
 # make lint    formatting and static checks
-# make bench   the figures
+# make bench   the figures; make bench ONLY=webhook,assign for some of them
 # make fuzz    every fuzz target for FUZZTIME (30s), one after the other
 
 GO       ?= go
@@ -59,8 +59,14 @@ lint:
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) run $(GOLANGCI) run ./...
 
-bench:
+# Of one piece of code first, then of whole sites out of the programs.
+bench: programs
+	@mkdir -p e2e/bin
+	cd e2e && $(GO) build $(BUILD) -o bin/bench ./bench
+ifeq ($(ONLY),)
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./autoscaler ./webhook
+endif
+	cd e2e && bin/bench -only '$(ONLY)' $(ARGS)
 
 # A failure leaves its input in testdata/fuzz of the package: mend the code, commit the input.
 FUZZTIME ?= 30s

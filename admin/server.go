@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"net/http/pprof"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -126,9 +127,10 @@ func New(cfg Config) (*Server, error) {
 }
 
 // Routes adds the API's paths to the root router of a listener, which may serve
-// others beside them.
+// others beside them. The profiles of the running program are Go's own, for the
+// operator's token alone.
 func (s *Server) Routes(r chi.Router) {
-	for _, pattern := range []string{"/healthz", "/readyz", "/api/v1", "/api/v1/*"} {
+	for _, pattern := range []string{"/healthz", "/readyz", "/api/v1", "/api/v1/*", "/debug/pprof/*"} {
 		r.Handle(pattern, s.handler)
 	}
 }
@@ -151,6 +153,8 @@ func (s *Server) build() http.Handler {
 		w.Header().Set("Allow", strings.Join(allowed, ", "))
 		writeError(w, http.StatusMethodNotAllowed, "this path takes "+strings.Join(allowed, ", "))
 	})
+	mux.Get("/debug/pprof/profile", pprof.Profile)
+	mux.Get("/debug/pprof/{name}", pprof.Index)
 	strict := api.NewStrictHandlerWithOptions(handlers{s.cfg, s}, []api.StrictMiddlewareFunc{knownParameters},
 		api.StrictHTTPServerOptions{RequestErrorHandlerFunc: s.refuse, ResponseErrorHandlerFunc: s.refuse})
 	return api.HandlerWithOptions(strict, api.ChiServerOptions{

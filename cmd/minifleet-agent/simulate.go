@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -39,6 +40,7 @@ type simulateCommand struct {
 	Jitter         float64       `default:"0" help:"Part of each time by which it varies, 0 to 1."`
 	FailRate       float64       `default:"0" help:"Part of the VMs that fail on their way, 0 to 1."`
 	Seed           uint64        `default:"1" help:"Makes the chances repeatable."`
+	Receipts       string        `placeholder:"FILE" help:"Write a line of JSON there for each step of each VM, with its time: for measurements."`
 	Summary        time.Duration `default:"5s" help:"How often a line is printed."`
 	LogLevel       string        `default:"error" help:"debug, info, warn or error."`
 }
@@ -57,9 +59,14 @@ func (c simulateCommand) Run(s *surroundings) error {
 		return err
 	}
 	counts := &agent.SimulatedCounts{}
+	receipt, closeReceipts, err := c.receipts(log)
+	if err != nil {
+		return err
+	}
+	defer closeReceipts()
 	agents := make([]*agent.Agent, 0, c.Hosts)
 	for n := range c.Hosts {
-		a, err := c.host(n+1, token, counts, log)
+		a, err := c.host(n+1, token, counts, receipt, log)
 		if err != nil {
 			return err
 		}
@@ -114,11 +121,39 @@ func (c simulateCommand) token(getenv func(string) string) (secret.Text, error) 
 	return secret.New(strings.TrimSpace(string(text))), err
 }
 
-func (c simulateCommand) host(n int, token secret.Text, counts *agent.SimulatedCounts, log *slog.Logger) (*agent.Agent, error) {
+// receipts opens the file of receipts, if one is wanted.
+func (c simulateCommand) receipts(log *slog.Logger) (receipt func(agent.Receipt), done func(), err error) {
+	if c.Receipts == "" {
+		return func(agent.Receipt) {}, func() {}, nil
+	}
+	f, err := os.OpenFile(c.Receipts, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, nil, fmt.Errorf("receipts: %w", err)
+	}
+	var mu sync.Mutex // one line at a time
+	lines := json.NewEncoder(f)
+	return func(r agent.Receipt) {
+			mu.Lock()
+			defer mu.Unlock()
+			if err := lines.Encode(r); err != nil {
+				log.Error("receipt not written", slog.Any("error", err))
+			}
+		}, func() {
+			if err := f.Close(); err != nil {
+				log.Error("receipts not closed", slog.Any("error", err))
+			}
+		}, nil
+}
+
+func (c simulateCommand) host(n int, token secret.Text, counts *agent.SimulatedCounts, receipt func(agent.Receipt), log *slog.Logger) (*agent.Agent, error) {
 	name := fmt.Sprintf("%s-%04d", c.Name, n)
 	machines, err := agent.NewSimulated(agent.SimulatedConfig{
 		Prepare: c.Prepare, Boot: c.Boot, Register: c.Register, Idle: c.Idle, Job: c.Job, Stop: c.Stop,
 		Jitter: c.Jitter, FailRate: c.FailRate, Images: c.Images, Seed: c.Seed + uint64(n), Counts: counts,
+		Receipt: func(r agent.Receipt) {
+			r.Host = name
+			receipt(r)
+		},
 	})
 	if err != nil {
 		return nil, err

@@ -71,6 +71,7 @@ type githubsimCommand struct {
 	Listen string `default:"127.0.0.1:0" help:"Loopback address."`
 	Seed   uint64 `default:"1" help:"Seed of all randomness."`
 	Kind   bool   `help:"No misbehaviour."`
+	Prompt bool   `help:"Answer at once: runners share one key, and no rate limit refuses a call."`
 	Flow   string `default:"v1" enum:"v1,migrate" help:"Actions service offered to runners."`
 }
 
@@ -80,7 +81,7 @@ func (c githubsimCommand) Run(s *surroundings) error {
 	if err != nil {
 		return err
 	}
-	settings := githubsim.Settings{Listen: c.Listen, Seed: c.Seed, Kind: c.Kind, Flow: githubsim.Flow(c.Flow)}
+	settings := githubsim.Settings{Listen: c.Listen, Seed: c.Seed, Kind: c.Kind, Prompt: c.Prompt, Flow: githubsim.Flow(c.Flow)}
 	stop := program.Stop{Finishing: "requests under way; its state is forgotten", Within: 10 * time.Second, Log: log}
 	return stop.Run(s.ctx, func(ctx context.Context, parts *program.Parts) error {
 		return parts.Do("requests of clients", func() error {

@@ -8,7 +8,7 @@ import (
 )
 
 func FuzzParseJWT(f *testing.F) {
-	keys := newKeyPool(1)
+	keys := newKeyPool(1, false)
 	key, err := keys.take()
 	if err != nil {
 		f.Fatal(err)

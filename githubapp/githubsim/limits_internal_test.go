@@ -12,7 +12,7 @@ import (
 // out first. Several installations of one organization's scope can.
 func TestRegistrationLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLimits()
+		l := newLimits(false)
 		for i := range registrationLimit {
 			if a := l.register("octo"); a != nil {
 				t.Fatalf("registration %d refused", i)

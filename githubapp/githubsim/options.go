@@ -39,6 +39,7 @@ type Options struct {
 
 	Seed    uint64        // of all randomness; default 1
 	Kind    bool          // no misbehaviour but what Inject asks for
+	Prompt  bool          // answers at once: all runners share one RSA key, and no rate limit refuses a call
 	Latency time.Duration // added to every REST answer
 	Flow    Flow          // default FlowV1
 	Timing  Timing

@@ -22,6 +22,7 @@ type Settings struct {
 	WebhookURL    string         `json:"webhook_url,omitempty"`
 	Flow          Flow           `json:"flow,omitempty"`
 	Kind          bool           `json:"kind,omitempty"`
+	Prompt        bool           `json:"prompt,omitempty"`
 	Seed          uint64         `json:"seed,omitempty"`
 	Latency       time.Duration  `json:"latency,omitempty"`
 	FaultRate     float64        `json:"fault_rate,omitempty"`
@@ -34,7 +35,7 @@ type Settings struct {
 func (s Settings) Options(log *slog.Logger) Options {
 	return Options{
 		Listen: s.Listen, AppID: s.AppID, PrivateKey: s.PrivateKey, WebhookSecret: s.WebhookSecret, WebhookURL: s.WebhookURL,
-		Flow: s.Flow, Kind: s.Kind, Seed: s.Seed, Latency: s.Latency, FaultRate: s.FaultRate, KeyPool: s.KeyPool, Timing: s.Timing, Log: log,
+		Flow: s.Flow, Kind: s.Kind, Prompt: s.Prompt, Seed: s.Seed, Latency: s.Latency, FaultRate: s.FaultRate, KeyPool: s.KeyPool, Timing: s.Timing, Log: log,
 	}
 }
 

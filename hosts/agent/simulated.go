@@ -4,6 +4,8 @@ package agent
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -33,6 +35,17 @@ type SimulatedConfig struct {
 	Seed uint64
 	// Counts, if set, are raised as things happen. Several hosts may share one.
 	Counts *SimulatedCounts
+	// Receipt, if set, is called at each step of a VM, at once and from many goroutines.
+	Receipt func(Receipt)
+}
+
+// Receipt is a step of a simulated VM and its time: what is measured from outside.
+type Receipt struct {
+	At     time.Time `json:"at"`
+	Host   string    `json:"host"`
+	Runner string    `json:"runner"`
+	Step   string    `json:"step"`           // assigned, booted, config, idle, busy, finished, ended
+	Name   string    `json:"name,omitempty"` // of its registration, from the config on
 }
 
 // Validate returns everything that is wrong with the configuration.
@@ -73,6 +86,9 @@ func NewSimulated(cfg SimulatedConfig) (*Simulated, error) {
 	if cfg.Counts == nil {
 		cfg.Counts = &SimulatedCounts{}
 	}
+	if cfg.Receipt == nil {
+		cfg.Receipt = func(Receipt) {}
+	}
 	return &Simulated{cfg: cfg, chance: rand.New(rand.NewPCG(cfg.Seed, cfg.Seed))}, nil
 }
 
@@ -111,13 +127,14 @@ func (s *Simulated) Scan(context.Context) ([]Found, error) { return nil, nil }
 func (s *Simulated) Images(context.Context) ([]string, error) { return s.cfg.Images, nil }
 
 // Create takes its time.
-func (s *Simulated) Create(ctx context.Context, _ Order, progress func(string)) (Machine, error) {
+func (s *Simulated) Create(ctx context.Context, order Order, progress func(string)) (Machine, error) {
+	m := &simulatedVM{host: s, id: order.ID, changed: make(chan struct{}), ended: make(chan struct{})}
+	m.step("assigned")
 	progress("pretending to clone")
 	if !sleep(ctx, s.vary(s.cfg.Prepare)) {
 		return nil, context.Cause(ctx)
 	}
-	m := &simulatedVM{host: s, flaw: s.draw(), changed: make(chan struct{}), ended: make(chan struct{})}
-	if m.flaw == flawCreate {
+	if m.flaw = s.draw(); m.flaw == flawCreate {
 		s.cfg.Counts.Failures.Add(1)
 		return nil, errors.New("simulated failure: the clone cannot be made")
 	}
@@ -130,6 +147,7 @@ func (s *Simulated) Create(ctx context.Context, _ Order, progress func(string)) 
 // simulatedVM is a VM and its guest.
 type simulatedVM struct {
 	host *Simulated
+	id   string
 	flaw flaw
 	life context.Context // of the goroutine that plays the runner; it outlives every call
 	kill context.CancelFunc
@@ -142,8 +160,18 @@ type simulatedVM struct {
 	changed chan struct{}
 	booted  time.Time
 	started bool
+	name    string // of its registration
 	why     string
 	ended   chan struct{}
+}
+
+// step tells whoever measures.
+func (m *simulatedVM) step(what string) {
+	now := time.Now()
+	m.mu.Lock()
+	r := Receipt{At: now, Runner: m.id, Step: what, Name: m.name}
+	m.mu.Unlock()
+	m.host.cfg.Receipt(r)
 }
 
 func (m *simulatedVM) Start(context.Context) error {
@@ -195,6 +223,7 @@ func (m *simulatedVM) Stop(ctx context.Context) error {
 	m.kill()
 	m.play.Wait()
 	m.end("stopped")
+	m.step("ended")
 	return nil
 }
 
@@ -232,7 +261,10 @@ func (m *simulatedVM) Status(ctx context.Context, after uint64, wait time.Durati
 		m.mu.Unlock()
 		if over || after == 0 || status.Revision != after {
 			if after == 0 {
-				m.bootedOnce.Do(func() { m.host.cfg.Counts.Booted.Add(1) })
+				m.bootedOnce.Do(func() {
+					m.host.cfg.Counts.Booted.Add(1)
+					m.step("booted")
+				})
 			}
 			return status, nil
 		}
@@ -248,7 +280,7 @@ func (m *simulatedVM) Status(ctx context.Context, after uint64, wait time.Durati
 	}
 }
 
-func (m *simulatedVM) Run(_ context.Context, _ secret.Text, _ map[string]string) error {
+func (m *simulatedVM) Run(_ context.Context, config secret.Text, _ map[string]string) error {
 	taken := false
 	m.say(func(s *guest.Status) {
 		if taken = s.HasConfig; !taken {
@@ -259,8 +291,23 @@ func (m *simulatedVM) Run(_ context.Context, _ secret.Text, _ map[string]string)
 		return guest.ErrHasConfig
 	}
 	m.host.cfg.Counts.Configs.Add(1)
+	m.mu.Lock()
+	m.name = registeredName(config)
+	m.mu.Unlock()
+	m.step("config")
 	m.play.Go(m.runner)
 	return nil
+}
+
+// registeredName reads a JIT config as far as a listener needs it to know who it is.
+func registeredName(config secret.Text) string {
+	var files map[string][]byte
+	var runner struct{ AgentName string }
+	raw, err := base64.StdEncoding.DecodeString(config.Reveal())
+	if err != nil || json.Unmarshal(raw, &files) != nil || json.Unmarshal(files[".runner"], &runner) != nil {
+		return "" // a config of a controller that is simulated too
+	}
+	return runner.AgentName
 }
 
 // runner plays the listener.
@@ -275,9 +322,11 @@ func (m *simulatedVM) runner() {
 		return
 	}
 	m.say(func(s *guest.Status) { s.Phase, s.Runner.IdleAt = guest.PhaseIdle, time.Now() })
+	m.step("idle")
 	if !sleep(m.life, m.host.vary(times.Idle)) {
 		return
 	}
+	m.step("busy")
 	m.say(func(s *guest.Status) { s.Phase, s.Runner.BusyAt = guest.PhaseBusy, time.Now() })
 	if !sleep(m.life, m.host.vary(times.Job)) {
 		return
@@ -288,6 +337,7 @@ func (m *simulatedVM) runner() {
 		return
 	}
 	times.Counts.Jobs.Add(1)
+	m.step("finished")
 	m.finish(guest.OutcomeJob, guest.ResultSucceeded, "the job ended: succeeded")
 }
 
