@@ -88,12 +88,14 @@ func (s *Store) Enrol(ctx context.Context, tokenHash, credentialHash, name, mach
 			return fmt.Errorf("host %q: %w", name, fleet.ErrHostName)
 		case err == nil:
 			host = old
+			t.touched.hosts[host.ID] = true
 			return t.exec(`UPDATE hosts SET credential_hash = $1, instance = '', sequence = 0 WHERE id = $2`, credentialHash, string(old.ID))
 		case !errors.Is(err, sql.ErrNoRows):
 			return err
 		}
 		t.changed = true
 		host = fleet.Host{ID: fleet.HostID("h-" + randomID(10)), Name: name, Machine: machine, CreatedAt: t.now}
+		t.touched.hosts[host.ID] = true
 		return t.exec(`INSERT INTO hosts (`+hostColumns+`, credential_hash) VALUES ($1,$2,0,'[]','[]','','','','',1,'',0,$3,0,0,0,0,$4,$5)`,
 			string(host.ID), name, machine, micros(t.now), credentialHash)
 	})
@@ -116,12 +118,15 @@ func (t *tx) useToken(hash string) (hostName string, err error) {
 }
 
 // HostByCredential finds the host whose credential has the hash.
-func (s *Store) HostByCredential(ctx context.Context, hash string) (fleet.Host, error) {
-	h, err := scanHost(s.read.QueryRowContext(ctx, `SELECT `+hostColumns+` FROM hosts WHERE credential_hash = $1`, hash))
-	if errors.Is(err, sql.ErrNoRows) {
+func (s *Store) HostByCredential(_ context.Context, hash string) (fleet.Host, error) {
+	if err := s.ended(); err != nil {
+		return fleet.Host{}, err
+	}
+	h, ok := s.mirror.byCredential(hash)
+	if !ok {
 		return h, fleet.ErrNoHost
 	}
-	return h, err
+	return h, nil
 }
 
 // Hello makes an instance the one that speaks for the host. The same machine may
@@ -141,6 +146,9 @@ func (s *Store) Hello(ctx context.Context, id fleet.HostID, instance, machine st
 		if err := t.saveFacts(h, facts); err != nil {
 			return err
 		}
+		if h.Instance != instance {
+			h.Instance, h.Sequence = instance, 0
+		}
 		if err := t.seen(h, live); err != nil {
 			return err
 		}
@@ -154,29 +162,16 @@ func (t *tx) host(id fleet.HostID) (fleet.Host, error) {
 	if errors.Is(err, sql.ErrNoRows) {
 		return h, fmt.Errorf("host %s: %w", id, fleet.ErrNoHost)
 	}
-	return h, err
+	return t.s.mirror.current(h), err
 }
 
 func (t *tx) saveFacts(h fleet.Host, f fleet.HostFacts) error {
-	if h.Slots == f.Slots && list(h.Backends) == list(f.Backends) && list(h.Images) == list(f.Images) &&
-		h.OS == f.OS && h.Arch == f.Arch && h.AgentVersion == f.AgentVersion && h.Degraded == f.Degraded {
+	if sameFacts(h, f) {
 		return nil
 	}
-	t.changed = true
+	t.changed, t.touched.hosts[h.ID] = true, true
 	return t.exec(`UPDATE hosts SET slots = $1, backends = $2, images = $3, os = $4, arch = $5, agent_version = $6, degraded = $7 WHERE id = $8`,
 		f.Slots, list(f.Backends), list(f.Images), f.OS, f.Arch, f.AgentVersion, f.Degraded, string(h.ID))
-}
-
-// Heard notes that the instance spoke, and refuses one that no longer does so for
-// the host.
-func (s *Store) Heard(ctx context.Context, id fleet.HostID, instance string, live time.Duration) error {
-	return s.change(ctx, func(t *tx) error {
-		h, err := t.host(id)
-		if err != nil {
-			return err
-		}
-		return t.heard(h, instance, live)
-	})
 }
 
 func (t *tx) heard(h fleet.Host, instance string, live time.Duration) error {
@@ -188,6 +183,9 @@ func (t *tx) heard(h fleet.Host, instance string, live time.Duration) error {
 
 // seen notes that the host was heard of, and whether that ends a silence.
 func (t *tx) seen(h fleet.Host, live time.Duration) error {
+	t.touched.hosts[h.ID] = true
+	id, now := h.ID, t.now
+	t.after = append(t.after, func() { t.s.mirror.note(id, h.Instance, 0, now) })
 	if t.now.Sub(h.SeenAt) < live {
 		return t.exec(`UPDATE hosts SET seen_at = $1 WHERE id = $2`, micros(t.now), string(h.ID))
 	}
@@ -196,28 +194,14 @@ func (t *tx) seen(h fleet.Host, live time.Duration) error {
 }
 
 // Desired returns what is wanted of a host now.
-func (s *Store) Desired(ctx context.Context, id fleet.HostID) (fleet.Desired, error) {
+func (s *Store) Desired(_ context.Context, id fleet.HostID) (fleet.Desired, error) {
 	out := fleet.Desired{Site: s.site, Epoch: s.epoch}
-	rtx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
-	if err != nil {
-		return out, fmt.Errorf("desired of host %s: %w", id, err)
+	if err := s.ended(); err != nil {
+		return out, err
 	}
-	defer rtx.Rollback() //nolint:errcheck // a read has nothing to lose
-	if err := rtx.QueryRowContext(ctx, `SELECT revision FROM hosts WHERE id = $1`, string(id)).Scan(&out.Revision); err != nil {
-		if errors.Is(err, sql.ErrNoRows) {
-			err = fleet.ErrNoHost
-		}
-		return out, fmt.Errorf("desired of host %s: %w", id, err)
-	}
-	rows, err := rtx.QueryContext(ctx, `SELECT id, wanted, scope, pool FROM runners
-		WHERE is_over = 0 AND host = $1 AND observed <> 'gone' ORDER BY created_at, id`, string(id))
-	out.Runners, err = collect(rows, err, func(row scanner) (fleet.DesiredRunner, error) {
-		var ident, wanted, scope, pool string
-		err := row.Scan(&ident, &wanted, &scope, &pool)
-		return fleet.DesiredRunner{ID: fleet.RunnerID(ident), Wanted: fleet.Wanted(wanted), Scope: storedScope(scope), Pool: pool}, err
-	})
-	if err != nil {
-		return out, fmt.Errorf("desired of host %s: %w", id, err)
+	var ok bool
+	if out.Revision, out.Runners, ok = s.mirror.desired(id); !ok {
+		return out, fmt.Errorf("desired of host %s: %w", id, fleet.ErrNoHost)
 	}
 	return out, nil
 }
@@ -242,7 +226,7 @@ func (s *Store) RemoveHost(ctx context.Context, id fleet.HostID) error {
 				return err
 			}
 		}
-		t.changed, t.hosts[id] = true, true // whoever waits for its revision learns that it is gone
+		t.changed, t.hosts[id], t.touched.hosts[id] = true, true, true // whoever waits for its revision learns that it is gone
 		return t.exec(`DELETE FROM hosts WHERE id = $1`, string(id))
 	})
 }

@@ -145,6 +145,7 @@ func (t *tx) learn(news fleet.JobNews) (changed bool, err error) {
 }
 
 func (t *tx) saveJob(j fleet.Job) error {
+	t.touched.jobs[j.ID] = true
 	return t.exec(`INSERT INTO jobs (`+jobColumns+`, repository_key)
 		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21)
 		ON CONFLICT (id) DO UPDATE SET labels = excluded.labels, state = excluded.state, conclusion = excluded.conclusion,

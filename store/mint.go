@@ -45,6 +45,7 @@ func (s *Store) BeginMint(ctx context.Context, host fleet.HostID, id fleet.Runne
 				name, string(id), next.Attempt, strings.ToLower(r.Scope.Owner), r.Scope.String(), micros(t.now)); err != nil {
 				return fmt.Errorf("runner %s: %w", id, err)
 			}
+			t.after = append(t.after, func() { s.mirror.minted(strings.ToLower(r.Scope.Owner), t.now) })
 		default:
 			ref, err := t.registration(r)
 			if err != nil {

@@ -195,6 +195,9 @@ func (s *Store) ListHosts(ctx context.Context, in fleet.HostQuery) ([]fleet.Host
 	if err != nil {
 		return nil, "", fmt.Errorf("list hosts: %w", err)
 	}
+	for i := range hosts {
+		hosts[i] = s.mirror.current(hosts[i])
+	}
 	hosts, next := page(hosts, n, func(h fleet.Host) string { return cursor(0, h.Name) })
 	return hosts, next, nil
 }

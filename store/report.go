@@ -21,6 +21,16 @@ const adoptionMargin = 4
 // one that was never here is taken into the books, to stay if it holds a config
 // and to go if it does not.
 func (s *Store) Report(ctx context.Context, id fleet.HostID, rep fleet.HostReport, live time.Duration) error {
+	silent, due, err := s.mirror.heard(id, rep.Instance, s.now(), live)
+	if err != nil {
+		return err
+	}
+	if due {
+		s.savePresences(ctx)
+	}
+	if !silent && s.mirror.same(id, rep) {
+		return nil
+	}
 	return s.change(ctx, func(t *tx) error {
 		h, err := t.host(id)
 		if err != nil {
@@ -35,6 +45,7 @@ func (s *Store) Report(ctx context.Context, id fleet.HostID, rep fleet.HostRepor
 		if err := t.exec(`UPDATE hosts SET sequence = $1 WHERE id = $2`, rep.Sequence, string(id)); err != nil {
 			return err
 		}
+		t.after = append(t.after, func() { s.mirror.note(id, rep.Instance, rep.Sequence, t.now) })
 		if err := t.saveFacts(h, rep.Facts); err != nil {
 			return err
 		}
@@ -56,7 +67,7 @@ func (t *tx) overtake(h fleet.Host, obeyed int64) error {
 	if obeyed <= h.Revision {
 		return nil
 	}
-	t.hosts[h.ID] = true
+	t.hosts[h.ID], t.touched.hosts[h.ID] = true, true
 	return t.exec(`UPDATE hosts SET revision = $1 WHERE id = $2`, obeyed, string(h.ID))
 }
 
@@ -202,7 +213,7 @@ func (t *tx) adopt(host fleet.HostID, said fleet.RunnerReport) error {
 // revive reopens the books on a VM that was written off, as when its host was
 // removed and came back. It may end its job and then goes.
 func (t *tx) revive(r fleet.Runner, host fleet.HostID, said fleet.RunnerReport) error {
-	t.changed, t.hosts[host] = true, true
+	t.changed, t.hosts[host], t.touched.runners[r.ID] = true, true, true
 	if err := t.exec(`UPDATE runners SET host = $1, observed = $2, holds_slot = $3, wanted = $4, is_over = 0, since = $5, version = version + 1 WHERE id = $6`,
 		string(host), string(said.Observed), bit(said.HoldsSlot), string(fleet.WantDrain), micros(t.now), string(r.ID)); err != nil {
 		return err

@@ -83,6 +83,7 @@ func runnerFields() []field {
 // insertRunner stores a new runner and the first moment of its timeline.
 func (t *tx) insertRunner(r fleet.Runner) error {
 	r.Since, r.MovedAt, r.CreatedAt, r.Version = t.now, t.now, t.now, 1
+	t.touched.runners[r.ID] = true
 	err := t.exec(`INSERT INTO runners (`+runnerColumns+`, is_over)
 		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27)`,
 		string(r.ID), r.Pool, string(r.Host), r.Reason, string(r.Wanted), r.Scope.String(), micros(r.ArmedAt), micros(r.RetiredAt), r.Retired,
@@ -116,6 +117,7 @@ func (t *tx) saveRunner(was, is fleet.Runner, detail string) (bool, error) {
 	if len(set) == 0 {
 		return false, nil
 	}
+	t.touched.runners[is.ID] = true
 	moved := was.Phase() != is.Phase()
 	if moved {
 		put("since", micros(t.now))
@@ -158,6 +160,7 @@ func (t *tx) runner(id fleet.RunnerID) (fleet.Runner, error) {
 
 // failed counts a failure against the pool and the host.
 func (t *tx) failed(r fleet.Runner) error {
+	t.touched.pools, t.touched.hosts[r.Host] = true, true
 	if err := t.exec(`INSERT INTO pool_health (pool, failures, failed_at, reason) VALUES ($1, 1, $2, $3)
 		ON CONFLICT (pool) DO UPDATE SET failures = pool_health.failures + 1, failed_at = excluded.failed_at, reason = excluded.reason`,
 		r.Pool, micros(t.now), r.Failure); err != nil {
@@ -175,12 +178,14 @@ func (t *tx) worked(was, is fleet.Runner) error {
 		}, o)
 	}
 	if answered(is.Observed) && !answered(was.Observed) {
+		t.touched.hosts[is.Host] = true
 		if err := t.exec(`UPDATE hosts SET failures = 0 WHERE id = $1 AND failures > 0`, string(is.Host)); err != nil {
 			return err
 		}
 	}
 	ran := func(r fleet.Runner) bool { return r.Observed == fleet.ObservedBusy || r.Result != "" }
 	if ran(is) && !ran(was) {
+		t.touched.pools = true
 		return t.exec(`UPDATE pool_health SET failures = 0 WHERE pool = $1 AND failures > 0`, is.Pool)
 	}
 	return nil

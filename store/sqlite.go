@@ -33,7 +33,7 @@ func createPrivate(path string) (fs.FileInfo, error) {
 }
 
 // How long SQLite itself waits for a lock that another program holds. A reader meets one
-// for moments only; a writer's wait must heed a context, so begin does it.
+// for moments only; a writer's wait must heed a context, so openTx does it.
 const (
 	readBusy  = time.Second
 	writeBusy = 0
@@ -60,12 +60,15 @@ const (
 	busyPause    = 10 * time.Millisecond
 )
 
-// begin opens a write transaction; done is called after its end. A lock of another
-// program is waited for as long as the context stands, and busyPatience from when the
-// caller came: those who queued up meanwhile behind one who waits try only once.
-func (s *Store) begin(ctx context.Context) (raw *sql.Tx, done func(), err error) {
-	came := time.Now()
-	conn, err := s.write.Conn(ctx)
+// openTx opens the write transaction of a request and of those that join it; done is
+// called after its end. A lock of another program is waited for as long as the context
+// stands, and busyPatience from when the caller came: those who queued up meanwhile
+// behind one who waits try only once. The transaction itself outlives the context.
+func (s *Store) openTx(r *request) (raw *sql.Tx, done func(), err error) {
+	if r.ctx.Err() != nil {
+		return nil, nil, context.Cause(r.ctx) // it has waited for too long
+	}
+	conn, err := s.write.Conn(r.ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -73,20 +76,20 @@ func (s *Store) begin(ctx context.Context) (raw *sql.Tx, done func(), err error)
 	again := time.NewTimer(0)
 	defer again.Stop()
 	for {
-		raw, err := conn.BeginTx(ctx, nil)
+		raw, err := conn.BeginTx(context.WithoutCancel(r.ctx), nil)
 		if err == nil {
 			return raw, done, nil
 		}
-		if primary(err) != sqlite3.SQLITE_BUSY || time.Since(came) >= busyPatience {
+		if primary(err) != sqlite3.SQLITE_BUSY || time.Since(r.came) >= busyPatience {
 			done()
 			return nil, nil, err
 		}
 		again.Reset(busyPause)
 		select {
 		case <-again.C:
-		case <-ctx.Done():
+		case <-r.ctx.Done():
 			done()
-			return nil, nil, fmt.Errorf("%w: %w", context.Cause(ctx), err)
+			return nil, nil, fmt.Errorf("%w: %w", context.Cause(r.ctx), err)
 		}
 	}
 }

@@ -18,13 +18,13 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/gofrs/flock"
 	"github.com/pressly/goose/v3"
 
 	"github.com/minifleet/minifleet/crashpoint"
-	"github.com/minifleet/minifleet/fleet"
 )
 
 //go:embed migrations/*.sql
@@ -49,6 +49,14 @@ type Store struct {
 	site  string
 	epoch int64
 	watch watchers
+
+	mirror   *mirror
+	requests chan *request
+	quit     chan struct{} // closed by Close
+	closing  sync.Once
+	written  chan struct{} // closed when the writer has ended
+
+	prepared map[string]*sql.Stmt // of the write connection; the writer's
 }
 
 // Open opens or creates the database and brings its schema up to date. The site
@@ -64,7 +72,11 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.Path == "" {
 		return nil, errors.New("database: no path given")
 	}
-	s := &Store{path: c.Path, log: c.Log, now: c.Now}
+	s := &Store{
+		path: c.Path, log: c.Log, now: c.Now, mirror: newMirror(),
+		requests: make(chan *request), quit: make(chan struct{}), written: make(chan struct{}), prepared: map[string]*sql.Stmt{},
+	}
+	go s.writeAll() // Close waits for it
 	if real, err := filepath.EvalSymlinks(c.Path); err == nil {
 		s.path = real // there is one lock, whatever path leads to it
 	}
@@ -114,6 +126,9 @@ func (s *Store) prepare(ctx context.Context) error {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	crashpoint.Reached(crashpoint.StoreMigrated)
+	if err := s.mirror.load(ctx, s.read, s.now()); err != nil {
+		return err
+	}
 	return s.change(ctx, func(tx *tx) error {
 		if err := tx.exec(`INSERT INTO meta (name, value) VALUES ('site', $1), ('epoch', '1') ON CONFLICT (name) DO NOTHING`, newSite()); err != nil {
 			return err
@@ -159,8 +174,11 @@ func (s *Store) Ping(ctx context.Context) error {
 	})
 }
 
-// Close ends all connections, and then lets another process open the database.
+// Close ends the writer and all connections, and then lets another process open the
+// database.
 func (s *Store) Close() error {
+	s.closing.Do(func() { close(s.quit) })
+	<-s.written
 	var errs []error
 	for _, db := range []*sql.DB{s.read, s.write} {
 		if db != nil {
@@ -172,64 +190,6 @@ func (s *Store) Close() error {
 	}
 	return errors.Join(errs...)
 }
-
-// tx is a write transaction that remembers whom to tell after its commit.
-type tx struct {
-	*sql.Tx
-	ctx     context.Context
-	now     time.Time
-	site    string
-	hosts   map[fleet.HostID]bool // whose revision rose
-	changed bool                  // something that a decision reads
-}
-
-// change runs f in one write transaction; an error rolls all of it back.
-func (s *Store) change(ctx context.Context, f func(*tx) error) error {
-	raw, done, err := s.begin(ctx)
-	if err != nil {
-		return fmt.Errorf("begin: %w", explain(err))
-	}
-	defer done()
-	t := &tx{Tx: raw, ctx: ctx, now: s.now(), site: s.site, hosts: map[fleet.HostID]bool{}}
-	if err := s.inside(t, f); err != nil {
-		return errors.Join(explain(err), ignoreDone(raw.Rollback()))
-	}
-	if err := raw.Commit(); err != nil {
-		return fmt.Errorf("commit: %w", explain(err))
-	}
-	s.watch.tell(t.hosts, t.changed)
-	return nil
-}
-
-// inside is what change does between begin and commit.
-func (s *Store) inside(t *tx, f func(*tx) error) error {
-	if err := s.inPlace(); err != nil {
-		return err
-	}
-	if err := f(t); err != nil {
-		return err
-	}
-	for id := range t.hosts {
-		if err := t.exec(`UPDATE hosts SET revision = revision + 1 WHERE id = $1`, string(id)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func ignoreDone(err error) error {
-	if errors.Is(err, sql.ErrTxDone) {
-		return nil
-	}
-	return err
-}
-
-func (t *tx) exec(query string, args ...any) error {
-	_, err := t.ExecContext(t.ctx, query, args...)
-	return err
-}
-
-func (t *tx) row(query string, args ...any) *sql.Row { return t.QueryRowContext(t.ctx, query, args...) }
 
 // micros stores a time; the zero time is 0.
 func micros(t time.Time) int64 {

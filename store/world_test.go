@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/store"
 )
@@ -53,7 +56,33 @@ type world struct {
 func newWorld(t *testing.T, open opener) *world {
 	t.Helper()
 	c := &clock{t: epoch}
-	return &world{T: t, clock: c, s: open(t, c.Now), sequence: map[fleet.HostID]int64{}}
+	w := &world{T: t, clock: c, s: open(t, c.Now), sequence: map[fleet.HostID]int64{}}
+	t.Cleanup(w.mirrored)
+	return w
+}
+
+// mirrored checks at the end of each test that what is in memory is what the database
+// has, unless the test has closed the store.
+func (w *world) mirrored() {
+	ctx := context.WithoutCancel(w.T.Context())
+	got, err := w.s.State(ctx)
+	if err != nil {
+		return
+	}
+	want, desired, err := w.s.Reread(ctx)
+	w.must(err)
+	// Not of a decision's concern, and the newest of it is in memory alone.
+	ignored := cmpopts.IgnoreFields(fleet.Host{}, "Revision", "Sequence", "SeenAt", "Instance")
+	if diff := cmp.Diff(want, got, ignored, cmpopts.EquateEmpty()); diff != "" {
+		w.Errorf("in memory is not what is in the database (-database +memory):\n%s", diff)
+	}
+	for host, list := range desired {
+		d, err := w.s.Desired(ctx, host)
+		w.must(err)
+		if diff := cmp.Diff(list, d.Runners, cmpopts.EquateEmpty()); diff != "" {
+			w.Errorf("what is wanted of host %s (-database +memory):\n%s", host, diff)
+		}
+	}
 }
 
 func (w *world) ctx() context.Context { return w.T.Context() }

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: MIT
+
+package store
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/minifleet/minifleet/fleet"
+)
+
+// mirror is what decisions and agents read over and over: the rows that are alive, in
+// memory. The writer alone changes it, right after each commit, out of what it has read
+// within the transaction: it always shows the database as it was at one commit.
+//
+// Beside the rows it holds when each host was heard of last, which the database learns
+// later: see presence.
+type mirror struct {
+	mu          sync.Mutex                          // guards the rest
+	jobs        table[fleet.JobID, fleet.Job]       // queued
+	runners     table[fleet.RunnerID, fleet.Runner] // not over
+	hosts       table[fleet.HostID, hostRow]
+	credentials map[string]fleet.HostID // by hash
+	on          map[fleet.HostID]map[fleet.RunnerID]bool
+	pools       map[string]fleet.PoolHealth
+	mints       map[string][]time.Time // of the last minute, by owner
+
+	present   map[fleet.HostID]presence
+	saving    bool         // a change that saves presences is under way
+	savedAt   time.Time    // of all presences
+	fleet     []fleet.Host // for decisions; nil: out of date
+	fleetTime time.Time
+}
+
+// hostRow is a host with what only the store needs of it.
+type hostRow struct {
+	fleet.Host
+	credential string
+}
+
+func newMirror() *mirror {
+	return &mirror{
+		jobs: newTable(func(j *fleet.Job) fleet.JobID { return j.ID }, func(a, b *fleet.Job) int {
+			return cmp.Or(a.QueuedAt.Compare(b.QueuedAt), cmp.Compare(a.ID, b.ID))
+		}),
+		runners: newTable(func(r *fleet.Runner) fleet.RunnerID { return r.ID }, func(a, b *fleet.Runner) int {
+			return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
+		}),
+		hosts: newTable(func(h *hostRow) fleet.HostID { return h.ID }, func(a, b *hostRow) int {
+			return cmp.Compare(a.Name, b.Name)
+		}),
+		credentials: map[string]fleet.HostID{}, on: map[fleet.HostID]map[fleet.RunnerID]bool{},
+		mints: map[string][]time.Time{}, present: map[fleet.HostID]presence{},
+	}
+}
+
+// touched names the rows that changes may have changed.
+type touched struct {
+	jobs    map[fleet.JobID]bool
+	runners map[fleet.RunnerID]bool
+	hosts   map[fleet.HostID]bool
+	pools   bool
+}
+
+func newTouched() touched {
+	return touched{map[fleet.JobID]bool{}, map[fleet.RunnerID]bool{}, map[fleet.HostID]bool{}, false}
+}
+
+// news is how those rows are now. A host that is nil is gone.
+type news struct {
+	jobs    []fleet.Job
+	runners []fleet.Runner
+	hosts   map[fleet.HostID]*hostRow
+	pools   map[string]fleet.PoolHealth // nil: untouched
+}
+
+const hostRowColumns = hostColumns + `, credential_hash`
+
+// withTail scans a row whose last columns are beyond those of its type.
+type withTail struct {
+	scanner
+	tail []any
+}
+
+func (s withTail) Scan(into ...any) error { return s.scanner.Scan(append(into, s.tail...)...) }
+
+func scanHostRow(row scanner) (h hostRow, err error) {
+	h.Host, err = scanHost(withTail{row, []any{&h.credential}})
+	return h, err
+}
+
+// look reads the touched rows.
+func (b *batch) look() (news, error) {
+	n := news{hosts: map[fleet.HostID]*hostRow{}}
+	for id := range b.touched.jobs {
+		j, err := scanJob(b.QueryRowContext(b.ctx, `SELECT `+jobColumns+` FROM jobs WHERE id = $1`, int64(id)))
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return n, fmt.Errorf("job %d: %w", id, err)
+		}
+		j.ID = id
+		n.jobs = append(n.jobs, j)
+	}
+	for id := range b.touched.runners {
+		r, err := scanRunner(b.QueryRowContext(b.ctx, `SELECT `+runnerColumns+` FROM runners WHERE id = $1`, string(id)))
+		if errors.Is(err, sql.ErrNoRows) {
+			continue // its insertion was taken back
+		}
+		if err != nil {
+			return n, fmt.Errorf("runner %s: %w", id, err)
+		}
+		n.runners = append(n.runners, r)
+	}
+	for id := range b.touched.hosts {
+		h, err := scanHostRow(b.QueryRowContext(b.ctx, `SELECT `+hostRowColumns+` FROM hosts WHERE id = $1`, string(id)))
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+			n.hosts[id] = nil
+		case err != nil:
+			return n, fmt.Errorf("host %s: %w", id, err)
+		default:
+			n.hosts[id] = &h
+		}
+	}
+	if !b.touched.pools {
+		return n, nil
+	}
+	rows, err := b.QueryContext(b.ctx, poolHealthQuery)
+	n.pools, err = scanPoolHealth(rows, err)
+	return n, err
+}
+
+const poolHealthQuery = `SELECT pool, failures, failed_at, reason FROM pool_health WHERE failures > 0`
+
+func scanPoolHealth(rows *sql.Rows, err error) (map[string]fleet.PoolHealth, error) {
+	out := map[string]fleet.PoolHealth{}
+	_, err = collect(rows, err, func(row scanner) (pool string, err error) {
+		var (
+			h  fleet.PoolHealth
+			at int64
+		)
+		err = row.Scan(&pool, &h.Failures, &at, &h.Reason)
+		h.FailedAt = fromMicros(at)
+		out[pool] = h
+		return pool, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read pool health: %w", err)
+	}
+	return out, nil
+}
+
+// load fills the mirror from the database, at its opening.
+func (m *mirror) load(ctx context.Context, db *sql.DB, now time.Time) error {
+	rows, err := db.QueryContext(ctx, `SELECT `+jobColumns+` FROM jobs WHERE state = 'queued'`)
+	jobs, err := collect(rows, err, scanJob)
+	if err != nil {
+		return fmt.Errorf("read queued jobs: %w", err)
+	}
+	rows, err = db.QueryContext(ctx, `SELECT `+runnerColumns+` FROM runners WHERE is_over = 0`)
+	runners, err := collect(rows, err, scanRunner)
+	if err != nil {
+		return fmt.Errorf("read runners: %w", err)
+	}
+	rows, err = db.QueryContext(ctx, `SELECT `+hostRowColumns+` FROM hosts`)
+	hosts, err := collect(rows, err, scanHostRow)
+	if err != nil {
+		return fmt.Errorf("read hosts: %w", err)
+	}
+	rows, err = db.QueryContext(ctx, poolHealthQuery)
+	pools, err := scanPoolHealth(rows, err)
+	if err != nil {
+		return err
+	}
+	type mint struct {
+		owner string
+		at    time.Time
+	}
+	rows, err = db.QueryContext(ctx, `SELECT owner, at FROM mints WHERE at > $1 ORDER BY at`, micros(now.Add(-time.Minute)))
+	mints, err := collect(rows, err, func(row scanner) (x mint, err error) {
+		var at int64
+		err = row.Scan(&x.owner, &at)
+		x.at = fromMicros(at)
+		return x, err
+	})
+	if err != nil {
+		return fmt.Errorf("read mints: %w", err)
+	}
+	n := news{jobs: jobs, runners: runners, hosts: map[fleet.HostID]*hostRow{}, pools: pools}
+	for i := range hosts {
+		n.hosts[hosts[i].ID] = &hosts[i]
+	}
+	m.apply(n)
+	for _, x := range mints {
+		m.minted(x.owner, x.at)
+	}
+	return nil
+}
+
+// apply takes in what was committed.
+func (m *mirror) apply(n news) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, j := range n.jobs {
+		if j.State == fleet.JobQueued {
+			m.jobs.set(j)
+		} else {
+			m.jobs.remove(j.ID)
+		}
+	}
+	for _, r := range n.runners {
+		if was := m.runners.byKey[r.ID]; was != nil && was.Host != r.Host {
+			delete(m.on[was.Host], r.ID)
+		}
+		if r.Over() {
+			m.runners.remove(r.ID)
+			if delete(m.on[r.Host], r.ID); len(m.on[r.Host]) == 0 {
+				delete(m.on, r.Host)
+			}
+			continue
+		}
+		m.runners.set(r)
+		if m.on[r.Host] == nil {
+			m.on[r.Host] = map[fleet.RunnerID]bool{}
+		}
+		m.on[r.Host][r.ID] = true
+	}
+	for id, h := range n.hosts {
+		m.applyHost(id, h)
+	}
+	if n.pools != nil {
+		m.pools = n.pools
+	}
+}
+
+func (m *mirror) applyHost(id fleet.HostID, h *hostRow) {
+	was := m.hosts.byKey[id]
+	if was != nil {
+		delete(m.credentials, was.credential)
+	}
+	if h == nil {
+		m.hosts.remove(id)
+		delete(m.present, id)
+		m.fleet = nil
+		return
+	}
+	m.hosts.set(*h)
+	m.credentials[h.credential] = id
+	if was == nil || !alike(was.Host, h.Host) {
+		m.fleet = nil
+	}
+}
+
+// alike reports whether two states of a host are the same to a decision.
+func alike(a, b fleet.Host) bool {
+	return a.Name == b.Name && a.Slots == b.Slots && slices.Equal(a.Backends, b.Backends) && slices.Equal(a.Images, b.Images) &&
+		a.OS == b.OS && a.Arch == b.Arch && a.AgentVersion == b.AgentVersion && a.Degraded == b.Degraded && a.Machine == b.Machine &&
+		a.BackAt.Equal(b.BackAt) && a.Failures == b.Failures && a.FailedAt.Equal(b.FailedAt)
+}
+
+// minted counts a registration that was begun.
+func (m *mirror) minted(owner string, at time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mints[owner] = append(m.mints[owner], at)
+}
+
+// listAge is how old the list of hosts for decisions may be in what it says of when
+// each was heard of: little beside any deadline.
+const listAge = time.Second
+
+// state returns all that a decision is made from. Its lists are shared: nobody may
+// write to them.
+func (m *mirror) state(now time.Time) fleet.State {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	st := fleet.State{Jobs: m.jobs.list(), Runners: m.runners.list(), Pools: map[string]fleet.PoolHealth{}, Mints: map[string]fleet.MintUse{}}
+	if m.fleet == nil || now.Sub(m.fleetTime).Abs() >= listAge {
+		m.fleet, m.fleetTime = make([]fleet.Host, 0, len(m.hosts.order)), now
+		for _, h := range m.hosts.order {
+			m.fleet = append(m.fleet, m.now(h))
+		}
+	}
+	st.Hosts = m.fleet
+	for pool, h := range m.pools {
+		st.Pools[pool] = h
+	}
+	for owner, list := range m.mints {
+		from := slices.IndexFunc(list, func(at time.Time) bool { return at.After(now.Add(-time.Minute)) })
+		if from < 0 {
+			delete(m.mints, owner)
+			continue
+		}
+		m.mints[owner] = list[from:]
+		st.Mints[owner] = fleet.MintUse{LastMinute: len(list) - from, Oldest: list[from]}
+	}
+	return st
+}
+
+// desired returns what is wanted of a host, and false if there is no such host.
+func (m *mirror) desired(id fleet.HostID) (revision int64, list []fleet.DesiredRunner, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h := m.hosts.byKey[id]
+	if h == nil {
+		return 0, nil, false
+	}
+	var there []*fleet.Runner
+	for r := range m.on[id] {
+		if r := m.runners.byKey[r]; r.Observed != fleet.ObservedGone {
+			there = append(there, r)
+		}
+	}
+	slices.SortFunc(there, m.runners.compare)
+	for _, r := range there {
+		list = append(list, fleet.DesiredRunner{ID: r.ID, Wanted: r.Wanted, Scope: r.Scope, Pool: r.Pool})
+	}
+	return h.Revision, list, true
+}
+
+// byCredential finds a host.
+func (m *mirror) byCredential(hash string) (fleet.Host, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	id, ok := m.credentials[hash]
+	if !ok {
+		return fleet.Host{}, false
+	}
+	return m.now(m.hosts.byKey[id]), true
+}
