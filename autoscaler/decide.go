@@ -60,7 +60,7 @@ type poolSheet struct {
 }
 
 type hostSheet struct {
-	fleet.Host
+	*fleet.Host
 	free      int  // slots
 	freeing   int  // slots of runners on their way out
 	live      bool // can be given work
@@ -70,7 +70,7 @@ type hostSheet struct {
 
 func newDecision(s *Snapshot) *decision {
 	d := &decision{
-		Snapshot: s, pools: map[string]*poolSheet{}, hosts: map[fleet.HostID]*hostSheet{},
+		Snapshot: s, pools: map[string]*poolSheet{}, hosts: make(map[fleet.HostID]*hostSheet, len(s.State.Hosts)),
 		leaving: map[fleet.RunnerID]bool{}, freeing: map[fleet.RunnerID]bool{},
 	}
 	d.plan.Waits = make([]fleet.Wait, 0, len(s.State.Jobs)) // one for each, in the end
@@ -82,8 +82,10 @@ func newDecision(s *Snapshot) *decision {
 		d.pools[p.Name] = sheet
 		d.order = append(d.order, sheet)
 	}
-	for _, h := range s.State.Hosts {
-		sheet := &hostSheet{Host: h, free: h.Slots, live: s.live(h), reachable: s.reachable(h)}
+	sheets := make([]hostSheet, len(s.State.Hosts)) // a large fleet is looked at often
+	for i := range sheets {
+		h, sheet := &s.State.Hosts[i], &sheets[i]
+		*sheet = hostSheet{Host: h, free: h.Slots, live: s.live(h), reachable: s.reachable(h)}
 		if h.Failures > 0 {
 			sheet.resumes = h.FailedAt.Add(fleet.BackoffAfter(h.Failures))
 		}

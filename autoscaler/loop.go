@@ -101,7 +101,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	for {
 		changed := l.c.Store.Changed()
 		next := l.c.Repair
-		due, deletes, err := l.once(ctx)
+		due, took, deletes, err := l.once(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -114,6 +114,11 @@ func (l *Loop) Run(ctx context.Context) error {
 		for _, d := range deletes {
 			calls.Go(func() { l.delete(ctx, slots, d) })
 		}
+		// What changes meanwhile is decided on together: in a storm of changes, or on a
+		// very large fleet, deciding takes no more than a fifth of a processor.
+		if breath := 4 * took; !pause(ctx, breath) {
+			return nil
+		}
 		timer.Reset(next)
 		select {
 		case <-ctx.Done():
@@ -125,20 +130,23 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 }
 
-// once decides and records. It returns when to look again and what to delete.
-func (l *Loop) once(ctx context.Context) (due time.Time, deletes []fleet.Deletion, err error) {
+// once decides and records. It returns when to look again, how long it took to decide,
+// and what to delete.
+func (l *Loop) once(ctx context.Context) (due time.Time, took time.Duration, deletes []fleet.Deletion, err error) {
+	began := time.Now()
 	s, err := l.snapshot(ctx)
 	if err != nil {
-		return due, nil, err
+		return due, 0, nil, err
 	}
 	plan := Decide(s)
+	took = time.Since(began)
 	l.hold(&plan)
 	if plan.Empty() {
-		return plan.WakeAt, nil, nil
+		return plan.WakeAt, took, nil, nil
 	}
 	done, err := l.c.Store.Carry(ctx, plan)
 	if err != nil {
-		return due, nil, err
+		return due, took, nil, err
 	}
 	l.log(plan, done)
 	l.mu.Lock()
@@ -146,7 +154,7 @@ func (l *Loop) once(ctx context.Context) (due time.Time, deletes []fleet.Deletio
 	for _, d := range done.Deletes {
 		l.deleting[d.Runner] = true
 	}
-	return plan.WakeAt, done.Deletes, nil
+	return plan.WakeAt, took, done.Deletes, nil
 }
 
 // hold leaves out deletions that are under way.
@@ -285,12 +293,15 @@ func (l *Loop) delete(ctx context.Context, slots chan struct{}, d fleet.Deletion
 	}
 }
 
-func pause(ctx context.Context, d time.Duration) {
+// pause reports whether it was not cut short.
+func pause(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
+		return true
 	case <-ctx.Done():
+		return false
 	}
 }
 

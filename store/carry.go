@@ -162,8 +162,7 @@ func (t *tx) place(a fleet.Place, out *fleet.Carried) error {
 	if err != nil {
 		return err
 	}
-	rows, err := t.QueryContext(t.ctx, `SELECT `+runnerColumns+` FROM runners WHERE is_over = 0 AND host = $1`, string(a.Host))
-	there, err := collect(rows, err, scanRunner)
+	there, err := t.runnersOn(a.Host)
 	if err != nil {
 		return err
 	}

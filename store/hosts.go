@@ -146,18 +146,22 @@ func (s *Store) Hello(ctx context.Context, id fleet.HostID, instance, machine st
 		if err := t.saveFacts(h, facts); err != nil {
 			return err
 		}
-		if h.Instance != instance {
-			h.Instance, h.Sequence = instance, 0
-		}
+		h.Instance, t.touched.hosts[id] = instance, true
 		if err := t.seen(h, live); err != nil {
 			return err
 		}
-		return t.exec(`UPDATE hosts SET sequence = CASE WHEN instance = $1 THEN sequence ELSE 0 END, instance = $1, machine = $2 WHERE id = $3`,
-			instance, machine, string(id))
+		return t.exec(`UPDATE hosts SET sequence = CASE WHEN instance = $1 THEN sequence ELSE 0 END, instance = $1, machine = $2, seen_at = $4 WHERE id = $3`,
+			instance, machine, string(id), micros(t.now))
 	})
 }
 
 func (t *tx) host(id fleet.HostID) (fleet.Host, error) {
+	if !t.touched.hosts[id] && !t.touched.reported[id] {
+		if h, ok := t.s.mirror.host(id); ok {
+			h.Revision += t.raised[id]
+			return t.s.mirror.current(h), nil
+		}
+	}
 	h, err := scanHost(t.row(`SELECT `+hostColumns+` FROM hosts WHERE id = $1`, string(id)))
 	if errors.Is(err, sql.ErrNoRows) {
 		return h, fmt.Errorf("host %s: %w", id, fleet.ErrNoHost)
@@ -181,15 +185,15 @@ func (t *tx) heard(h fleet.Host, instance string, live time.Duration) error {
 	return t.seen(h, live)
 }
 
-// seen notes that the host was heard of, and whether that ends a silence.
+// seen notes that the host was heard of. The end of a silence is a change; otherwise
+// the database learns of it with whatever else is written of the host.
 func (t *tx) seen(h fleet.Host, live time.Duration) error {
-	t.touched.hosts[h.ID] = true
-	id, now := h.ID, t.now
-	t.after = append(t.after, func() { t.s.mirror.note(id, h.Instance, 0, now) })
+	now := t.now
+	t.after = append(t.after, func() { t.s.mirror.note(h.ID, h.Instance, 0, now) })
 	if t.now.Sub(h.SeenAt) < live {
-		return t.exec(`UPDATE hosts SET seen_at = $1 WHERE id = $2`, micros(t.now), string(h.ID))
+		return nil
 	}
-	t.changed = true
+	t.changed, t.touched.hosts[h.ID] = true, true
 	return t.exec(`UPDATE hosts SET seen_at = $1, back_at = $1 WHERE id = $2`, micros(t.now), string(h.ID))
 }
 
@@ -213,8 +217,7 @@ func (s *Store) RemoveHost(ctx context.Context, id fleet.HostID) error {
 		if _, err := t.host(id); err != nil {
 			return err
 		}
-		rows, err := t.QueryContext(t.ctx, `SELECT `+runnerColumns+` FROM runners WHERE is_over = 0 AND host = $1`, string(id))
-		live, err := collect(rows, err, scanRunner)
+		live, err := t.runnersOn(id)
 		if err != nil {
 			return err
 		}

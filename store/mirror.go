@@ -60,23 +60,33 @@ func newMirror() *mirror {
 	}
 }
 
-// touched names the rows that changes may have changed.
+// touched names the rows that changes of a transaction may have changed. All others are
+// as the mirror has them.
 type touched struct {
 	jobs    map[fleet.JobID]bool
 	runners map[fleet.RunnerID]bool
+	on      map[fleet.HostID]bool // hosts whose runners are touched, or came or went
 	hosts   map[fleet.HostID]bool
 	pools   bool
+
+	reported map[fleet.HostID]bool // hosts whose newest report is not in memory yet
 }
 
 func newTouched() touched {
-	return touched{map[fleet.JobID]bool{}, map[fleet.RunnerID]bool{}, map[fleet.HostID]bool{}, false}
+	return touched{
+		jobs: map[fleet.JobID]bool{}, runners: map[fleet.RunnerID]bool{}, on: map[fleet.HostID]bool{},
+		hosts: map[fleet.HostID]bool{}, reported: map[fleet.HostID]bool{},
+	}
 }
+
+func (t *touched) runner(id fleet.RunnerID, host fleet.HostID) { t.runners[id], t.on[host] = true, true }
 
 // news is how those rows are now. A host that is nil is gone.
 type news struct {
 	jobs    []fleet.Job
 	runners []fleet.Runner
 	hosts   map[fleet.HostID]*hostRow
+	raised  map[fleet.HostID]int64      // by how much the revision rose of those that are not read anew
 	pools   map[string]fleet.PoolHealth // nil: untouched
 }
 
@@ -97,7 +107,7 @@ func scanHostRow(row scanner) (h hostRow, err error) {
 
 // look reads the touched rows.
 func (b *batch) look() (news, error) {
-	n := news{hosts: map[fleet.HostID]*hostRow{}}
+	n := news{hosts: map[fleet.HostID]*hostRow{}, raised: b.raised}
 	for id := range b.touched.jobs {
 		j, err := scanJob(b.QueryRowContext(b.ctx, `SELECT `+jobColumns+` FROM jobs WHERE id = $1`, int64(id)))
 		if err != nil && !errors.Is(err, sql.ErrNoRows) {
@@ -233,6 +243,13 @@ func (m *mirror) apply(n news) {
 	for id, h := range n.hosts {
 		m.applyHost(id, h)
 	}
+	for id, by := range n.raised {
+		if h := m.hosts.byKey[id]; h != nil && n.hosts[id] == nil {
+			next := *h
+			next.Revision += by
+			m.hosts.set(next)
+		}
+	}
 	if n.pools != nil {
 		m.pools = n.pools
 	}
@@ -321,6 +338,44 @@ func (m *mirror) desired(id fleet.HostID) (revision int64, list []fleet.DesiredR
 		list = append(list, fleet.DesiredRunner{ID: r.ID, Wanted: r.Wanted, Scope: r.Scope, Pool: r.Pool})
 	}
 	return h.Revision, list, true
+}
+
+// host returns a host, without what the database does not know of it.
+func (m *mirror) host(id fleet.HostID) (fleet.Host, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if h := m.hosts.byKey[id]; h != nil {
+		return h.Host, true
+	}
+	return fleet.Host{}, false
+}
+
+// failing reports whether failures of the pool are counted.
+func (m *mirror) failing(pool string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.pools[pool].Failures > 0
+}
+
+// runner returns a runner that is not over.
+func (m *mirror) runner(id fleet.RunnerID) (fleet.Runner, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r := m.runners.byKey[id]; r != nil {
+		return *r, true
+	}
+	return fleet.Runner{}, false
+}
+
+// runnersOn returns the runners of a host that are not over.
+func (m *mirror) runnersOn(id fleet.HostID) []fleet.Runner {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	list := make([]fleet.Runner, 0, len(m.on[id]))
+	for r := range m.on[id] {
+		list = append(list, *m.runners.byKey[r])
+	}
+	return list
 }
 
 // byCredential finds a host.

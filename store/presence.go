@@ -58,7 +58,9 @@ func (m *mirror) note(id fleet.HostID, instance string, sequence int64, seen tim
 		p.instance, p.sequence = instance, 0
 	}
 	p.sequence = max(p.sequence, sequence)
-	p.saved = seen
+	if sequence > 0 {
+		p.saved = seen // a report is written down with its time
+	}
 	if seen.After(p.seen) {
 		p.seen = seen
 	}

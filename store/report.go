@@ -42,7 +42,8 @@ func (s *Store) Report(ctx context.Context, id fleet.HostID, rep fleet.HostRepor
 		if rep.Sequence <= h.Sequence {
 			return nil
 		}
-		if err := t.exec(`UPDATE hosts SET sequence = $1 WHERE id = $2`, rep.Sequence, string(id)); err != nil {
+		t.touched.reported[id] = true
+		if err := t.exec(`UPDATE hosts SET sequence = $1, seen_at = $2 WHERE id = $3`, rep.Sequence, micros(t.now), string(id)); err != nil {
 			return err
 		}
 		t.after = append(t.after, func() { s.mirror.note(id, rep.Instance, rep.Sequence, t.now) })
@@ -52,8 +53,7 @@ func (s *Store) Report(ctx context.Context, id fleet.HostID, rep fleet.HostRepor
 		if err := t.overtake(h, rep.Revision); err != nil {
 			return err
 		}
-		rows, err := t.QueryContext(ctx, `SELECT `+runnerColumns+` FROM runners WHERE is_over = 0 AND host = $1`, string(id))
-		ours, err := collect(rows, err, scanRunner)
+		ours, err := t.runnersOn(id)
 		if err != nil {
 			return err
 		}
@@ -213,7 +213,8 @@ func (t *tx) adopt(host fleet.HostID, said fleet.RunnerReport) error {
 // revive reopens the books on a VM that was written off, as when its host was
 // removed and came back. It may end its job and then goes.
 func (t *tx) revive(r fleet.Runner, host fleet.HostID, said fleet.RunnerReport) error {
-	t.changed, t.hosts[host], t.touched.runners[r.ID] = true, true, true
+	t.changed, t.hosts[host] = true, true
+	t.touched.runner(r.ID, host)
 	if err := t.exec(`UPDATE runners SET host = $1, observed = $2, holds_slot = $3, wanted = $4, is_over = 0, since = $5, version = version + 1 WHERE id = $6`,
 		string(host), string(said.Observed), bit(said.HoldsSlot), string(fleet.WantDrain), micros(t.now), string(r.ID)); err != nil {
 		return err

@@ -83,7 +83,7 @@ func runnerFields() []field {
 // insertRunner stores a new runner and the first moment of its timeline.
 func (t *tx) insertRunner(r fleet.Runner) error {
 	r.Since, r.MovedAt, r.CreatedAt, r.Version = t.now, t.now, t.now, 1
-	t.touched.runners[r.ID] = true
+	t.touched.runner(r.ID, r.Host)
 	err := t.exec(`INSERT INTO runners (`+runnerColumns+`, is_over)
 		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27)`,
 		string(r.ID), r.Pool, string(r.Host), r.Reason, string(r.Wanted), r.Scope.String(), micros(r.ArmedAt), micros(r.RetiredAt), r.Retired,
@@ -117,7 +117,7 @@ func (t *tx) saveRunner(was, is fleet.Runner, detail string) (bool, error) {
 	if len(set) == 0 {
 		return false, nil
 	}
-	t.touched.runners[is.ID] = true
+	t.touched.runner(is.ID, is.Host)
 	moved := was.Phase() != is.Phase()
 	if moved {
 		put("since", micros(t.now))
@@ -150,7 +150,21 @@ func (t *tx) moment(id fleet.RunnerID, p fleet.Phase, detail string) error {
 		SELECT $1, COALESCE(MAX(seq), 0) + 1, $2, $3, $4 FROM moments WHERE runner = $1 HAVING COALESCE(MAX(seq), 0) < 200`, string(id), micros(t.now), string(p), detail)
 }
 
+// runnersOn returns the runners of a host that are not over.
+func (t *tx) runnersOn(host fleet.HostID) ([]fleet.Runner, error) {
+	if !t.touched.on[host] {
+		return t.s.mirror.runnersOn(host), nil
+	}
+	rows, err := t.QueryContext(t.ctx, `SELECT `+runnerColumns+` FROM runners WHERE is_over = 0 AND host = $1`, string(host))
+	return collect(rows, err, scanRunner)
+}
+
 func (t *tx) runner(id fleet.RunnerID) (fleet.Runner, error) {
+	if !t.touched.runners[id] {
+		if r, ok := t.s.mirror.runner(id); ok {
+			return r, nil
+		}
+	}
 	r, err := scanRunner(t.row(`SELECT `+runnerColumns+` FROM runners WHERE id = $1`, string(id)))
 	if errors.Is(err, sql.ErrNoRows) {
 		return r, fmt.Errorf("runner %s: %w", id, fleet.ErrNotFound)
@@ -178,13 +192,17 @@ func (t *tx) worked(was, is fleet.Runner) error {
 		}, o)
 	}
 	if answered(is.Observed) && !answered(was.Observed) {
-		t.touched.hosts[is.Host] = true
-		if err := t.exec(`UPDATE hosts SET failures = 0 WHERE id = $1 AND failures > 0`, string(is.Host)); err != nil {
+		h, err := t.host(is.Host)
+		if err == nil && h.Failures > 0 {
+			t.touched.hosts[is.Host] = true
+			err = t.exec(`UPDATE hosts SET failures = 0 WHERE id = $1`, string(is.Host))
+		}
+		if err != nil {
 			return err
 		}
 	}
 	ran := func(r fleet.Runner) bool { return r.Observed == fleet.ObservedBusy || r.Result != "" }
-	if ran(is) && !ran(was) {
+	if ran(is) && !ran(was) && (t.touched.pools || t.s.mirror.failing(is.Pool)) {
 		t.touched.pools = true
 		return t.exec(`UPDATE pool_health SET failures = 0 WHERE pool = $1 AND failures > 0`, is.Pool)
 	}

@@ -127,6 +127,7 @@ type batch struct {
 	missed []string             // that are not prepared yet
 
 	touched touched
+	raised  map[fleet.HostID]int64 // revisions
 	news    news
 	after   []func() // of the changes that are kept
 	hosts   map[fleet.HostID]bool
@@ -145,7 +146,7 @@ func (s *Store) begin(first *request) (*batch, error) {
 	}
 	return &batch{
 		s: s, ctx: context.WithoutCancel(first.ctx), raw: raw, done: done, stmts: map[string]*sql.Stmt{},
-		touched: newTouched(), hosts: map[fleet.HostID]bool{},
+		touched: newTouched(), raised: map[fleet.HostID]int64{}, hosts: map[fleet.HostID]bool{},
 	}, nil
 }
 
@@ -187,13 +188,13 @@ func (b *batch) one(r *request) error {
 		return err
 	}
 	for id := range t.hosts {
-		b.touched.hosts[id] = true
 		if err := t.exec(`UPDATE hosts SET revision = revision + 1 WHERE id = $1`, string(id)); err != nil {
 			return err
 		}
 	}
 	for id := range t.hosts {
 		b.hosts[id] = true
+		b.raised[id]++
 	}
 	b.after = append(b.after, t.after...)
 	b.changed = b.changed || t.changed

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -55,6 +56,9 @@ func (c serveCommand) Run(s *surroundings) error {
 	log, err := program.NewLog(s.stderr, cfg.LogLevel, cfg.LogFormat)
 	if err != nil {
 		return err
+	}
+	if s.getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // most of what it holds are connections that wait: memory is dearer than the time to look at it
 	}
 	stop := program.Stop{
 		Finishing: "requests under way are answered; agents, VMs and jobs go on, and the next controller takes over from the database",
@@ -242,7 +246,7 @@ func (c *controller) open(ctx context.Context, name string, at listener, routes 
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	l = netutil.LimitListener(l, maxConnections)
+	l = netutil.LimitListener(l, maxConnections(name))
 	d := &door{name: name, url: "http://" + l.Addr().String(), listener: l}
 	if at.CertFile != "" {
 		pair, err := tls.LoadX509KeyPair(at.CertFile, at.KeyFile)
@@ -266,8 +270,13 @@ func (c *controller) open(ctx context.Context, name string, at listener, routes 
 }
 
 // maxConnections bounds each listener, so that strangers at one cannot take the
-// descriptors of the others. A thousand hosts need two connections each.
-const maxConnections = 4096
+// descriptors of the others. Each host needs two: five thousand have room.
+func maxConnections(door string) int {
+	if door == "agents" {
+		return 12 << 10
+	}
+	return 2 << 10
+}
 
 // readSoon bounds how long a body may take to arrive, whoever sends it: the server
 // reads what a handler leaves of it before it answers. A handler that waits after it
@@ -299,7 +308,7 @@ func (c *controller) run(ctx context.Context, parts *program.Parts) error {
 	run("the list of installations", func() error {
 		return c.every(ctx, c.cfg.GitHub.InstallationRefresh, c.installed, "installations not read", c.refreshInstallations)
 	})
-	run("pruning", func() error { return c.every(ctx, time.Hour, nil, "old records not pruned", c.prune) })
+	run("pruning", func() error { return c.every(ctx, c.cfg.Timing.Prune, nil, "old records not pruned", c.prune) })
 	g.Go(func() error {
 		<-ctx.Done()
 		return c.shut(context.WithoutCancel(ctx))

@@ -86,6 +86,7 @@ type timing struct {
 	Repair       time.Duration `yaml:"repair" default:"30s" help:"longest time between two decisions"`
 	Reconcile    time.Duration `yaml:"reconcile" default:"5m" help:"how often GitHub's own lists of jobs and registrations are compared with what webhooks told; repositories silent for an hour, 12 times as seldom"`
 	Absence      time.Duration `yaml:"absence" default:"3m" help:"how long a job or registration must be missing, at GitHub or here, before it counts as gone"`
+	Prune        time.Duration `yaml:"prune" default:"1h" help:"how often what was kept for long enough is deleted"`
 }
 
 type pool struct {
@@ -157,6 +158,9 @@ func (s *settings) Validate() error {
 	}
 	if s.Timing.Absence < time.Second {
 		errs = append(errs, fmt.Errorf("timing.absence %s: want at least 1s; GitHub's lists lag, and one look proves nothing", s.Timing.Absence))
+	}
+	if s.Timing.Prune < time.Second {
+		errs = append(errs, fmt.Errorf("timing.prune %s: want at least 1s", s.Timing.Prune))
 	}
 	if len(s.Pools) == 0 {
 		errs = append(errs, errors.New("pools: at least one is needed, or no job is served"))

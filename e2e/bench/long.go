@@ -18,7 +18,7 @@ func byTime(a, b receipt) int { return a.At.Compare(b.At) }
 // the oldest to the runner that takes one, and says when it is completed.
 type play struct {
 	*site
-	total int
+	hostCount, total int
 
 	mu      sync.Mutex // guards the rest
 	queue   []int64
@@ -116,62 +116,103 @@ func (s *site) databaseSize() (size int64) {
 	return size
 }
 
-// measureLong runs many jobs one after the other on a fleet that is always busy, with a
-// history that is soon forgotten, and compares the controller early and late.
+// measureLong runs jobs from their first delivery to the end of their VM: some to see what
+// a job leaves in the database, and many, with a history that is soon forgotten, to compare
+// the controller early and late.
 func measureLong(ctx context.Context, b *bencher) error {
-	s, err := newSite(ctx, b, "long", "keep_history: 30s\nkeep_payloads: 10s\nprune: 5s\n", 0)
+	if err := b.footprint(ctx); err != nil {
+		return err
+	}
+	s, err := newSite(ctx, b, "long", "keep_history: 10s\nkeep_payloads: 5s\ntiming: {prune: 2s}\n", 0)
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	hosts := b.of(50)
-	if err := s.simulate(ctx, hosts, 2, "--boot", "5ms", "--register", "5ms", "--idle", "5ms", "--job", "20ms", "--stop", "1ms"); err != nil {
+	p, err := s.play(ctx, b.of(50), b.of(10000))
+	if err != nil {
 		return err
 	}
-	p := &play{site: s, total: b.of(10000), running: map[string]int64{}, done: make(chan struct{})}
-	s.receipts.mu.Lock()
-	s.receipts.on = p.heard
-	s.receipts.mu.Unlock()
 	began, cpu := time.Now(), s.controller.cpu()
-	p.mu.Lock()
-	for range min(2*hosts, p.total) {
-		p.add()
-	}
-	p.mu.Unlock()
 	profiled := s.profile(ctx, "long", 20)
 	var marks []weight
-	for over := false; !over; {
-		select {
-		case <-p.done:
-			over = true
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(time.Second):
-		}
-		w, err := p.weigh(ctx)
-		if err != nil {
-			return err
-		}
-		if over || w.jobs >= (len(marks)+1)*p.total/5 {
+	if err := p.run(ctx, func(w weight) {
+		if w.jobs >= (len(marks)+1)*p.total/5 {
 			marks = append(marks, w)
 			b.note(fmt.Sprintf("  after %d jobs", w.jobs), w.String())
 		}
-		if time.Since(began) > 10*time.Minute {
-			return s.failed(errors.New("the jobs do not come to an end"))
-		}
-	}
-	if p.err != nil {
-		return s.failed(p.err)
+	}); err != nil {
+		return err
 	}
 	took := time.Since(began)
-	b.note("jobs in a row", fmt.Sprintf("%d in %s: %.0f/s, %.1f ms of the controller's CPU for one", p.total, took.Round(time.Second),
+	b.note(fmt.Sprintf("%d jobs in a row", p.total), fmt.Sprintf("%s: %.0f/s, %.1f ms of the controller's CPU for one", took.Round(time.Second),
 		float64(p.total)/took.Seconds(), float64(s.controller.cpu()-cpu)/1e6/float64(p.total)))
 	if err := profiled(); err != nil {
 		return err
 	}
 	early, late := marks[0], marks[len(marks)-1]
-	b.limit("  memory, first fifth to last", "flat: < 1.5 times", mib(early.memory)+" to "+mib(late.memory), late.memory < early.memory*3/2)
-	b.limit("  descriptors", "flat: < 1.5 times", fmt.Sprintf("%d to %d", early.descriptors, late.descriptors), late.descriptors < early.descriptors*3/2)
-	b.limit("  goroutines", "flat: < 1.5 times", fmt.Sprintf("%d to %d", early.goroutines, late.goroutines), late.goroutines < early.goroutines*3/2)
+	flat := func(what string, from, to int64, text func(int64) string) {
+		b.limit("  "+what+", first fifth to last", "flat: < 1.5 times", text(from)+" to "+text(to), to < from*3/2)
+	}
+	number := func(n int64) string { return fmt.Sprint(n) }
+	flat("memory", early.memory, late.memory, mib)
+	flat("descriptors", int64(early.descriptors), int64(late.descriptors), number)
+	flat("goroutines", int64(early.goroutines), int64(late.goroutines), number)
+	flat("database (retention 10 s)", early.database, late.database, mib)
 	return nil
+}
+
+// footprint is what a job leaves in the database while its history is kept.
+func (b *bencher) footprint(ctx context.Context) error {
+	s, err := newSite(ctx, b, "footprint", "", 0)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	p, err := s.play(ctx, b.of(50), b.of(1000))
+	if err != nil {
+		return err
+	}
+	before := s.databaseSize()
+	if err := p.run(ctx, func(weight) {}); err != nil {
+		return err
+	}
+	b.note("database for one job, its payloads kept", fmt.Sprintf("%.1f KiB (%d jobs of three deliveries)", float64(s.databaseSize()-before)/1024/float64(p.total), p.total))
+	return nil
+}
+
+// play begins with simulated hosts and no jobs.
+func (s *site) play(ctx context.Context, hosts, total int) (*play, error) {
+	p := &play{site: s, hostCount: hosts, total: total, running: map[string]int64{}, done: make(chan struct{})}
+	return p, s.simulate(ctx, hosts, 2, "--boot", "5ms", "--register", "5ms", "--idle", "5ms", "--job", "20ms", "--stop", "1ms")
+}
+
+// run plays until all jobs have ended, and looks at the controller now and then.
+func (p *play) run(ctx context.Context, look func(weight)) error {
+	p.receipts.mu.Lock()
+	p.receipts.on = p.heard
+	p.receipts.mu.Unlock()
+	p.mu.Lock()
+	for range min(2*p.hostCount, p.total) {
+		p.add()
+	}
+	p.mu.Unlock()
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Minute, errors.New("the jobs do not come to an end"))
+	defer cancel()
+	for over := false; !over; {
+		select {
+		case <-p.done:
+			over = true
+		case <-tick.C:
+		case <-ctx.Done():
+			return p.failed(context.Cause(ctx))
+		}
+		w, err := p.weigh(ctx)
+		if err != nil {
+			return p.failed(err)
+		}
+		look(w)
+	}
+	return p.failed(p.err)
 }

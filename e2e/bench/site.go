@@ -308,6 +308,12 @@ func (s *site) profile(ctx context.Context, name string, seconds int) (done func
 			return
 		}
 		defer body.Close()
+		for _, kind := range []string{"heap", "goroutine"} {
+			if body, err := s.debug(ctx, kind+"?debug=1"); err == nil {
+				text, _ := io.ReadAll(body)
+				os.WriteFile(filepath.Join(s.profiles, name+"."+kind), text, 0o600)
+			}
+		}
 		f, err := os.Create(filepath.Join(s.profiles, name+".pprof"))
 		if err != nil {
 			result <- err
