@@ -101,6 +101,21 @@ func TestTwoAuthorizationHeadersAreRefused(t *testing.T) {
 	}
 }
 
+func TestProfilesAreTheOperators(t *testing.T) {
+	t.Parallel()
+	h := start(t, admintest.Sample())
+	const path = "/debug/pprof/goroutine?debug=1"
+	if got := h.send(t, http.MethodGet, path, ""); got.status != http.StatusOK || !strings.HasPrefix(got.body, "goroutine profile: total ") {
+		t.Errorf("status %d: %.100s", got.status, got.body)
+	}
+	if got := h.send(t, http.MethodGet, path, "", "Authorization", ""); got.status != http.StatusUnauthorized {
+		t.Errorf("without the token: status %d", got.status)
+	}
+	if got := h.send(t, http.MethodGet, "/debug/pprof/nothing", ""); got.status != http.StatusNotFound {
+		t.Errorf("an unknown profile: status %d", got.status)
+	}
+}
+
 func TestNoTokenIsLogged(t *testing.T) {
 	t.Parallel()
 	h := start(t, admintest.Sample())

@@ -219,6 +219,43 @@ func TestLoopWakes(t *testing.T) {
 	})
 }
 
+// slow is a store whose state takes a while to read, as that of a huge fleet.
+type slow struct {
+	*memory
+	takes time.Duration
+}
+
+func (s slow) State(ctx context.Context) (fleet.State, error) {
+	time.Sleep(s.takes)
+	return s.memory.State(ctx)
+}
+
+// In a storm of changes deciding takes no more than a fifth of the time, and the last
+// change is not forgotten.
+func TestLoopTakesBreath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		c := site(m, never)
+		c.Store = slow{m, 100 * time.Millisecond}
+		_, stop := run(t, c)
+		defer stop()
+		for range 1000 {
+			m.change(func(*fleet.State) {})
+			time.Sleep(10 * time.Millisecond)
+		}
+		if n := m.read(); n < 15 || n > 21 {
+			t.Errorf("%d decisions of 100 ms in 10 s", n)
+		}
+		time.Sleep(time.Second)
+		settled := m.read()
+		m.change(func(s *fleet.State) { s.Hosts = nil })
+		time.Sleep(time.Second)
+		if m.read() != settled+1 {
+			t.Errorf("%d decisions after one change", m.read()-settled)
+		}
+	})
+}
+
 func TestLoopConfirmsDeletions(t *testing.T) {
 	for name, c := range map[string]struct {
 		err  func() error

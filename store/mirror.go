@@ -79,7 +79,9 @@ func newTouched() touched {
 	}
 }
 
-func (t *touched) runner(id fleet.RunnerID, host fleet.HostID) { t.runners[id], t.on[host] = true, true }
+func (t *touched) runner(id fleet.RunnerID, host fleet.HostID) {
+	t.runners[id], t.on[host] = true, true
+}
 
 // news is how those rows are now. A host that is nil is gone.
 type news struct {

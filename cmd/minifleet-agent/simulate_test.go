@@ -6,14 +6,19 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/minifleet/minifleet/hosts/agent"
 	"github.com/minifleet/minifleet/hosts/protocol"
 	"github.com/minifleet/minifleet/secret"
 )
@@ -76,7 +81,10 @@ func fleetOf(t *testing.T, hosts int, done func()) *httptest.Server {
 }
 
 func TestSimulate(t *testing.T) {
-	for name, extra := range map[string][]string{"in memory": nil, "with credentials": {"--credentials-dir", t.TempDir()}} {
+	for name, extra := range map[string][]string{
+		"in memory": nil, "with credentials": {"--credentials-dir", t.TempDir()},
+		"with receipts": {"--receipts", filepath.Join(t.TempDir(), "receipts.jsonl")},
+	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
@@ -92,10 +100,45 @@ func TestSimulate(t *testing.T) {
 			if err := run(ctx, args, nil, &out, &complaints, func(k string) string { return env[k] }); err != nil {
 				t.Fatalf("%v\n%s", err, complaints.String())
 			}
+			if file := slices.Index(args, "--receipts"); file >= 0 {
+				checkReceipts(t, args[file+1], 20)
+			}
 			if !strings.Contains(out.String(), "hosts 20") || !strings.Contains(out.String(), "jobs 20") {
 				t.Errorf("the summary is %q", out.String())
 			}
 		})
+	}
+}
+
+// checkReceipts wants each step of each VM, in order.
+func checkReceipts(t *testing.T, file string, vms int) {
+	t.Helper()
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	steps := map[string][]string{}
+	last := map[string]time.Time{}
+	for lines := json.NewDecoder(f); ; {
+		var r agent.Receipt
+		if err := lines.Decode(&r); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if r.Runner != r.Host+"-r" || r.At.Before(last[r.Runner]) {
+			t.Errorf("%+v after %s", r, last[r.Runner])
+		}
+		steps[r.Runner], last[r.Runner] = append(steps[r.Runner], r.Step), r.At
+	}
+	if len(steps) != vms {
+		t.Errorf("receipts of %d VMs", len(steps))
+	}
+	for id, got := range steps {
+		if want := []string{"assigned", "booted", "config", "idle", "busy", "finished", "ended"}; !slices.Equal(got, want) {
+			t.Errorf("%s: %v", id, got)
+		}
 	}
 }
 

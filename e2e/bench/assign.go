@@ -114,7 +114,7 @@ func measureThousand(ctx context.Context, b *bencher) error {
 
 // idle looks at a fleet that has nothing to do.
 func (b *bencher) idle(ctx context.Context, s *site, hosts int) error {
-	rest := time.Duration(max(5, 60*b.scale)) * time.Second
+	rest := time.Duration(max(1, 60*b.scale)) * time.Second
 	cpu := s.controller.cpu()
 	if err := pause(ctx, rest); err != nil {
 		return err
@@ -161,8 +161,9 @@ func (b *bencher) growth(ctx context.Context, hosts int) error {
 		return err
 	}
 	// What the fleet costs at rest is no cost of a job.
+	watched := time.Duration(max(1, 10*b.scale)) * time.Second
 	rest := s.controller.cpu()
-	if err := pause(ctx, 5*time.Second); err != nil {
+	if err := pause(ctx, watched); err != nil {
 		return err
 	}
 	rest = s.controller.cpu() - rest
@@ -175,7 +176,7 @@ func (b *bencher) growth(ctx context.Context, hosts int) error {
 	if err := s.settled(ctx); err != nil {
 		return err
 	}
-	cpu = s.controller.cpu() - cpu - time.Duration(float64(rest)*time.Since(began).Seconds()/5)
+	cpu = s.controller.cpu() - cpu - time.Duration(float64(rest)*time.Since(began).Seconds()/watched.Seconds())
 	t := inOrder(writes(all), at)
 	now, _ := s.controller.memory()
 	b.note(fmt.Sprintf("one more job on %d hosts", hosts), fmt.Sprintf("%.1f ms CPU; %s; %s", float64(cpu)/1e6/float64(len(all)), t, mib(now)))

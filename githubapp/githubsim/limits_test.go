@@ -3,6 +3,9 @@
 package githubsim_test
 
 import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -61,6 +64,36 @@ func TestPointsOfAMinute(t *testing.T) {
 		}
 		time.Sleep(time.Duration(wait) * time.Second)
 		want(t, write(), http.StatusNotFound)
+	})
+}
+
+// A prompt GitHub refuses nothing for being asked too often, and makes no key for each
+// runner.
+func TestPrompt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sim, octo := newSim(t, githubsim.Options{Kind: true, Prompt: true})
+		token := tokenFor(t, sim, octo, "")
+		keys := map[string]bool{}
+		for i := range 1600 { // more than a minute's points and a scope's registrations
+			w := call(t, sim, "POST", "/repos/octo/demo/actions/runners/generate-jitconfig", token,
+				fmt.Sprintf(`{"name":"r-%d","runner_group_id":1,"labels":["x"]}`, i))
+			want(t, w, http.StatusCreated)
+			var got struct {
+				Config string `json:"encoded_jit_config"`
+			}
+			var files map[string][]byte
+			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil {
+				t.Fatal(err)
+			}
+			raw, err := base64.StdEncoding.DecodeString(got.Config)
+			if err != nil || json.Unmarshal(raw, &files) != nil {
+				t.Fatal("the config cannot be read")
+			}
+			keys[string(files[".credentials_rsaparams"])] = true
+		}
+		if len(keys) != 1 {
+			t.Errorf("%d keys", len(keys))
+		}
 	})
 }
 

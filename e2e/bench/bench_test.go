@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestMain lets this program be the listener inside a VM, as the real one is.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == listenerWord {
+		os.Exit(listener(os.Args[2:]))
+	}
+	os.Exit(m.Run())
+}
+
+// Every figure is measured, with a few jobs each. What the times are is nobody's concern
+// here.
+func TestBench(t *testing.T) {
+	programs := t.TempDir()
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", programs+"/", "./cmd/minifleet", "./cmd/minifleet-agent", "./cmd/minifleet-vmm", "./cmd/minifleet-guest")
+	build.Dir = filepath.Join("..", "..")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	// Sockets lie below the folder of the measurement, so its path is short.
+	short, err := os.MkdirTemp("/tmp", "mf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(short) })
+	var out, complaints bytes.Buffer
+	err = bench(t.Context(), []string{"-programs", programs, "-payload", "../../webhook/testdata/job_queued.json", "-dir", short, "-scale", "0.003"}, &out, &complaints)
+	if err != nil {
+		t.Fatalf("%v\n%s%s", err, &out, &complaints)
+	}
+	table := out.String()[strings.LastIndex(out.String(), "verdict"):]
+	for _, figure := range []string{
+		"webhook stored and answered", "burst of 1,000", "webhook to assignment", "200 jobs at once", "webhook to listener started",
+		"slot free", "all assigned", "at its peak", "idle: controller's memory", "CPU over", "one more job on", "jobs in a row",
+		"descriptors", "goroutines", "database",
+	} {
+		i := strings.Index(table, figure)
+		if i < 0 {
+			t.Errorf("no figure %q", figure)
+			continue
+		}
+		if line, _, _ := strings.Cut(table[i:], "\n"); !strings.ContainsAny(line, "0123456789") {
+			t.Errorf("no number in %q", line)
+		}
+	}
+	for _, word := range []string{"commit", "machine", "database", "synchronous=FULL", "load"} {
+		if !strings.Contains(out.String(), word) {
+			t.Errorf("the header does not tell of %q", word)
+		}
+	}
+	if left, err := os.ReadDir(short); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v %v", left, err)
+	}
+}
+
+func TestArguments(t *testing.T) {
+	for name, args := range map[string][]string{
+		"an unknown figure": {"-only", "speed"},
+		"a scale of zero":   {"-scale", "0"},
+		"a scale above one": {"-scale", "2"},
+		"a word":            {"webhook"},
+		"no programs":       {"-programs", t.TempDir()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var out bytes.Buffer
+			if err := bench(t.Context(), append(args, "-dir", t.TempDir()), &out, &out); err == nil {
+				t.Error("no error")
+			}
+		})
+	}
+}
+
+func TestTimes(t *testing.T) {
+	at := func(ms ...int) (list []time.Time) {
+		for _, n := range ms {
+			list = append(list, time.UnixMilli(int64(n)))
+		}
+		return list
+	}
+	if got := inOrder(at(30, 10, 20), at(21, 35, 12)); !slices.Equal(got, times{2e6, 1e6, 5e6}) {
+		t.Errorf("in order: %v", got)
+	}
+	var hundred times
+	for i := range 100 {
+		hundred = append(hundred, time.Duration(100-i)*time.Millisecond)
+	}
+	if got, want := hundred.String(), "p50 51.0 ms, p99 100.0 ms, max 100.0 ms, n 100"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
