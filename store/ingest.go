@@ -233,6 +233,7 @@ func (t *tx) learnInstallation(i fleet.Installation) error {
 }
 
 func (t *tx) saveInstallation(i fleet.Installation, unless string) error {
+	t.touched.installations = true
 	return t.exec(`INSERT INTO installations (id, account, suspended, deleted) VALUES ($1,$2,$3,$4)
 		ON CONFLICT (id) DO UPDATE SET account = excluded.account, suspended = excluded.suspended, deleted = excluded.deleted`+unless,
 		i.ID, i.Account, bit(i.Suspended), bit(i.Deleted))
@@ -249,6 +250,7 @@ func (s *Store) InstallationIDs(ctx context.Context) ([]int64, error) {
 // stays. What an earlier list lacked by mistake is there again.
 func (s *Store) SetInstallations(ctx context.Context, list []fleet.Installation, before []int64) error {
 	return s.change(ctx, func(t *tx) error {
+		t.touched.installations = true
 		there := map[int64]bool{}
 		for _, i := range list {
 			there[i.ID] = true
@@ -293,12 +295,9 @@ func (s *Store) FailedDeliveries(ctx context.Context) ([]fleet.Delivery, error) 
 
 // KnownInstallation reports whether the App is installed there, as far as is
 // known: before GitHub's list was ever read, every installation passes.
-func (s *Store) KnownInstallation(ctx context.Context, id int64) (bool, error) {
-	var loaded, known int
-	err := s.read.QueryRowContext(ctx, `SELECT (SELECT COUNT(*) FROM meta WHERE name = 'installations_at'),
-		(SELECT COUNT(*) FROM installations WHERE id = $1 AND deleted = 0)`, id).Scan(&loaded, &known)
-	if err != nil {
-		return false, fmt.Errorf("installation %d: %w", id, err)
+func (s *Store) KnownInstallation(_ context.Context, id int64) (bool, error) {
+	if err := s.ended(); err != nil {
+		return false, err
 	}
-	return loaded == 0 || known > 0, nil
+	return s.mirror.knows(id), nil
 }

@@ -4,10 +4,6 @@ package store
 
 import (
 	"cmp"
-	"context"
-	"database/sql"
-	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -29,6 +25,7 @@ type mirror struct {
 	credentials map[string]fleet.HostID // by hash
 	on          map[fleet.HostID]map[fleet.RunnerID]bool
 	pools       map[string]fleet.PoolHealth
+	installed   *installed
 	mints       map[string][]time.Time // of the last minute, by owner
 
 	present   map[fleet.HostID]presence
@@ -58,160 +55,6 @@ func newMirror() *mirror {
 		credentials: map[string]fleet.HostID{}, on: map[fleet.HostID]map[fleet.RunnerID]bool{},
 		mints: map[string][]time.Time{}, present: map[fleet.HostID]presence{},
 	}
-}
-
-// touched names the rows that changes of a transaction may have changed. All others are
-// as the mirror has them.
-type touched struct {
-	jobs    map[fleet.JobID]bool
-	runners map[fleet.RunnerID]bool
-	on      map[fleet.HostID]bool // hosts whose runners are touched, or came or went
-	hosts   map[fleet.HostID]bool
-	pools   bool
-
-	reported map[fleet.HostID]bool // hosts whose newest report is not in memory yet
-}
-
-func newTouched() touched {
-	return touched{
-		jobs: map[fleet.JobID]bool{}, runners: map[fleet.RunnerID]bool{}, on: map[fleet.HostID]bool{},
-		hosts: map[fleet.HostID]bool{}, reported: map[fleet.HostID]bool{},
-	}
-}
-
-func (t *touched) runner(id fleet.RunnerID, host fleet.HostID) {
-	t.runners[id], t.on[host] = true, true
-}
-
-// news is how those rows are now. A host that is nil is gone.
-type news struct {
-	jobs    []fleet.Job
-	runners []fleet.Runner
-	hosts   map[fleet.HostID]*hostRow
-	raised  map[fleet.HostID]int64      // by how much the revision rose of those that are not read anew
-	pools   map[string]fleet.PoolHealth // nil: untouched
-}
-
-const hostRowColumns = hostColumns + `, credential_hash`
-
-// withTail scans a row whose last columns are beyond those of its type.
-type withTail struct {
-	scanner
-	tail []any
-}
-
-func (s withTail) Scan(into ...any) error { return s.scanner.Scan(append(into, s.tail...)...) }
-
-func scanHostRow(row scanner) (h hostRow, err error) {
-	h.Host, err = scanHost(withTail{row, []any{&h.credential}})
-	return h, err
-}
-
-// look reads the touched rows.
-func (b *batch) look() (news, error) {
-	n := news{hosts: map[fleet.HostID]*hostRow{}, raised: b.raised}
-	for id := range b.touched.jobs {
-		j, err := scanJob(b.QueryRowContext(b.ctx, `SELECT `+jobColumns+` FROM jobs WHERE id = $1`, int64(id)))
-		if err != nil && !errors.Is(err, sql.ErrNoRows) {
-			return n, fmt.Errorf("job %d: %w", id, err)
-		}
-		j.ID = id
-		n.jobs = append(n.jobs, j)
-	}
-	for id := range b.touched.runners {
-		r, err := scanRunner(b.QueryRowContext(b.ctx, `SELECT `+runnerColumns+` FROM runners WHERE id = $1`, string(id)))
-		if errors.Is(err, sql.ErrNoRows) {
-			continue // its insertion was taken back
-		}
-		if err != nil {
-			return n, fmt.Errorf("runner %s: %w", id, err)
-		}
-		n.runners = append(n.runners, r)
-	}
-	for id := range b.touched.hosts {
-		h, err := scanHostRow(b.QueryRowContext(b.ctx, `SELECT `+hostRowColumns+` FROM hosts WHERE id = $1`, string(id)))
-		switch {
-		case errors.Is(err, sql.ErrNoRows):
-			n.hosts[id] = nil
-		case err != nil:
-			return n, fmt.Errorf("host %s: %w", id, err)
-		default:
-			n.hosts[id] = &h
-		}
-	}
-	if !b.touched.pools {
-		return n, nil
-	}
-	rows, err := b.QueryContext(b.ctx, poolHealthQuery)
-	n.pools, err = scanPoolHealth(rows, err)
-	return n, err
-}
-
-const poolHealthQuery = `SELECT pool, failures, failed_at, reason FROM pool_health WHERE failures > 0`
-
-func scanPoolHealth(rows *sql.Rows, err error) (map[string]fleet.PoolHealth, error) {
-	out := map[string]fleet.PoolHealth{}
-	_, err = collect(rows, err, func(row scanner) (pool string, err error) {
-		var (
-			h  fleet.PoolHealth
-			at int64
-		)
-		err = row.Scan(&pool, &h.Failures, &at, &h.Reason)
-		h.FailedAt = fromMicros(at)
-		out[pool] = h
-		return pool, err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read pool health: %w", err)
-	}
-	return out, nil
-}
-
-// load fills the mirror from the database, at its opening.
-func (m *mirror) load(ctx context.Context, db *sql.DB, now time.Time) error {
-	rows, err := db.QueryContext(ctx, `SELECT `+jobColumns+` FROM jobs WHERE state = 'queued'`)
-	jobs, err := collect(rows, err, scanJob)
-	if err != nil {
-		return fmt.Errorf("read queued jobs: %w", err)
-	}
-	rows, err = db.QueryContext(ctx, `SELECT `+runnerColumns+` FROM runners WHERE is_over = 0`)
-	runners, err := collect(rows, err, scanRunner)
-	if err != nil {
-		return fmt.Errorf("read runners: %w", err)
-	}
-	rows, err = db.QueryContext(ctx, `SELECT `+hostRowColumns+` FROM hosts`)
-	hosts, err := collect(rows, err, scanHostRow)
-	if err != nil {
-		return fmt.Errorf("read hosts: %w", err)
-	}
-	rows, err = db.QueryContext(ctx, poolHealthQuery)
-	pools, err := scanPoolHealth(rows, err)
-	if err != nil {
-		return err
-	}
-	type mint struct {
-		owner string
-		at    time.Time
-	}
-	rows, err = db.QueryContext(ctx, `SELECT owner, at FROM mints WHERE at > $1 ORDER BY at`, micros(now.Add(-time.Minute)))
-	mints, err := collect(rows, err, func(row scanner) (x mint, err error) {
-		var at int64
-		err = row.Scan(&x.owner, &at)
-		x.at = fromMicros(at)
-		return x, err
-	})
-	if err != nil {
-		return fmt.Errorf("read mints: %w", err)
-	}
-	n := news{jobs: jobs, runners: runners, hosts: map[fleet.HostID]*hostRow{}, pools: pools}
-	for i := range hosts {
-		n.hosts[hosts[i].ID] = &hosts[i]
-	}
-	m.apply(n)
-	for _, x := range mints {
-		m.minted(x.owner, x.at)
-	}
-	return nil
 }
 
 // apply takes in what was committed.
@@ -254,6 +97,9 @@ func (m *mirror) apply(n news) {
 	}
 	if n.pools != nil {
 		m.pools = n.pools
+	}
+	if n.installed != nil {
+		m.installed = n.installed
 	}
 }
 
@@ -378,6 +224,13 @@ func (m *mirror) runnersOn(id fleet.HostID) []fleet.Runner {
 		list = append(list, *m.runners.byKey[r])
 	}
 	return list
+}
+
+// knows reports whether the App is installed there, as far as is known.
+func (m *mirror) knows(installation int64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return !m.installed.loaded || m.installed.known[installation]
 }
 
 // byCredential finds a host.
