@@ -78,7 +78,8 @@ func (x *twin) same(what string, ours, theirs error) error {
 	return ours
 }
 
-// plain leaves out of a state what only one side has, in an order that both have.
+// plain leaves out of a state what only one side has, and of hosts what the store may
+// tell late, in an order that both have.
 func (x *twin) plain(s fleet.State) fleet.State {
 	s.Runners, s.Hosts, s.Jobs = slices.Clone(s.Runners), slices.Clone(s.Hosts), append([]fleet.Job{}, s.Jobs...)
 	for i := range s.Runners {
@@ -97,8 +98,8 @@ func (x *twin) plain(s fleet.State) fleet.State {
 	s.Runners = append([]fleet.Runner{}, s.Runners...)
 	for i, h := range s.Hosts {
 		s.Hosts[i] = fleet.Host{
-			Name: h.Name, Slots: h.Slots, Backends: h.Backends, Images: h.Images, Instance: h.Instance, Sequence: h.Sequence,
-			SeenAt: h.SeenAt, BackAt: h.BackAt, Failures: h.Failures, FailedAt: h.FailedAt,
+			Name: h.Name, Slots: h.Slots, Backends: h.Backends, Images: h.Images,
+			BackAt: h.BackAt, Failures: h.Failures, FailedAt: h.FailedAt,
 		}
 	}
 	return s

@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"database/sql"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,6 +16,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -152,8 +152,9 @@ const (
 type bench struct {
 	t     *testing.T
 	store *store.Store
-	raw   *sql.DB // the same database, to put it back
+	path  string // of the database; beside it lies the base
 	hooks *webhook.Handler
+	door  atomic.Pointer[chi.Mux] // of the newest hooks
 	url   string
 	pools []fleet.Pool
 	host  fleet.HostID
@@ -189,31 +190,16 @@ func newBench(t *testing.T) *bench {
 		}
 	}
 	b.pools = []fleet.Pool{pool("mac", "macos"), pool("big", "macos", "big")}
-	path := filepath.Join(quickDir(t), "state.db")
-	var err error
-	if b.store, err = store.Open(t.Context(), store.Config{Path: path}); err != nil {
-		t.Fatal(err)
-	}
+	b.path = filepath.Join(quickDir(t), "state.db")
+	b.open()
 	t.Cleanup(func() { b.store.Close() })
-	if b.raw, err = sql.Open("sqlite", "file:"+path+"?_pragma=busy_timeout(10000)"); err != nil {
-		t.Fatal(err)
-	}
-	b.raw.SetMaxOpenConns(1)
-	t.Cleanup(func() { b.raw.Close() })
-	if b.hooks, err = webhook.New(webhook.Config{
-		Secrets: []secret.Text{secret.New(permuteSecret)}, AppID: permuteApp, Store: b.store,
-		Serves: func(owner, repo string) bool { return owner == "octo" && repo == "demo" },
-	}); err != nil {
-		t.Fatal(err)
-	}
-	router := chi.NewRouter()
-	b.hooks.Routes(router)
-	server := httptest.NewServer(router)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.door.Load().ServeHTTP(w, r) }))
 	t.Cleanup(server.Close)
 	b.url = server.URL + "/webhook"
 	b.base()
-	b.exec("VACUUM INTO '" + path + ".base'")
-	b.exec("ATTACH '" + path + ".base' AS base")
+	if _, err := store.Backup(t.Context(), b.path, b.path+".base"); err != nil {
+		t.Fatal(err)
+	}
 	b.baseNames, b.baseSaid = maps.Clone(b.names), maps.Clone(b.said)
 	return b
 }
@@ -225,10 +211,20 @@ func (b *bench) must(err error) {
 	}
 }
 
-func (b *bench) exec(query string) {
+// open opens the database, and puts the webhook in front of it.
+func (b *bench) open() {
 	b.t.Helper()
-	_, err := b.raw.ExecContext(b.t.Context(), query)
+	var err error
+	b.store, err = store.Open(b.t.Context(), store.Config{Path: b.path})
 	b.must(err)
+	b.hooks, err = webhook.New(webhook.Config{
+		Secrets: []secret.Text{secret.New(permuteSecret)}, AppID: permuteApp, Store: b.store,
+		Serves: func(owner, repo string) bool { return owner == "octo" && repo == "demo" },
+	})
+	b.must(err)
+	router := chi.NewRouter()
+	b.hooks.Routes(router)
+	b.door.Store(router)
 }
 
 // base brings three runners as far as listening, for jobs that are then cancelled.
@@ -283,13 +279,11 @@ func (b *bench) boot(name string) {
 // reset puts the database back to the base.
 func (b *bench) reset() {
 	b.t.Helper()
-	var all strings.Builder
-	all.WriteString("BEGIN IMMEDIATE;")
-	for _, table := range []string{"deliveries", "jobs", "hosts", "runners", "mints", "moments", "pool_health"} {
-		fmt.Fprintf(&all, "DELETE FROM main.%[1]s; INSERT INTO main.%[1]s SELECT * FROM base.%[1]s;", table)
-	}
-	all.WriteString("COMMIT")
-	b.exec(all.String())
+	b.must(b.store.Close())
+	base, err := os.ReadFile(b.path + ".base")
+	b.must(err)
+	b.must(os.WriteFile(b.path, base, 0o600))
+	b.open()
 	b.names, b.said, b.actions = maps.Clone(b.baseNames), maps.Clone(b.baseSaid), nil
 }
 
