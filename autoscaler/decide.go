@@ -158,8 +158,19 @@ func (d *decision) retire(r fleet.Runner, drain, failure bool, reason string) {
 	d.leaving[r.ID] = true
 }
 
+// delete asks GitHub to let go of a runner. For up to a minute after it has assigned a
+// job GitHub may not know of it, deletes the registration, and the job with it. So the
+// guest's word comes first: it has to be from this controller's time, and while the
+// guest runs a job GitHub is given the time to know.
 func (d *decision) delete(r fleet.Runner, failure bool, reason string) {
+	if known := r.Since.Add(d.limits(r).Unnamed); r.Observed == fleet.ObservedBusy && known.After(d.Now) {
+		d.wakeAt(known)
+		return // it runs somebody's job, and GitHub may not know yet
+	}
 	d.leaving[r.ID] = true
+	if d.unheard(r) {
+		return // its host's first report makes another decision
+	}
 	if r.DeleteAfter.After(d.Now) {
 		d.wakeAt(r.DeleteAfter)
 		return
@@ -168,6 +179,13 @@ func (d *decision) delete(r fleet.Runner, failure bool, reason string) {
 		d.willFree(r)
 	}
 	d.plan.Deletes = append(d.plan.Deletes, fleet.Delete{Runner: r.ID, Version: r.Version, Failure: failure, Reason: reason})
+}
+
+// unheard reports whether what is known of a runner that may hold a registration is
+// from before the controller began.
+func (d *decision) unheard(r fleet.Runner) bool {
+	none := r.Registration == fleet.RegNone || r.Registration == fleet.RegGone
+	return !none && r.Observed != fleet.ObservedGone && !d.Fresh.Hosts && !d.Fresh.Reported[r.Host]
 }
 
 // end brings a runner that may hold a registration to its end without ever
@@ -198,7 +216,7 @@ func (d *decision) fitHost(h *hostSheet) {
 			if h.free+h.freeing >= 0 {
 				return
 			}
-			if r.Host != h.ID {
+			if r.Host != h.ID || d.unheard(r) {
 				continue
 			}
 			if r.DeleteAfter.After(d.Now) {

@@ -533,6 +533,29 @@ func TestScalingDown(t *testing.T) {
 			s.host("1", 2)
 			s.runner("r", "a", "1", fleet.PhaseIdle, reg(fleet.RegDeleting))
 		}, want: []string{"delete r"}},
+		"but not before the guest was heard of by this controller": {make: func(s *snap) {
+			s.Fresh.Hosts = false
+			s.Fresh.Reported = map[fleet.HostID]bool{"h-heard": true}
+			s.pool("a", mac)
+			s.host("heard", 2)
+			s.host("silent", 3)
+			s.runner("heard", "a", "heard", fleet.PhaseIdle, reg(fleet.RegDeleting))
+			s.runner("silent", "a", "silent", fleet.PhaseIdle, reg(fleet.RegDeleting))
+			s.runner("surplus", "a", "silent", fleet.PhaseIdle, aged(time.Hour))
+			s.runner("gone", "a", "silent", fleet.PhaseGone)
+		}, want: []string{"delete gone", "delete heard"}},
+		"nor while its guest runs a job that GitHub may not know of": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.host("1", 2)
+			s.runner("new", "a", "1", fleet.PhaseBusy, reg(fleet.RegDeleting), aged(110*time.Second))
+			s.runner("old", "a", "1", fleet.PhaseBusy, reg(fleet.RegDeleting), aged(2*time.Minute))
+		}, want: []string{"delete old"}, wake: 10 * time.Second},
+		"and such a guest stands for the job that it runs": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.host("1", 2)
+			s.runner("r", "a", "1", fleet.PhaseBusy, reg(fleet.RegDeleting), aged(110*time.Second))
+			s.job(1, "app", "macos")
+		}, waits: map[int]fleet.WaitCode{1: fleet.WaitUnnamed}, wake: 10 * time.Second},
 		"a deletion that GitHub does not confirm for long: the guest alone is asked": {make: func(s *snap) {
 			s.pool("a", mac)
 			s.host("1", 5)
@@ -1038,7 +1061,7 @@ func TestStandbyAndRoom(t *testing.T) {
 			s.pool("a", mac)
 			s.host("1", 2)
 			s.runner("r1", "idle", "1", fleet.PhaseStandby)
-			s.runner("r2", "a", "1", fleet.PhaseBusy, reg(fleet.RegDeleting))
+			s.runner("r2", "a", "1", fleet.PhaseBusy, reg(fleet.RegDeleting), aged(2*time.Minute))
 			s.job(1, "app", "macos")
 		}, want: []string{"delete r2", "drain r1"}},
 		"one that GitHub does not answer for is not waited for": {make: func(s *snap) {

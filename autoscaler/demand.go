@@ -137,7 +137,7 @@ func (d *decision) freeSlotFor(p *poolSheet, j fleet.Job, unneeded []*fleet.Runn
 	for ; p.unneededSeen < len(unneeded); p.unneededSeen++ {
 		r := *unneeded[p.unneededSeen]
 		h := d.hosts[r.Host]
-		if d.leaving[r.ID] || !d.usable(p, h) || h.free+h.freeing < 0 {
+		if d.leaving[r.ID] || !d.usable(p, h) || h.free+h.freeing < 0 || d.unheard(r) {
 			continue
 		}
 		if r.DeleteAfter.After(d.Now) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -56,8 +57,9 @@ type Loop struct {
 	wake    chan struct{}
 	started time.Time
 
-	mu          sync.Mutex // guards the two below
+	mu          sync.Mutex // guards the three below
 	deleting    map[fleet.RunnerID]bool
+	reported    map[fleet.HostID]bool
 	explanation explanation
 
 	explaining singleflight.Group
@@ -80,7 +82,22 @@ func New(c Config) *Loop {
 	if c.Rules.HostDeadline == 0 {
 		c.Rules.HostDeadline = time.Minute
 	}
-	return &Loop{c: c, wake: make(chan struct{}, 1), deleting: map[fleet.RunnerID]bool{}, started: time.Now()}
+	return &Loop{
+		c: c, wake: make(chan struct{}, 1), started: time.Now(),
+		deleting: map[fleet.RunnerID]bool{}, reported: map[fleet.HostID]bool{},
+	}
+}
+
+// Reported notes that a report of a host is stored. Its first one since the controller
+// began lets be decided what was put off until then.
+func (l *Loop) Reported(id fleet.HostID) {
+	l.mu.Lock()
+	first := !l.reported[id]
+	l.reported[id] = true
+	l.mu.Unlock()
+	if first {
+		l.Wake()
+	}
 }
 
 // Wake makes the loop decide again soon. It never blocks.
@@ -178,6 +195,11 @@ func (l *Loop) snapshot(ctx context.Context) (Snapshot, error) {
 	s := Snapshot{
 		Now: time.Now(), State: state, Pools: l.c.Pools, Rules: l.c.Rules,
 		Fresh: Fresh{Demand: l.c.Fresh(), Hosts: time.Since(l.started) > l.c.Rules.HostDeadline},
+	}
+	if !s.Fresh.Hosts {
+		l.mu.Lock()
+		s.Fresh.Reported = maps.Clone(l.reported)
+		l.mu.Unlock()
 	}
 	if l.c.Policy != nil {
 		s.Verdicts = l.c.Policy(ctx, state.Jobs)

@@ -417,6 +417,28 @@ func TestLoopRepeatsDeletionsAfterARestart(t *testing.T) {
 	})
 }
 
+// A runner may have become busy while no controller heard of it.
+func TestLoopRepeatsDeletionsOfLivingRunnersOnceTheirHostHasReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		m.leftovers(1)
+		r := &m.state.Runners[0]
+		r.Wanted, r.Observed, r.Registration = fleet.WantArmed, fleet.ObservedIdle, fleet.RegDeleting
+		r.RetiredAt = time.Now()
+		l, stop := run(t, site(m, unregister(func(context.Context, fleet.RegistrationRef) error { return nil })))
+		defer stop()
+		if plans, outcomes := m.got(); len(plans)+len(outcomes) != 0 {
+			t.Fatalf("before its host has reported: plans %+v, outcomes %v", plans, outcomes)
+		}
+		l.Reported("h-1")
+		l.Reported("h-1")
+		synctest.Wait()
+		if _, outcomes := m.got(); !slices.Equal(outcomes, []string{"r0/1 deleted"}) {
+			t.Errorf("after it: outcomes %v", outcomes)
+		}
+	})
+}
+
 func TestLoopDoesNotSpinOnAStoreInTrouble(t *testing.T) {
 	t.Run("it cannot be read", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {

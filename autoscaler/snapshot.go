@@ -28,6 +28,9 @@ type Snapshot struct {
 type Fresh struct {
 	Demand bool // jobs that were queued are known, and jobs that ended too
 	Hosts  bool // every live host had time to report
+	// Reported are the hosts that have, as long as Hosts is false. What the books say of
+	// another's guests is as old as the controller's last end.
+	Reported map[fleet.HostID]bool
 }
 
 // Rules are the limits that hold for the whole site.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -196,6 +197,27 @@ func TestDesiredSaysAllThatAHostNeeds(t *testing.T) {
 
 func TestReport(t *testing.T) {
 	t.Parallel()
+	t.Run("whoever waits for it is told once it is stored", func(t *testing.T) {
+		t.Parallel()
+		var w *world
+		told := []string{}
+		w = newWorld(t, func(c *hosts.Config) {
+			c.Reported = func(id fleet.HostID) {
+				stored, err := w.row(`SELECT observed FROM runners WHERE host = $1`, string(id))
+				if err != nil {
+					t.Error(err)
+				}
+				told = append(told, stored)
+			}
+		})
+		a := w.agent("mini-1", 2)
+		id := string(a.place())
+		a.report(protocol.RunnerReport{ID: id, Observed: "standby", HoldsSlot: true, Pool: "mac"})
+		a.refused(a.report(protocol.RunnerReport{ID: id, Observed: "asleep", Pool: "mac"}), http.StatusBadRequest, protocol.CodeBadRequest)
+		if want := []string{"standby"}; !slices.Equal(told, want) {
+			t.Errorf("told when the books said %q, want %q", told, want)
+		}
+	})
 	t.Run("what is seen is stored", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)

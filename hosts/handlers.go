@@ -152,6 +152,7 @@ func (s *Server) report(w http.ResponseWriter, r *http.Request, h fleet.Host) {
 		s.failWith(w, r, err)
 		return
 	}
+	s.c.Reported(h.ID)
 	crashpoint.Reached(crashpoint.ReportStored)
 	w.WriteHeader(http.StatusNoContent)
 }

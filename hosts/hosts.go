@@ -63,6 +63,8 @@ type Config struct {
 	Lease time.Duration
 	// EndGrace is how long a listener may take to end by itself. 0 means 30 s.
 	EndGrace time.Duration
+	// Reported is called after each report that is stored; must not block. nil: nobody
+	Reported func(fleet.HostID)
 	// CertificatePin goes into enrolment tokens: hex SHA-256 of the public key of the
 	// certificate that agents meet, "" where the public PKI vouches for it.
 	CertificatePin string
@@ -83,6 +85,9 @@ func New(c Config) (*Server, error) {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Reported == nil {
+		c.Reported = func(fleet.HostID) {}
 	}
 	for d, def := range map[*time.Duration]time.Duration{
 		&c.Poll: 20 * time.Second, &c.Live: time.Minute, &c.Lease: 10 * time.Minute, &c.EndGrace: 30 * time.Second,

@@ -139,7 +139,7 @@ func newController(ctx context.Context, cfg settings, dir string, log *slog.Logg
 		}
 	}
 	fleetHosts, err := hosts.New(hosts.Config{
-		Store: c.store, GitHub: gitHubPort{c.app}, Pools: pools, Name: githubapp.RunnerName,
+		Store: c.store, GitHub: gitHubPort{c.app}, Pools: pools, Name: githubapp.RunnerName, Reported: c.loop.Reported,
 		Poll: cfg.Timing.Poll, Live: cfg.Timing.HostDeadline, Lease: cfg.Timing.Lease, EndGrace: cfg.Timing.EndGrace,
 		CertificatePin: pin, Log: log.With("part", "hosts"),
 	})

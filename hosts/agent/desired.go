@@ -24,7 +24,10 @@ func (a *Agent) followDesired(ctx context.Context) error {
 	pause := backoff{first: 200 * time.Millisecond, most: 15 * time.Second}
 	trouble := outage{log: a.log, what: "desired"}
 	for {
-		err := a.askDesired(ctx)
+		// After a failure the first answer shall come at once, and all that is known of
+		// this host goes back: the controller may have begun anew, and act on nothing
+		// that it has not heard since.
+		err := a.askDesired(ctx, trouble.count > 0)
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
@@ -32,6 +35,9 @@ func (a *Agent) followDesired(ctx context.Context) error {
 			return explainFinal(err)
 		case err == nil:
 			pause.reset()
+			if trouble.count > 0 {
+				a.changed()
+			}
 			trouble.worked()
 			continue
 		case errors.Is(err, errSlept):
@@ -48,7 +54,7 @@ func (a *Agent) followDesired(ctx context.Context) error {
 	}
 }
 
-func (a *Agent) askDesired(ctx context.Context) error {
+func (a *Agent) askDesired(ctx context.Context, atOnce bool) error {
 	a.mu.Lock()
 	revision := a.revision
 	wait := time.Duration(a.welcome.PollSeconds) * time.Second
@@ -56,6 +62,9 @@ func (a *Agent) askDesired(ctx context.Context) error {
 	a.mu.Unlock()
 	if wait <= 0 {
 		wait = defaultPoll
+	}
+	if atOnce {
+		wait = 0
 	}
 	call, done := a.clock.interruptible(ctx)
 	defer done()

@@ -503,6 +503,31 @@ func TestChangesDuringAReportMakeOneMore(t *testing.T) {
 	})
 }
 
+// A controller that begins anew acts on nothing that it has not heard since, so an
+// agent tells it all once it is back.
+func TestAfterAnOutageTheControllerHearsAll(t *testing.T) {
+	inWorld(t, nil, func(w *world) {
+		w.c.want(up("r1"))
+		w.c.awaitObserved("r1", "standby")
+		w.c.change(func() {
+			w.c.unkind = func(path string) unkindness {
+				if path == protocol.PathDesired {
+					return unkindness{refuse: protocol.CodeUnavailable, status: 503}
+				}
+				return unkindness{}
+			}
+		})
+		w.c.forget("nobody") // ends the call that waits; from now on they fail
+		w.pass(10 * time.Second)
+		before := w.c.calls(protocol.PathReport)
+		w.c.change(func() { w.c.unkind = nil })
+		w.pass(20 * time.Second)
+		if n := w.c.calls(protocol.PathReport) - before; n != 1 {
+			t.Errorf("%d reports after the outage, want 1", n)
+		}
+	})
+}
+
 func TestNoLogShowsASecret(t *testing.T) {
 	var log lockedBuffer
 	inWorld(t, func(w *world) {
