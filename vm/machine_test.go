@@ -203,6 +203,51 @@ func TestAdoptAfterTheAgentDied(t *testing.T) {
 	}
 }
 
+// TestAdoptAfterTheAgentDiedDuringTheStart has the agent die before the vmm can tell it
+// that it is ready. The machine boots all the same.
+func TestAdoptAfterTheAgentDiedDuringTheStart(t *testing.T) {
+	t.Parallel()
+	dir := create(t, newVMs(t), newSpec("adopt-2"))
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	vmm := exec.CommandContext(t.Context(), vmmProgram, "run", "--bundle", dir, "--ready-fd", "3")
+	vmm.ExtraFiles = []*os.File{w}
+	err = vmm.Start()
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- vmm.Wait() }()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	var m *vm.Machine
+	for ctx := within(t); m == nil; {
+		select {
+		case <-tick.C:
+		case err := <-ended:
+			t.Fatalf("the vmm ended: %v", err)
+		case <-ctx.Done():
+			t.Fatal("there is no machine to adopt")
+		}
+		if m, err = vm.Adopt(ctx, dir); err != nil && !errors.Is(err, vm.ErrNotRunning) {
+			t.Fatal(err)
+		}
+	}
+	own(t, m)
+	awaitGuest(t, m)
+	if err := m.Stop(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	<-ended // without its status, if the machine took that
+	if reason, detail := m.Final(); reason != vm.ReasonStopped {
+		t.Errorf("final: %q, %q", reason, detail)
+	}
+}
+
 // TestDetachAndAdopt has one process let go of its own machine and take it up again; in
 // the end no zombie of it may be left, which TestMain checks.
 func TestDetachAndAdopt(t *testing.T) {
@@ -343,7 +388,7 @@ func TestStartFails(t *testing.T) {
 	}{
 		"relative path":   {func(*testing.T) string { return "minifleet-vmm" }, "absolute"},
 		"no such program": {func(*testing.T) string { return "/no/minifleet-vmm" }, "/no/minifleet-vmm"},
-		"ends at once":    {func(t *testing.T) string { return script(t, "echo the disk is on fire >&2; exit 3") }, "the disk is on fire"},
+		"ends at once":    {func(t *testing.T) string { return script(t, "echo the disk is on fire >&2; exit 3") }, "exit status 3; its log ends with: the disk is on fire"},
 		"ends silently":   {func(t *testing.T) string { return script(t, "exit 3") }, "exit status 3"},
 		"never ready":     {func(t *testing.T) string { return script(t, "exec sleep 100000") }, "not ready in time"},
 	} {

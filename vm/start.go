@@ -122,7 +122,7 @@ func abandon(ctx context.Context, dir string, child *exec.Cmd, err error) error 
 	if !errors.Is(err, errNotReady) {
 		err = errors.Join(err, ignoreDone(child.Process.Kill()))
 	}
-	exit := child.Wait()
+	_ = child.Wait() // its state tells
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTime)
 	defer cancel()
 	switch states, _ := ReadStatus(dir); {
@@ -130,10 +130,11 @@ func abandon(ctx context.Context, dir string, child *exec.Cmd, err error) error 
 	case len(states) > 0 && states[len(states)-1].Phase == PhaseFinal:
 		s := states[len(states)-1]
 		err = WithReason(s.Reason, fmt.Errorf("%w: %s: %s", err, s.Reason, s.Detail))
-	case lastLogLine(dir) != "":
-		err = fmt.Errorf("%w: %s", err, lastLogLine(dir))
-	case exit != nil:
-		err = fmt.Errorf("%w: %w", err, exit)
+	default:
+		err = fmt.Errorf("%w: %s", err, child.ProcessState)
+		if line := lastLogLine(dir); line != "" {
+			err = fmt.Errorf("%w; its log ends with: %s", err, line)
+		}
 	}
 	// Only what this vmm left may be ended. If it did not even get the lock, whoever has
 	// it is alive and well, and EndWriter leaves that one alone.

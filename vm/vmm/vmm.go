@@ -23,6 +23,7 @@ type Config struct {
 	// Backends are those that this vmm has; the spec names one.
 	Backends []vm.Backend
 	// Ready, if set, is called once, when the lock is held and both sockets are open.
+	// That it fails ends nothing: then there is nobody to hear it.
 	Ready func() error
 	// StopTimeout bounds how long the backend has to power off; 0 means
 	// DefaultStopTimeout.
@@ -134,7 +135,8 @@ func (s *supervisor) live(life context.Context) (*ending, *server) {
 	crashpoint.Reached(crashpoint.VMMListening)
 	if s.cfg.Ready != nil {
 		if err := s.cfg.Ready(); err != nil {
-			return failure(fmt.Errorf("say that the vmm is ready: %w", err), vm.ReasonVMMFailed), srv
+			// The agent has ended, and the next one will find this machine.
+			s.log.Warn("nobody hears that the vmm is ready", "error", err)
 		}
 	}
 	crashpoint.Reached(crashpoint.VMMAnnounced)
