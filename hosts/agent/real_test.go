@@ -22,6 +22,7 @@ import (
 	"github.com/minifleet/minifleet/hosts/agent"
 	"github.com/minifleet/minifleet/hosts/protocol"
 	"github.com/minifleet/minifleet/internal/leakcheck"
+	"github.com/minifleet/minifleet/vm"
 )
 
 // programs builds the real programs once for all tests that want them.
@@ -125,6 +126,47 @@ func (s *site) tell(runner, what string) {
 	s.t.Helper()
 	if err := os.WriteFile(filepath.Join(s.control(runner), what), nil, 0o600); err != nil {
 		s.t.Fatal(err)
+	}
+}
+
+// A vmm whose agent was killed as it started it may take the bundle's lock only after
+// the next agent has found the bundle unlocked.
+func TestAVMMThatComesLateIsEnded(t *testing.T) {
+	s := newSite(t)
+	dir := filepath.Join(s.dir, "vms")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	vms, err := agent.NewVMs(agent.VMsConfig{
+		Dir: dir, ImagesDir: s.imgs, Backend: vm.BackendProcess, AllowCopy: true,
+		VMMProgram: filepath.Join(s.bin, "minifleet-vmm"), GuestProgram: filepath.Join(s.bin, "minifleet-guest"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := vms.Create(t.Context(), agent.Order{ID: "late", Pool: "p", Image: "image"}, func(string) {}); err != nil {
+		t.Fatal(err)
+	}
+	found, err := vms.Scan(t.Context())
+	if err != nil || len(found) != 1 || found[0].Running {
+		t.Fatalf("found %+v, %v", found, err)
+	}
+	late, err := vm.Start(t.Context(), filepath.Join(dir, "late"), filepath.Join(s.bin, "minifleet-vmm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer late.Detach()
+	m := found[0].Machine
+	defer m.Release()
+	if err := m.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := m.Remove(t.Context()); err != nil {
+		t.Error(err)
+	}
+	<-late.Done()
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }
 

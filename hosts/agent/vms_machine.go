@@ -167,7 +167,23 @@ func copyEnd(from, to string) error {
 	return errors.Join(err, dst.Close())
 }
 
-func (m *vmMachine) Remove(ctx context.Context) error { return vm.Remove(ctx, m.dir) }
+// Remove also ends a vmm that was started by an agent that died at that moment, and took
+// the bundle's lock only after this agent had found the bundle unlocked.
+func (m *vmMachine) Remove(ctx context.Context) error {
+	err := vm.Remove(ctx, m.dir)
+	if !errors.Is(err, vm.ErrLocked) {
+		return err
+	}
+	m.mu.Lock()
+	m.ended = false
+	m.mu.Unlock()
+	stop, cancel := context.WithTimeout(ctx, stopPatience)
+	defer cancel()
+	if err := m.Stop(stop); err != nil {
+		return err
+	}
+	return vm.Remove(ctx, m.dir)
+}
 
 func (m *vmMachine) Release() {
 	m.client.Close()
