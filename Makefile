@@ -17,7 +17,7 @@ GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: all demo programs runner build test test-quick test-e2e lint bench fuzz generate clean
+.PHONY: all demo programs runner crash-programs build test test-quick test-e2e lint bench fuzz generate clean
 
 all: programs
 
@@ -28,6 +28,10 @@ programs: ## the programs for this machine, in bin/
 runner: ## the runner client of the demo and the end-to-end tests, which is not ours
 	@mkdir -p e2e/bin
 	cd e2e && $(GO) build $(BUILD) -o bin/runner ./runner
+
+crash-programs: ## the programs that die where a test tells them to
+	@mkdir -p e2e/bin/crash
+	$(GO) build $(BUILD) -tags crashpoints -o e2e/bin/crash/ $(addprefix ./cmd/,$(PROGRAMS))
 
 demo: programs runner
 	bin/minifleet dev --demo --runner e2e/bin/runner $(ARGS)
@@ -49,7 +53,7 @@ test-quick:
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 10m ./...
 	$(GO) test -count=1 -run 'TestEveryOrder|TestBooksAreTheStore' ./autoscaler # all 10,000 orders: too slow with the detector
 
-test-e2e: programs runner
+test-e2e: programs runner crash-programs
 	cd e2e && $(GO) vet ./... && CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m ./...
 
 lint:

@@ -7,10 +7,12 @@ package crashpoint
 const (
 	StoreCreated        Point = iota // the database file is there, without a schema
 	StoreMigrated                    // the schema is there, without a site id
+	SiteStored                       // the site id is stored, and not in the lock file beside the database
 	IngestWritten                    // a delivery and its news are written, not committed
 	IngestCommitted                  // they are committed, nobody was told
 	CarryWritten                     // a plan is written, not committed
 	CarryCommitted                   // it is committed, nothing of it was begun
+	BackupCopied                     // a checked copy of the database is on the disk, without its name
 	PruneStepped                     // one kind of old records is gone, the next is not
 	DeliveryJudged                   // an authentic delivery was read, not stored
 	DeliveryTaken                    // it is stored, not answered
@@ -34,6 +36,7 @@ const (
 	EarlierVetoed                    // GitHub has refused to, which is not recorded
 	InstallationsListed              // GitHub's list of installations was read, not stored
 	InstallationsStored              // it is stored, early deliveries were not taken again
+	JobsListed                       // GitHub's list of a repository's jobs was read, nothing of it is stored
 	HostRemoved                      // a host is removed, its operator was not told
 
 	FileWritten       // a file of the state folder is whole, not in its place
@@ -105,10 +108,12 @@ func names() []string {
 	return []string{
 		StoreCreated:        "store.file.created",
 		StoreMigrated:       "store.schema.migrated",
+		SiteStored:          "store.site.stored",
 		IngestWritten:       "store.ingest.written",
 		IngestCommitted:     "store.ingest.committed",
 		CarryWritten:        "store.carry.written",
 		CarryCommitted:      "store.carry.committed",
+		BackupCopied:        "store.backup.copied",
 		PruneStepped:        "store.prune.stepped",
 		DeliveryJudged:      "webhook.delivery.judged",
 		DeliveryTaken:       "webhook.delivery.taken",
@@ -132,6 +137,7 @@ func names() []string {
 		EarlierVetoed:       "hosts.earlier.vetoed",
 		InstallationsListed: "minifleet.installs.listed",
 		InstallationsStored: "minifleet.installs.stored",
+		JobsListed:          "reconcile.jobs.listed",
 		HostRemoved:         "admin.host.removed",
 
 		FileWritten:       "agent.file.written",

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 )
 
@@ -39,6 +40,7 @@ func (w *watcher) look(ctx context.Context, repo fleet.Scope, absent *suspects) 
 	if err != nil {
 		return again, fmt.Errorf("look at %s: %w", repo, err)
 	}
+	crashpoint.Reached(crashpoint.JobsListed)
 	var news []fleet.JobNews
 	for _, n := range list {
 		if _, known := open[n.Job.ID]; known || n.Event != fleet.SeenCompleted {

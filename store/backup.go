@@ -10,6 +10,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+
+	"github.com/minifleet/minifleet/crashpoint"
 )
 
 // Backup writes a copy of the database at path to a new file, as it is at one moment,
@@ -40,6 +42,7 @@ func Backup(ctx context.Context, path, to string) (size int64, err error) {
 		err = half.Sync()
 	}
 	if err == nil {
+		crashpoint.Reached(crashpoint.BackupCopied)
 		err = os.Rename(half.Name(), to)
 	}
 	if err != nil {

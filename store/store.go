@@ -110,6 +110,7 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if err := s.prepare(ctx); err != nil {
 		return err
 	}
+	crashpoint.Reached(crashpoint.SiteStored)
 	return sign(s.lock.Path(), s.site)
 }
 

@@ -73,6 +73,8 @@ type githubsimCommand struct {
 	Kind   bool   `help:"No misbehaviour."`
 	Prompt bool   `help:"Answer at once: runners share one key, and no rate limit refuses a call."`
 	Flow   string `default:"v1" enum:"v1,migrate" help:"Actions service offered to runners."`
+
+	Lease time.Duration `default:"10m" help:"Time until a job fails whose runner is silent."`
 }
 
 // Run simulates GitHub until the context ends.
@@ -81,7 +83,10 @@ func (c githubsimCommand) Run(s *surroundings) error {
 	if err != nil {
 		return err
 	}
-	settings := githubsim.Settings{Listen: c.Listen, Seed: c.Seed, Kind: c.Kind, Prompt: c.Prompt, Flow: githubsim.Flow(c.Flow)}
+	settings := githubsim.Settings{
+		Listen: c.Listen, Seed: c.Seed, Kind: c.Kind, Prompt: c.Prompt, Flow: githubsim.Flow(c.Flow),
+		Timing: githubsim.Timing{Lease: c.Lease},
+	}
 	stop := program.Stop{Finishing: "requests under way; its state is forgotten", Within: 10 * time.Second, Log: log}
 	return stop.Run(s.ctx, func(ctx context.Context, parts *program.Parts) error {
 		return parts.Do("requests of clients", func() error {

@@ -127,7 +127,8 @@ func (p *program) output() (string, <-chan struct{}) {
 	return string(p.said), p.more
 }
 
-// launch starts a program of ours with TMPDIR set to dir and further variables.
+// launch starts a program of ours, by its name or its path, with TMPDIR set to dir and
+// further variables.
 func launch(t *testing.T, dir, name string, env []string, args ...string) *program {
 	t.Helper()
 	return launchAs(t, nil, dir, name, env, args...)
@@ -136,7 +137,7 @@ func launch(t *testing.T, dir, name string, env []string, args ...string) *progr
 // launchAs is launch as another user. A program that is not ours has its whole path.
 func launchAs(t *testing.T, user *syscall.Credential, dir, name string, env []string, args ...string) *program {
 	t.Helper()
-	p := &program{t: t, name: name, done: make(chan struct{}), more: make(chan struct{})}
+	p := &program{t: t, name: filepath.Base(name), done: make(chan struct{}), more: make(chan struct{})}
 	path := name
 	if !filepath.IsAbs(name) {
 		path = filepath.Join(programs(t), name)

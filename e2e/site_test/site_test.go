@@ -30,6 +30,10 @@ type site struct {
 	sim    githubsim.Control
 	config string // the controller's
 
+	programs string   // the folder of the programs
+	env      []string // what they get beside their usual environment
+	slots    int      // of each agent
+
 	webhook, agents, admin string // addresses, the same after a restart
 	redelivered            map[int64]bool
 	fates                  map[int64]string // how jobs end that do not succeed
@@ -45,10 +49,18 @@ func newSite(t *testing.T, githubArgs ...string) *site {
 // newSiteAt makes a site of a simulated GitHub that runs.
 func newSiteAt(t *testing.T, dir, github string) *site {
 	t.Helper()
-	s := &site{t: t, dir: dir, sim: githubsim.Control{BaseURL: github}, redelivered: map[int64]bool{}, fates: map[int64]string{}}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	t.Cleanup(cancel)
-	s.ctx = ctx
+	s := &site{t: t, dir: dir, ctx: ctx, programs: programs(t), slots: 2}
+	s.open(github)
+	return s
+}
+
+// open writes down what the programs of the site need.
+func (s *site) open(github string) {
+	t, ctx := s.t, s.ctx
+	t.Helper()
+	s.sim, s.redelivered, s.fates = githubsim.Control{BaseURL: github}, map[int64]bool{}, map[int64]string{}
 	if _, err := s.sim.AddInstallation(ctx, githubsim.Installation{Account: "octo", Repositories: []string{"demo"}}); err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +89,11 @@ pools:
     limits: {surplus: 1s, booting: 30s, registering: 30s, unnamed: 20s}
 `, s.sim.BaseURL, app.ID)
 	s.image()
-	return s
+}
+
+func (s *site) launch(name string, args ...string) *program {
+	s.t.Helper()
+	return launch(s.t, s.dir, filepath.Join(s.programs, name), s.env, args...)
 }
 
 func (s *site) path(elements ...string) string {
@@ -124,7 +140,7 @@ func (s *site) startController() *program {
 		return strings.TrimPrefix(url, "http://")
 	}
 	text := strings.NewReplacer("WEBHOOK", address(s.webhook), "AGENTS", address(s.agents), "ADMIN", address(s.admin)).Replace(s.config)
-	p := launch(s.t, s.dir, "minifleet", nil, "serve", "--config", s.file("controller.yaml", text))
+	p := s.launch("minifleet", "serve", "--config", s.file("controller.yaml", text))
 	s.webhook, s.agents, s.admin = p.announced("webhook"), p.announced("agents"), p.announced("admin")
 	if err := s.sim.SetWebhook(s.ctx, githubsim.Webhook{URL: s.webhook + "/webhook"}); err != nil {
 		s.t.Fatal(err)
@@ -166,8 +182,7 @@ func (s *site) list(what string) []row {
 // hostToken makes an enrolment token with the operator's program.
 func (s *site) hostToken(name string) string {
 	s.t.Helper()
-	cmd := exec.CommandContext(s.ctx, filepath.Join(programs(s.t), "minifleet"), "host", "token", "--name", name, "--server", s.admin)
-	cmd.Env = append(os.Environ(), "MINIFLEET_TOKEN="+operatorToken)
+	cmd := s.operator("host", "token", "--name", name)
 	var complaint bytes.Buffer
 	cmd.Stderr = &complaint
 	out, err := cmd.Output()
@@ -177,16 +192,28 @@ func (s *site) hostToken(name string) string {
 	return string(out)
 }
 
+// operator is a command of the operator's program.
+func (s *site) operator(args ...string) *exec.Cmd {
+	return s.tool(append(args, "--server", s.admin)...)
+}
+
+// tool is a command of the operator's program that needs no controller.
+func (s *site) tool(args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(s.ctx, filepath.Join(s.programs, "minifleet"), args...)
+	cmd.Env = append(append(os.Environ(), s.env...), "MINIFLEET_TOKEN="+operatorToken)
+	return cmd
+}
+
 // agentConfig writes the configuration of an agent with a fresh enrolment token.
 func (s *site) agentConfig(name string) string {
 	s.t.Helper()
-	return s.file(name+".yaml", fmt.Sprintf("controller: %s\nname: %s\nstate_dir: %s\nenrolment_token_file: %s\nslots: 2\nallow_copy: true\nimages_dir: %s\nbackend: process\nboot_delay: 100ms\nlog_level: debug\n",
-		s.agents, name, s.path(name), s.file(name+".token", s.hostToken(name)), s.path("images")))
+	return s.file(name+".yaml", fmt.Sprintf("controller: %s\nname: %s\nstate_dir: %s\nenrolment_token_file: %s\nslots: %d\nallow_copy: true\nimages_dir: %s\nbackend: process\nboot_delay: 100ms\nlog_level: debug\n",
+		s.agents, name, s.path(name), s.file(name+".token", s.hostToken(name)), s.slots, s.path("images")))
 }
 
 func (s *site) startAgent(name string) *program {
 	s.t.Helper()
-	p := launch(s.t, s.dir, "minifleet-agent", nil, "run", "--config", s.agentConfig(name))
+	p := s.launch("minifleet-agent", "run", "--config", s.agentConfig(name))
 	s.online(p, name)
 	return p
 }

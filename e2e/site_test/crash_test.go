@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: MIT
+
+package site_test
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/minifleet/minifleet/crashpoint"
+	"github.com/minifleet/minifleet/githubapp/githubsim"
+)
+
+// Each program is killed at each of its points, in turn, while jobs come, run and are
+// cancelled, and is started again. Whoever is not restarted by anybody, a vmm or a
+// guest, takes its runner along and nothing else.
+func TestEveryCrash(t *testing.T) {
+	programs(t)
+	bin, err := crashPrograms()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex // guards deaths
+	deaths := map[crashpoint.Point]bool{}
+	died := func(p crashpoint.Point) {
+		mu.Lock()
+		defer mu.Unlock()
+		deaths[p] = true
+	}
+	sites := []struct { // the longest first
+		name   string
+		github []string
+		run    func(*crashSite)
+	}{
+		{"mint", []string{"--flow", "migrate"}, mintCrashes},
+		{"teardown", []string{"--flow", "migrate"}, teardownCrashes},
+		{"guest", nil, guestCrashes},
+		{"vmm", nil, vmmCrashes},
+		{"agent", nil, agentCrashes},
+		{"ending", nil, endingCrashes},
+		{"deletion", nil, deletionCrashes},
+		{"controller", nil, controllerCrashes},
+		{"enrolment", []string{"--flow", "migrate"}, enrolmentCrashes},
+	}
+	ran := 0
+	t.Run("sites", func(t *testing.T) {
+		for seed, s := range sites {
+			t.Run(s.name, func(t *testing.T) {
+				mu.Lock()
+				ran++
+				mu.Unlock()
+				t.Parallel()
+				s.run(newCrashSite(t, bin, died, append(s.github, "--seed", fmt.Sprint(51+seed))...))
+			})
+		}
+	})
+	if ran < len(sites) {
+		return // not all were asked for
+	}
+	for _, p := range crashpoint.All() {
+		if !deaths[p] {
+			t.Errorf("no program died at %s", p)
+		}
+	}
+}
+
+func controllerCrashes(c *crashSite) {
+	c.begin("mini-1", "mini-2")
+	for _, p := range []crashpoint.Point{
+		crashpoint.DeliveryJudged, crashpoint.IngestWritten, crashpoint.IngestCommitted, crashpoint.DeliveryTaken,
+		crashpoint.CarryWritten, crashpoint.CarryCommitted, crashpoint.DesiredRead, crashpoint.ReportReceived, crashpoint.ReportStored,
+	} {
+		c.crash(c.jobs, p)
+	}
+	c.crash(func() { c.jobs(); c.restartController() }, crashpoint.InstallationsListed, crashpoint.InstallationsStored,
+		crashpoint.PruneStepped, crashpoint.JobsListed)
+	c.backup()
+	c.end()
+}
+
+// backup kills a backup that is whole and has no name yet, and makes another.
+func (c *crashSite) backup() {
+	c.t.Helper()
+	c.arm(crashpoint.BackupCopied)
+	for _, want := range []bool{false, true} {
+		out, err := c.tool("backup", "--config", c.path("controller.yaml"), "--to", c.path("copy.db")).CombinedOutput()
+		_, statErr := os.Stat(c.path("copy.db"))
+		if ok := err == nil; ok != want || (statErr == nil) != want {
+			c.t.Errorf("a backup ends with %v and leaves %v, want a copy: %t\n%s", err, statErr, want, out)
+		}
+	}
+	c.untilDead(crashpoint.BackupCopied)
+}
+
+// mintCrashes leave runners behind whose earlier registration may exist, until GitHub's
+// list has proved for more than a minute that it does not. They share that minute.
+func mintCrashes(c *crashSite) {
+	c.slots = 12
+	c.begin(host)
+	c.crash(c.jobs, crashpoint.MintGranted)
+	c.die(c.jobs, crashpoint.MintCommitted)
+	c.die(c.jobs, crashpoint.MintRegistered, crashpoint.EarlierIntended)
+	// GitHub registers and does not answer: an earlier attempt that must be deleted.
+	unanswered := githubsim.Fault{Kind: githubsim.FaultTimeoutAfterSuccess, Method: http.MethodPost, Path: "/generate-jitconfig"}
+	c.die(func() { c.fault(unanswered); c.jobs() }, crashpoint.EarlierDeleted)
+	c.die(func() {
+		c.fault(githubsim.Fault{Kind: githubsim.FaultStatus, Status: http.StatusForbidden, Method: http.MethodPost, Path: "/generate-jitconfig"})
+		c.jobs()
+	}, crashpoint.MintRefused)
+	c.die(func() {
+		c.fault(unanswered)
+		c.fault(githubsim.Fault{Kind: githubsim.FaultStatus, Status: http.StatusUnprocessableEntity, Method: http.MethodDelete, Path: "/actions/runners/", Count: 2})
+		c.jobs()
+	}, crashpoint.EarlierVetoed)
+	c.rest()
+	c.end()
+}
+
+// superfluous makes a registration that nobody needs: its job is cancelled before its
+// listener has a session.
+func (c *crashSite) superfluous() {
+	c.t.Helper()
+	c.fault(githubsim.Fault{Kind: githubsim.FaultDelay, Delay: 5 * time.Second, Method: http.MethodPost, Path: "/session"})
+	c.takenBack(func(githubsim.Runner) bool { return true })
+}
+
+// takenBack cancels a job once there is a registration for it, as wanted, that has not
+// been given a job.
+func (c *crashSite) takenBack(ok func(githubsim.Runner) bool) {
+	c.t.Helper()
+	id := c.cancelled("taken-back", "sleep 300")
+	c.doomed = nil
+	eventually(c.t, "a registration is made for a job that is not assigned", func() bool {
+		names, err := c.sim.Runners(c.ctx)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		return slices.ContainsFunc(names, func(r githubsim.Runner) bool { return r.RemovedAt.IsZero() && r.JobID == 0 && ok(r) })
+	})
+	c.cancel(id)
+}
+
+func deletionCrashes(c *crashSite) {
+	c.begin(host)
+	c.crash(c.superfluous, crashpoint.DeleteIntended)
+	c.crash(c.superfluous, crashpoint.DeleteDone)
+	for p, status := range map[crashpoint.Point]int{
+		crashpoint.DeleteVetoed: http.StatusUnprocessableEntity, crashpoint.DeleteFailed: http.StatusBadGateway,
+	} {
+		c.crash(func() {
+			c.fault(githubsim.Fault{Kind: githubsim.FaultStatus, Status: status, Method: http.MethodDelete, Path: "/actions/runners/"})
+			c.superfluous()
+		}, p)
+	}
+	c.end()
+}
+
+// enrolmentCrashes are those of the first start of each program and of a host's coming
+// and going.
+func enrolmentCrashes(c *crashSite) {
+	for _, p := range []crashpoint.Point{crashpoint.StoreCreated, crashpoint.StoreMigrated, crashpoint.SiteStored} {
+		c.arm(p)
+		c.controller = c.launch("minifleet", "serve", "--config", c.file("controller.yaml", c.firstConfig()))
+		c.untilDead(p)
+	}
+	c.controller = c.startController()
+
+	c.arm(crashpoint.EnrolmentStored)
+	if out, err := c.operator("host", "token", "--name", "mini-2").CombinedOutput(); err == nil {
+		c.t.Errorf("a token from a controller that died: %s", out)
+	}
+	c.untilDead(crashpoint.EnrolmentStored)
+	c.revive(crashpoint.EnrolmentStored)
+
+	c.agentConfig("mini-2")
+	var before crashpoint.Point
+	for i, p := range []crashpoint.Point{crashpoint.EnrolReceived, crashpoint.EnrolStored, crashpoint.HelloStored} {
+		c.arm(p)
+		if i == 0 {
+			c.restartAgent("mini-2")
+		} else {
+			c.revive(before)
+		}
+		c.untilDead(p)
+		before = p
+	}
+	c.revive(before)
+	c.online(c.agents["mini-2"], "mini-2")
+	c.beginLong()
+
+	c.agentConfig(host)
+	c.crash(func() { c.jobs(); c.restartAgent(host) },
+		crashpoint.CredentialWritten, crashpoint.EnrolAnswered, crashpoint.IdentityWritten, crashpoint.HelloAnswered, crashpoint.EpochWritten)
+
+	leaving := c.startAgent("mini-3")
+	leaving.stop()
+	c.crash(func() {
+		c.jobs()
+		hosts := all[hostRow](c.site, "hosts")
+		i := slices.IndexFunc(hosts, func(h hostRow) bool { return h.Name == "mini-3" })
+		if out, err := c.operator("host", "remove", hosts[i].ID).CombinedOutput(); err == nil {
+			c.t.Errorf("a controller that died has answered: %s", out)
+		}
+	}, crashpoint.HostRemoved)
+	c.end()
+}
+
+func agentCrashes(c *crashSite) {
+	c.begin(host)
+	c.crash(c.jobs, crashpoint.RecordWritten, crashpoint.RecordMourned)
+	c.crash(c.jobs, crashpoint.BundleBegun)
+	c.crash(c.jobs, crashpoint.BundleFilled, crashpoint.LeftoverRemoved)
+	c.crash(c.jobs, crashpoint.ConfigRecorded, crashpoint.ConfigWithdrawn)
+	for _, p := range []crashpoint.Point{
+		crashpoint.DesiredReceived, crashpoint.DesiredApplied, crashpoint.FileWritten, crashpoint.BundlePlaced, crashpoint.VMMSpawned, crashpoint.VMMReady,
+		crashpoint.MintAsking, crashpoint.MintAnswered, crashpoint.ConfigDelivered, crashpoint.ReportReady, crashpoint.ReportAnswered,
+	} {
+		c.crash(c.jobs, p)
+	}
+	c.end()
+}
+
+// endingCrashes are those while a guest is told to end its listener: one that nobody
+// needs any more, and that does not hear of the end of its registration for a while.
+func endingCrashes(c *crashSite) {
+	c.begin(host)
+	for _, p := range []crashpoint.Point{crashpoint.EndTold, crashpoint.GuestEndAsked, crashpoint.ListenerTold} {
+		c.crash(func() {
+			c.fault(githubsim.Fault{Kind: githubsim.FaultDelay, Delay: 15 * time.Second, Method: http.MethodGet, Path: "/message", Count: 2})
+			c.takenBack(func(r githubsim.Runner) bool { return !r.OnlineAt.IsZero() })
+			if err := c.sim.ClearFaults(c.ctx); err != nil {
+				c.t.Fatal(err)
+			}
+		}, p)
+	}
+	c.end()
+}
+
+// teardownCrashes are those of an agent while a runner ends.
+func teardownCrashes(c *crashSite) {
+	c.begin(host)
+	for _, p := range []crashpoint.Point{
+		crashpoint.VMStopped, crashpoint.TombstoneWritten, crashpoint.BundleTrashed, crashpoint.BundleRemoved, crashpoint.RecordDropped,
+		crashpoint.RevisionWritten, crashpoint.TombstoneDropped,
+	} {
+		c.crash(c.jobs, p)
+	}
+	c.arm(crashpoint.VMMOpened) // what fails is kept
+	c.failing(c.jobs, crashpoint.FailureKept)
+	c.untilDead(crashpoint.VMMOpened)
+	c.failing(c.killedVMM, crashpoint.WriterEnded)
+	c.end()
+}
+
+// killedVMM kills the vmm of a running job whose guest does not end by itself.
+func (c *crashSite) killedVMM() {
+	c.t.Helper()
+	c.succeeding("short")
+	id := c.cancelled("orphaned", "sleep 300")
+	c.doomed, c.fates[id] = nil, "lost"
+	c.untilJob(id, "it runs", githubsim.Job.Running)
+	var m *processes
+	eventually(c.t, "its runner is known", func() bool {
+		l := c.look([]int64{c.long})
+		for _, r := range l.runners {
+			if r.Job == id {
+				m = l.machines[r.ID]
+			}
+		}
+		return m != nil && len(m.vmms) == 1 && len(m.guests) == 1
+	})
+	for _, kill := range []struct {
+		pid    int
+		signal syscall.Signal
+	}{{m.guests[0], syscall.SIGSTOP}, {m.vmms[0], syscall.SIGKILL}} {
+		if err := syscall.Kill(kill.pid, kill.signal); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+}
+
+func vmmCrashes(c *crashSite) {
+	c.begin(host)
+	for _, p := range crashpoint.VMM() {
+		switch {
+		case p == crashpoint.VMMOpened: // see teardownCrashes
+		case p <= crashpoint.VMMGuestReady:
+			c.failing(c.jobs, p)
+		default: // its job is over
+			c.crash(c.jobs, p)
+		}
+	}
+	c.end()
+}
+
+func guestCrashes(c *crashSite) {
+	c.begin(host)
+	for _, p := range []crashpoint.Point{crashpoint.GuestReceived, crashpoint.GuestTaken, crashpoint.ListenerStarted} {
+		c.failing(c.jobs, p)
+	}
+	for _, p := range []crashpoint.Point{crashpoint.ListenerExited, crashpoint.GuestFinished} { // the job is over
+		c.crash(c.jobs, p)
+	}
+	c.failing(func() {
+		id := c.succeeding("interrupted")
+		c.fates[id] = "lost"
+	}, crashpoint.ListenerBusy)
+	c.end()
+}
+
+// firstConfig is the controller's configuration before it has ever listened.
+func (c *crashSite) firstConfig() string {
+	return strings.NewReplacer("WEBHOOK", "127.0.0.1:0", "AGENTS", "127.0.0.1:0", "ADMIN", "127.0.0.1:0").Replace(c.config)
+}

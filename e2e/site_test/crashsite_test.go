@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: MIT
+
+package site_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/minifleet/minifleet/crashpoint"
+	"github.com/minifleet/minifleet/githubapp/githubsim"
+)
+
+// host is the one of whose agent the points are.
+const host = "mini-1"
+
+// crashSite is a site of programs that die at armed points. A job runs in it all the
+// while.
+type crashSite struct {
+	*site
+	points     string // the folder in which they are armed
+	controller *program
+	agents     map[string]*program
+	died       func(crashpoint.Point)
+
+	born   time.Time
+	long   int64
+	stop   string  // the file that ends the long job
+	doomed []int64 // jobs to be cancelled as soon as they run
+	short  []int64 // jobs that succeed
+}
+
+// newCrashSite makes a site without a controller or an agent yet. Its jobs that lose
+// their VM fail within a little more than a minute.
+func newCrashSite(t *testing.T, programs string, died func(crashpoint.Point), githubArgs ...string) *crashSite {
+	t.Helper()
+	c := &crashSite{
+		site: &site{t: t, ctx: t.Context(), programs: programs, slots: 3}, agents: map[string]*program{}, died: died, born: time.Now(),
+	}
+	c.points = t.TempDir()
+	c.env = []string{crashpoint.Variable + "=" + c.points}
+	c.dir = folder(t)
+	github := c.launch("minifleet", append([]string{"githubsim", "--lease", "70s"}, githubArgs...)...)
+	c.open(github.announced("github"))
+	c.stop = c.path("stop")
+	return c
+}
+
+// begin starts the controller, an agent for each name, and the long job on the first.
+func (c *crashSite) begin(agents ...string) {
+	c.t.Helper()
+	c.controller = c.startController()
+	for _, name := range agents {
+		c.agents[name] = c.startAgent(name)
+		if c.long == 0 {
+			c.beginLong()
+		}
+	}
+}
+
+// beginLong starts the job that counts until it is told to stop.
+func (c *crashSite) beginLong() {
+	c.t.Helper()
+	c.long = c.queue(githubsim.JobSpec{Name: "long", Env: map[string]string{"STOP": c.stop}, Steps: []githubsim.Step{
+		{Name: "Tick", Run: `echo "it begins"; i=0; until [ -e "$STOP" ]; do i=$((i+1)); echo "tick $i."; sleep 0.2; done`},
+		{Name: "End", Run: `echo "ran to the end"`},
+	}})[0]
+	c.ticks()
+}
+
+// ticks waits until the long job has counted on.
+func (c *crashSite) ticks() {
+	c.t.Helper()
+	before := len(c.job(c.long).Feed)
+	c.untilJob(c.long, "the long job counts on", func(j githubsim.Job) bool {
+		if j.Done() {
+			c.t.Fatalf("invariant 6: the long job ended: %s (%s)\n%s", j.Conclusion, j.Reason, j.Logs)
+		}
+		return len(j.Feed) > before+1
+	})
+}
+
+// jobs queues one job that succeeds and one that is cancelled as soon as it runs.
+func (c *crashSite) jobs() {
+	c.t.Helper()
+	c.succeeding("short")
+	c.cancelled("doomed", "sleep 300")
+}
+
+func (c *crashSite) succeeding(name string) int64 {
+	c.t.Helper()
+	id := c.queue(githubsim.JobSpec{Name: fmt.Sprintf("%s-%d", name, len(c.short)), Steps: []githubsim.Step{
+		{Name: "Work", Run: `echo "it begins"; sleep 0.3; echo "ran to the end"`},
+	}})[0]
+	c.short = append(c.short, id)
+	return id
+}
+
+func (c *crashSite) cancelled(name, script string) int64 {
+	c.t.Helper()
+	id := c.queue(githubsim.JobSpec{Name: fmt.Sprintf("%s-%d", name, len(c.fates)), Steps: []githubsim.Step{{Run: script}}})[0]
+	c.doomed, c.fates[id] = append(c.doomed, id), "cancelled"
+	return id
+}
+
+// cancelRunning cancels what is to be cancelled and runs.
+func (c *crashSite) cancelRunning() {
+	c.t.Helper()
+	c.doomed = slices.DeleteFunc(c.doomed, func(id int64) bool { return c.job(id).Running() && c.cancel(id) })
+}
+
+func (c *crashSite) cancel(id int64) bool {
+	c.t.Helper()
+	if err := c.sim.CancelJob(c.ctx, id); err != nil {
+		c.t.Fatal(err)
+	}
+	return true
+}
+
+// crash arms the points one after the other and has each kill its program, which is
+// then restarted. At rest the site is held to the invariants, and the long job goes on.
+func (c *crashSite) crash(provoke func(), points ...crashpoint.Point) {
+	c.t.Helper()
+	c.die(provoke, points...)
+	c.rest()
+}
+
+// rest waits until the site is at rest and the long job has counted on.
+func (c *crashSite) rest() {
+	c.t.Helper()
+	c.settled(c.long)
+	c.ticks()
+}
+
+// failing is crash at a point that takes a VM along: its runner says why it failed.
+func (c *crashSite) failing(provoke func(), p crashpoint.Point) {
+	c.t.Helper()
+	before := c.failed()
+	c.crash(provoke, p)
+	if c.failed() == before {
+		c.t.Errorf("no runner says that it failed when its VM died at %s", p)
+	}
+}
+
+// failed counts the runners that say why they failed.
+func (c *crashSite) failed() int {
+	c.t.Helper()
+	runners := c.list("runners?all=true&limit=1000")
+	return len(slices.DeleteFunc(runners, func(r row) bool { return r.Failure == "" }))
+}
+
+// die is crash without the rest.
+func (c *crashSite) die(provoke func(), points ...crashpoint.Point) {
+	c.t.Helper()
+	for i, p := range points {
+		c.arm(p)
+		if i == 0 {
+			provoke()
+		} else {
+			c.revive(points[i-1])
+		}
+		c.untilDead(p)
+		if i == 0 {
+			c.succeeding("meanwhile") // it is queued while the program is dead
+		}
+	}
+	for _, id := range c.doomed { // whether they run or not
+		c.cancel(id)
+	}
+	c.doomed = nil
+	c.revive(points[len(points)-1])
+}
+
+func (c *crashSite) arm(p crashpoint.Point) {
+	c.t.Helper()
+	if err := crashpoint.Arm(c.points, p, 0); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// untilDead waits until a program has died at the point.
+func (c *crashSite) untilDead(p crashpoint.Point) {
+	c.t.Helper()
+	var pid int
+	eventually(c.t, "a program dies at "+p.String(), func() bool {
+		c.cancelRunning()
+		var err error
+		if pid, err = crashpoint.Killed(c.points, p); err != nil {
+			c.t.Fatal(err)
+		}
+		return pid != 0
+	})
+	if victim := c.victim(p); victim != nil {
+		victim.exit()
+		status, ok := victim.cmd.ProcessState.Sys().(syscall.WaitStatus)
+		if victim.cmd.Process.Pid != pid || !ok || status.Signal() != syscall.SIGKILL {
+			c.t.Fatalf("process %d died at %s; %s is process %d and ended with %s", pid, p, victim.name, victim.cmd.Process.Pid, victim.cmd.ProcessState)
+		}
+	}
+	c.died(p)
+	c.t.Logf("%.1f s: killed at %s", time.Since(c.born).Seconds(), p)
+}
+
+// victim is the program that dies at the point, nil for those that nobody restarts.
+func (c *crashSite) victim(p crashpoint.Point) *program {
+	switch {
+	case p == crashpoint.BackupCopied: // a program of its own
+		return nil
+	case slices.Contains(crashpoint.Controller(), p):
+		return c.controller
+	case slices.Contains(crashpoint.Agent(), p):
+		return c.agents[host]
+	default:
+		return nil
+	}
+}
+
+// revive starts a program again that died at the point.
+func (c *crashSite) revive(p crashpoint.Point) {
+	c.t.Helper()
+	switch c.victim(p) {
+	case nil:
+	case c.controller:
+		c.controller = c.startController()
+	default:
+		c.restartAgent(host)
+	}
+}
+
+// restartAgent starts an agent on its folder and its configuration.
+func (c *crashSite) restartAgent(name string) {
+	c.t.Helper()
+	c.agents[name] = c.launch("minifleet-agent", "run", "--config", c.path(name+".yaml"))
+}
+
+// restartController ends the controller as a service manager does, and starts it.
+func (c *crashSite) restartController() {
+	c.t.Helper()
+	c.controller.stop()
+	c.controller = c.startController()
+}
+
+// fault has the simulated GitHub misbehave.
+func (c *crashSite) fault(f githubsim.Fault) {
+	c.t.Helper()
+	if err := c.sim.Inject(c.ctx, f); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// end ends the long job and the site. Every job's own output proves that it ran once,
+// from its first line to its last.
+func (c *crashSite) end() {
+	c.t.Helper()
+	if err := os.WriteFile(c.stop, nil, 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	j := c.untilJob(c.long, "the long job ends", githubsim.Job.Done)
+	ticks := strings.Count(j.Logs, "tick ")
+	complete(c.t, j, ticks)
+	if j.Attempts != 1 {
+		c.t.Errorf("invariant 6: the long job was given out %d times", j.Attempts)
+	}
+	c.settled()
+	for _, id := range append(c.short, c.long) {
+		if j := c.job(id); j.Conclusion == "success" {
+			begins, ends := strings.Count(j.Logs, "it begins"), strings.Count(j.Logs, "ran to the end")
+			if begins != 1 || ends != 1 {
+				c.t.Errorf("invariant 4: %s began %d times and ended %d times:\n%s", j.Name, begins, ends, j.Logs)
+			}
+		}
+	}
+	c.t.Logf("%.1f s: %d jobs; the long one counted to %d", time.Since(c.born).Seconds(), len(c.github()), ticks)
+	for _, agent := range c.agents {
+		agent.stop()
+	}
+	c.controller.stop()
+}
+
+func (c *crashSite) github() []githubsim.Job {
+	c.t.Helper()
+	jobs, err := c.sim.Jobs(c.ctx)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return jobs
+}
+
+// crashPrograms builds the programs that die at armed points.
+var crashPrograms = sync.OnceValues(func() (string, error) {
+	cmd := exec.Command("make", "--no-print-directory", "crash-programs")
+	cmd.Dir = filepath.Join("..", "..")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("make crash-programs: %w\n%s", err, out)
+	}
+	return filepath.Abs(filepath.Join("..", "bin", "crash"))
+})
