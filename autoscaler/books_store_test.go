@@ -78,8 +78,7 @@ func (x *twin) same(what string, ours, theirs error) error {
 	return ours
 }
 
-// plain leaves out of a state what only one side has, and of hosts what the store may
-// tell late, in an order that both have.
+// plain leaves out of a state what only one side has, in an order that both have.
 func (x *twin) plain(s fleet.State) fleet.State {
 	s.Runners, s.Hosts, s.Jobs = slices.Clone(s.Runners), slices.Clone(s.Hosts), append([]fleet.Job{}, s.Jobs...)
 	for i := range s.Runners {
@@ -96,10 +95,11 @@ func (x *twin) plain(s fleet.State) fleet.State {
 	}
 	slices.SortFunc(s.Runners, func(a, b fleet.Runner) int { return strings.Compare(string(a.ID), string(b.ID)) })
 	s.Runners = append([]fleet.Runner{}, s.Runners...)
+	s.Hosts = slices.Clone(s.Hosts)
 	for i, h := range s.Hosts {
 		s.Hosts[i] = fleet.Host{
-			Name: h.Name, Slots: h.Slots, Backends: h.Backends, Images: h.Images,
-			BackAt: h.BackAt, Failures: h.Failures, FailedAt: h.FailedAt,
+			Name: h.Name, Slots: h.Slots, Backends: h.Backends, Images: h.Images, Instance: h.Instance,
+			SeenAt: h.SeenAt, BackAt: h.BackAt, Failures: h.Failures, FailedAt: h.FailedAt,
 		}
 	}
 	return s

@@ -124,7 +124,7 @@ func (m *mirror) applyHost(id fleet.HostID, h *hostRow) {
 // alike reports whether two states of a host are the same to a decision.
 func alike(a, b fleet.Host) bool {
 	return a.Name == b.Name && a.Slots == b.Slots && slices.Equal(a.Backends, b.Backends) && slices.Equal(a.Images, b.Images) &&
-		a.OS == b.OS && a.Arch == b.Arch && a.AgentVersion == b.AgentVersion && a.Degraded == b.Degraded && a.Machine == b.Machine &&
+		a.OS == b.OS && a.Arch == b.Arch && a.AgentVersion == b.AgentVersion && a.Degraded == b.Degraded && a.Instance == b.Instance && a.Machine == b.Machine &&
 		a.BackAt.Equal(b.BackAt) && a.Failures == b.Failures && a.FailedAt.Equal(b.FailedAt)
 }
 
@@ -145,7 +145,8 @@ func (m *mirror) state(now time.Time) fleet.State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	st := fleet.State{Jobs: m.jobs.list(), Runners: m.runners.list(), Pools: map[string]fleet.PoolHealth{}, Mints: map[string]fleet.MintUse{}}
-	if m.fleet == nil || now.Sub(m.fleetTime).Abs() >= listAge {
+	// What was heard in the very instant of the list belongs into it.
+	if age := now.Sub(m.fleetTime); m.fleet == nil || age <= 0 || age >= listAge {
 		m.fleet, m.fleetTime = make([]fleet.Host, 0, len(m.hosts.order)), now
 		for _, h := range m.hosts.order {
 			m.fleet = append(m.fleet, m.now(h))
