@@ -123,7 +123,7 @@ func measureLong(ctx context.Context, b *bencher) error {
 	if err := b.footprint(ctx); err != nil {
 		return err
 	}
-	s, err := newSite(ctx, b, "long", "keep_history: 10s\nkeep_payloads: 5s\ntiming: {prune: 2s}\n", 0)
+	s, err := newSite(ctx, b, "long", "keep_history: 10s\nkeep_payloads: 5s\n", ", prune: 2s")
 	if err != nil {
 		return err
 	}
@@ -163,7 +163,7 @@ func measureLong(ctx context.Context, b *bencher) error {
 
 // footprint is what a job leaves in the database while its history is kept.
 func (b *bencher) footprint(ctx context.Context) error {
-	s, err := newSite(ctx, b, "footprint", "", 0)
+	s, err := newSite(ctx, b, "footprint", "", "")
 	if err != nil {
 		return err
 	}

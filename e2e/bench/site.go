@@ -43,9 +43,10 @@ type site struct {
 	receipts *receipts
 }
 
-// newSite starts GitHub and the controller. settings are further lines of the
-// controller's configuration, standby is the pool's.
-func newSite(ctx context.Context, b *bencher, name, settings string, standby int) (_ *site, err error) {
+// newSite starts GitHub and the controller, which does not ask GitHub about jobs that are
+// made up here. settings are further lines of the controller's configuration, and timing
+// further keys of that section.
+func newSite(ctx context.Context, b *bencher, name, settings, timing string) (_ *site, err error) {
 	s := &site{bencher: b, dir: filepath.Join(b.dir, name), token: secret.Generate()}
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return nil, err
@@ -76,9 +77,10 @@ agents: {address: "127.0.0.1:0"}
 admin: {address: "127.0.0.1:0", token_file: admin.token}
 github: {url: %q, app_id: %d, private_key_file: app.pem, webhook_secret_file: webhook.secret, mints_per_minute: 1000000}
 pools:
-  - {name: bench, labels: [%s], scopes: [%s/%s], image: bench, backend: process, cpus: 1, memory_mib: 256, standby: %d}
+  - {name: bench, labels: [%s], scopes: [%s/%s], image: bench, backend: process, cpus: 1, memory_mib: 256}
+timing: {reconcile: 24h%s}
 %s
-`, sim.BaseURL, app.ID, strings.Join(poolLabels(), ", "), owner, repo, standby, settings),
+`, sim.BaseURL, app.ID, strings.Join(poolLabels(), ", "), owner, repo, timing, settings),
 	} {
 		if err := os.WriteFile(filepath.Join(s.dir, file), []byte(text), 0o600); err != nil {
 			return nil, err
