@@ -95,7 +95,6 @@ func (x *twin) plain(s fleet.State) fleet.State {
 	}
 	slices.SortFunc(s.Runners, func(a, b fleet.Runner) int { return strings.Compare(string(a.ID), string(b.ID)) })
 	s.Runners = append([]fleet.Runner{}, s.Runners...)
-	s.Hosts = slices.Clone(s.Hosts)
 	for i, h := range s.Hosts {
 		s.Hosts[i] = fleet.Host{
 			Name: h.Name, Slots: h.Slots, Backends: h.Backends, Images: h.Images, Instance: h.Instance,

@@ -7,6 +7,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/minifleet/minifleet/fleet"
@@ -15,6 +16,9 @@ import (
 // maxTogether bounds how many changes share one commit, so that none waits long for
 // those before it.
 const maxTogether = 256
+
+// slow is a commit that an operator should know of: all changes wait for it.
+const slow = 2 * time.Second
 
 // request is a change that waits for the writer.
 type request struct {
@@ -87,11 +91,16 @@ func (s *Store) commit(list []*request, more bool) {
 			more = false
 		}
 	}
+	began := time.Now()
 	errs, err := b.run(list)
+	ran := time.Since(began)
 	if err == nil {
 		if err = b.raw.Commit(); err != nil {
 			err = fmt.Errorf("commit: %w", err)
 		}
+	}
+	if took := time.Since(began); took > slow {
+		s.log.Warn("a commit took long", slog.Int("changes", len(list)), slog.Duration("changing", ran), slog.Duration("committing", took-ran))
 	}
 	if err == nil {
 		s.mirror.apply(b.news)

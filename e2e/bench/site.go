@@ -39,6 +39,7 @@ type site struct {
 	controller *process
 	hosts      *process // simulated ones, or a real agent
 	token      secret.Text
+	client     *http.Client
 	*sender
 	receipts *receipts
 }
@@ -47,7 +48,7 @@ type site struct {
 // made up here. settings are further lines of the controller's configuration, and timing
 // further keys of that section.
 func newSite(ctx context.Context, b *bencher, name, settings, timing string) (_ *site, err error) {
-	s := &site{bencher: b, dir: filepath.Join(b.dir, name), token: secret.Generate()}
+	s := &site{bencher: b, dir: filepath.Join(b.dir, name), token: secret.Generate(), client: &http.Client{Transport: &http.Transport{}}}
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -60,7 +61,7 @@ func newSite(ctx context.Context, b *bencher, name, settings, timing string) (_ 
 	if s.github, err = launch(ctx, s.dir, "github", []string{"github"}, nil, minifleet, "githubsim", "--kind", "--prompt"); err != nil {
 		return nil, err
 	}
-	sim := githubsim.Control{BaseURL: s.github.said["github"]}
+	sim := githubsim.Control{BaseURL: s.github.said["github"], Client: s.client}
 	installation, err := sim.AddInstallation(ctx, githubsim.Installation{Account: owner, Repositories: []string{repo}})
 	if err != nil {
 		return nil, err
@@ -104,12 +105,21 @@ func (s *site) close() {
 	if s.receipts != nil {
 		s.receipts.wait()
 	}
+	s.client.CloseIdleConnections()
 }
 
-// failed adds what the programs said last to an error.
+// failed adds what the programs said last to an error, and keeps beside their logs what
+// the controller was doing.
 func (s *site) failed(err error) error {
 	if err == nil {
 		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if body, debugErr := s.debug(ctx, "goroutine?debug=2"); debugErr == nil {
+		text, _ := io.ReadAll(body) // as much as there is
+		body.Close()
+		_ = os.WriteFile(filepath.Join(s.dir, "goroutines.txt"), text, 0o600) // a help for who looks, with -keep
 	}
 	for _, p := range []*process{s.controller, s.hosts} {
 		if p != nil {
@@ -148,7 +158,7 @@ func (s *site) ask(ctx context.Context, method, path string, in, out any) error 
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	res, err := http.DefaultClient.Do(req)
+	res, err := s.client.Do(req)
 	if err != nil {
 		return err
 	}
@@ -271,7 +281,7 @@ func (s *site) debug(ctx context.Context, path string) (io.ReadCloser, error) {
 		return nil, err
 	}
 	req.Header.Set("Authorization", "Bearer "+s.token.Reveal())
-	res, err := http.DefaultClient.Do(req)
+	res, err := s.client.Do(req)
 	if err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ import (
 const (
 	hourlyLimit       = 5000
 	anonymousLimit    = 60
+	noLimit           = 1_000_000_000
 	minutePoints      = 900 // a GET costs 1, anything else 5
 	concurrentLimit   = 100
 	registrationLimit = 1500 // per scope in registrationWindow
@@ -23,7 +24,7 @@ const (
 
 // limits enforces GitHub's rate limits.
 type limits struct {
-	none bool // it counts, and refuses nothing
+	none bool // nothing is refused, and there is always more
 
 	mu            sync.Mutex // guards everything below
 	buckets       map[string]*bucket
@@ -61,6 +62,9 @@ func (l *limits) bucketOf(name string, now time.Time) *bucket {
 		b = &bucket{limit: hourlyLimit}
 		if name == "anonymous" {
 			b.limit = anonymousLimit
+		}
+		if l.none {
+			b.limit = noLimit
 		}
 		l.buckets[name] = b
 	}

@@ -94,6 +94,10 @@ func TestPrompt(t *testing.T) {
 		if len(keys) != 1 {
 			t.Errorf("%d keys", len(keys))
 		}
+		w := call(t, sim, "GET", "/repos/octo/demo", token, "")
+		if left, err := strconv.Atoi(w.Header().Get("X-RateLimit-Remaining")); err != nil || left < 1_000_000 {
+			t.Errorf("a client that counts would stop: %q calls are left", w.Header().Get("X-RateLimit-Remaining"))
+		}
 	})
 }
 
