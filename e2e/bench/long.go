@@ -44,7 +44,7 @@ func (p *play) add() {
 	p.last++
 	job := p.last
 	p.queue = append(p.queue, job)
-	go p.say(news{job: job, action: "queued", labels: poolLabels()})
+	p.says.Go(func() { p.say(news{job: job, action: "queued", labels: poolLabels()}) })
 }
 
 func (p *play) say(n news) {
@@ -67,14 +67,14 @@ func (p *play) heard(r receipt) {
 		job := p.queue[0]
 		p.queue = p.queue[1:]
 		p.running[r.Runner] = job
-		go p.say(news{job: job, action: "in_progress", labels: poolLabels(), runner: r.Name})
+		p.says.Go(func() { p.say(news{job: job, action: "in_progress", labels: poolLabels(), runner: r.Name}) })
 	case "finished":
 		job, ok := p.running[r.Runner]
 		if !ok {
 			return
 		}
 		delete(p.running, r.Runner)
-		go p.say(news{job: job, action: "completed", labels: poolLabels(), runner: r.Name})
+		p.says.Go(func() { p.say(news{job: job, action: "completed", labels: poolLabels(), runner: r.Name}) })
 		p.ended++
 		p.add()
 		if p.ended == p.total {

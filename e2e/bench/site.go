@@ -42,6 +42,7 @@ type site struct {
 	client     *http.Client
 	*sender
 	receipts *receipts
+	says     sync.WaitGroup // deliveries that nobody waits for
 }
 
 // newSite starts GitHub and the controller, which does not ask GitHub about jobs that are
@@ -96,15 +97,16 @@ timing: {reconcile: 24h%s}
 }
 
 func (s *site) close() {
-	if s.sender != nil {
-		s.sender.close()
-	}
 	s.hosts.stop()
-	s.controller.stop()
-	s.github.stop()
 	if s.receipts != nil {
 		s.receipts.wait()
 	}
+	s.says.Wait()
+	if s.sender != nil {
+		s.sender.close()
+	}
+	s.controller.stop()
+	s.github.stop()
 	s.client.CloseIdleConnections()
 }
 
