@@ -34,7 +34,7 @@ func TestBench(t *testing.T) {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	// Sockets lie below the folder of the measurement, so its path is short.
-	short, err := os.MkdirTemp("", "mf")
+	short, err := os.MkdirTemp("", "")
 	if err != nil {
 		t.Fatal(err)
 	}

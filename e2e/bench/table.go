@@ -27,7 +27,7 @@ type row struct{ figure, target, seen, verdict string }
 
 func newBencher(o options, out io.Writer) (*bencher, error) {
 	temp := o.dir
-	dir, err := os.MkdirTemp(temp, "mf") // short: sockets lie below it
+	dir, err := os.MkdirTemp(temp, "b") // short: sockets lie below it
 	if err != nil {
 		return nil, err
 	}
