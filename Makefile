@@ -2,7 +2,8 @@
 # make demo    the main job, end to end, on this machine
 # make test    all tests, the quick ones first
 # make build   the programs, for this machine and every supported one
-# make lint    formatting and static checks
+# make lint    formatting and static checks, the Mac's code among them
+# make check-darwin   the types of what only a Mac builds, on any machine
 # make bench   the figures; make bench ONLY=webhook,assign for some of them
 # make fuzz    every fuzz target for FUZZTIME (30s), one after the other
 
@@ -17,7 +18,7 @@ GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: all demo programs runner crash-programs build test test-quick test-e2e lint bench fuzz generate clean
+.PHONY: all demo programs runner crash-programs build test test-quick test-e2e lint check-darwin bench fuzz generate clean
 
 all: programs
 
@@ -56,12 +57,17 @@ test-quick:
 test-e2e: programs runner crash-programs
 	cd e2e && $(GO) vet ./... && CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m ./...
 
-lint:
+lint: check-darwin
 	@out=$$($(GO) run $(GOFUMPT) -l . ) && { [ -z "$$out" ] || { echo "not formatted (gofumpt -w):"; echo "$$out"; exit 1; }; }
 	$(GO) vet ./...
 	cd e2e && $(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) run $(GOLANGCI) run ./...
+
+# What only a Mac builds is checked everywhere, tests included, against the real bindings.
+check-darwin:
+	$(GO) run ./internal/darwincheck
+	$(GO) run ./internal/darwincheck -C e2e
 
 # Of one piece of code first, then of whole sites out of the programs.
 bench: programs
