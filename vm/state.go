@@ -25,26 +25,6 @@ const (
 	PhaseFinal    Phase = "final"    // nothing runs any more; Reason says why
 )
 
-// Reason says why a machine ended. Backends add reasons of their own, so a reader
-// has to cope with one that it does not know: State.Detail is written for people.
-type Reason string
-
-// The reasons that any machine can end with.
-const (
-	ReasonStopped          Reason = "stopped"           // asked to, by command or by signal
-	ReasonGuestEnded       Reason = "guest_ended"       // the guest ended by itself
-	ReasonMaxLife          Reason = "max_life"          // the spec's hard limit was reached
-	ReasonBadConfiguration Reason = "bad_configuration" // the spec, or what it names, is wrong
-	ReasonBackendFailed    Reason = "backend_failed"    // the backend could not start or keep the machine
-	ReasonVMMFailed        Reason = "vmm_failed"        // the vmm could not do its own work
-	ReasonVMMDied          Reason = "vmm_died"          // the vmm ended without a last word; never written by it
-)
-
-// Failed reports whether the reason is a failure rather than an ordinary end.
-func (r Reason) Failed() bool {
-	return r != ReasonStopped && r != ReasonGuestEnded && r != ReasonMaxLife
-}
-
 // Isolation says what stands between the guest and the host.
 type Isolation string
 

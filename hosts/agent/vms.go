@@ -214,14 +214,17 @@ func (v *VMs) Scan(ctx context.Context) ([]Found, error) {
 	return kept, ctx.Err()
 }
 
-// describe makes a sentence of why a VM ended.
+// describe makes a sentence of why a VM ended, and of what to do where it failed.
 func describe(reason vm.Reason, detail string) string {
-	switch {
-	case reason == "":
+	if reason == "" {
 		return "it never started"
-	case detail == "":
-		return string(reason)
-	default:
-		return fmt.Sprintf("%s: %s", reason, detail)
 	}
+	text := string(reason)
+	if detail != "" {
+		text += ": " + detail
+	}
+	if advice := reason.Sentence(); reason.Failed() && advice != "" {
+		text += " (" + advice + ")"
+	}
+	return text
 }
