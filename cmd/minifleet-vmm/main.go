@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -21,9 +22,12 @@ import (
 	"github.com/minifleet/minifleet/vm"
 	"github.com/minifleet/minifleet/vm/process"
 	"github.com/minifleet/minifleet/vm/vmm"
+	"github.com/minifleet/minifleet/vm/vz"
 )
 
 func main() {
+	// macOS shows windows on the process's first thread only, which runs this function.
+	runtime.LockOSThread()
 	program.Main("minifleet-vmm", func(ctx context.Context) error {
 		return run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv)
 	})
@@ -31,12 +35,21 @@ func main() {
 
 type commands struct {
 	Run     runCommand     `cmd:"" help:"Run the machine of a bundle until it ends."`
+	Probe   probeCommand   `cmd:"" help:"Try on this Mac what Virtualization.framework does here: boot, save and restore."`
 	Version versionCommand `cmd:"" help:"Print the version."`
 }
 
 type runCommand struct {
 	Bundle  string `required:"" placeholder:"DIR" help:"The bundle's folder. It is run once only."`
 	ReadyFD int    `name:"ready-fd" placeholder:"N" help:"Write a line to this descriptor when the sockets are open (for the agent)."`
+	Window  bool   `help:"Show the machine's screen, for debugging (vz only). Closing the window ends nothing."`
+}
+
+type probeCommand struct {
+	Image     string        `placeholder:"DIR" help:"Image to boot clones of; its guest agent must answer. Without it only the host is looked at."`
+	Dir       string        `default:"/tmp" placeholder:"DIR" help:"Folder for the clones, on the image's volume, with a short path."`
+	AllowCopy bool          `help:"Copy the image where copy-on-write does not work."`
+	Patience  time.Duration `default:"2m" help:"Longest time of each step."`
 }
 
 type versionCommand struct{}
@@ -62,7 +75,47 @@ func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writ
 		_, err := fmt.Fprintln(stdout, "minifleet-vmm", program.Version())
 		return err
 	}
-	return cli.Run.run(ctx, stderr, process.Backend())
+	if command.Command() == "probe" {
+		return cli.Probe.run(ctx, stdout)
+	}
+	var window *vz.Window
+	if cli.Run.Window {
+		window = vz.NewWindow()
+	}
+	return showing(ctx, window, func() error {
+		return cli.Run.run(ctx, stderr, process.Backend(), vz.Backend(vz.Config{Window: window}))
+	})
+}
+
+// showing runs a machine and, if there is a window, shows it meanwhile on this thread.
+func showing(ctx context.Context, window *vz.Window, run func() error) error {
+	if window == nil {
+		return run()
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- run()
+		cancel()
+	}()
+	shown := window.Show(ctx)
+	return errors.Join(<-ended, shown)
+}
+
+func (c probeCommand) run(ctx context.Context, stdout io.Writer) error {
+	image := c.Image
+	if image != "" {
+		var err error
+		if image, err = filepath.Abs(image); err != nil {
+			return err
+		}
+	}
+	dir, err := filepath.Abs(c.Dir)
+	if err != nil {
+		return err
+	}
+	return vz.Probe(ctx, vz.ProbeConfig{ImageDir: image, Dir: dir, AllowCopy: c.AllowCopy, Patience: c.Patience}, stdout)
 }
 
 func (c runCommand) run(ctx context.Context, stderr io.Writer, backends ...vm.Backend) error {

@@ -36,6 +36,7 @@ func TestCommandLine(t *testing.T) {
 		"no bundle":            {[]string{"run"}, "", "--bundle"},
 		"unknown flag":         {[]string{"run", "--bundle", "/x", "--fast"}, "", "--fast"},
 		"bundle is not there":  {[]string{"run", "--bundle", "/no/such/bundle-1"}, "", "no such file"},
+		"probe not on a Mac":   {[]string{"probe"}, "FAIL  host", "needs a Mac"},
 		"descriptor reserved":  {[]string{"run", "--bundle", "/x", "--ready-fd", "1"}, "", "3 or above"},
 		"descriptor not there": {[]string{"run", "--bundle", "/x", "--ready-fd", "999"}, "", "not an open descriptor"},
 	} {

@@ -14,7 +14,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/minifleet/minifleet/vm/mux"
+	"github.com/minifleet/minifleet/mux"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
