@@ -44,7 +44,7 @@ func (r Reason) Sentence() string {
 	case ReasonRestoreFailed:
 		return "the saved state does not fit this host, its macOS or its image any more: delete it and boot cold"
 	case ReasonNoEntitlement:
-		return "minifleet-vmm is not signed with com.apple.security.virtualization: sign it again as docs/mac.md says"
+		return "minifleet-vmm is not signed with com.apple.security.virtualization: sign it again as docs/mac-host.md says"
 	case ReasonKeychainLocked:
 		return "macOS keeps the machine's keys in the login keychain of the vmm's user: log that user in, and turn screen lock off and automatic login on"
 	case ReasonHypervisorCrashed:

@@ -47,30 +47,22 @@ func overlay(t *testing.T, texts map[string]string) string {
 }
 
 // TestPlantedMistakesAreFound makes mistakes in the repository's own Mac code, as its
-// writer would, and in new files that use the bindings of Virtualization.framework. Each
-// must be found where it was made, and nothing without one.
+// writer would, above all in what calls Virtualization.framework. Each must be found where
+// it was made, and nothing without one.
 func TestPlantedMistakesAreFound(t *testing.T) {
 	t.Parallel()
 	planted := func(body string) string {
-		return "package vm\n\nimport \"github.com/Code-Hex/vz/v3\"\n\nfunc planted() {\n\t" + body + "\n}\n"
+		return "//go:build arm64 && cgo\n\npackage vz\n\nimport \"github.com/Code-Hex/vz/v3\"\n\nfunc planted() {\n\t" + body + "\n}\n"
 	}
-	right := map[string]string{"vm/planted_darwin.go": planted("_, _ = vz.NewMacOSBootLoader()")}
-	if code, out, errs := checkRun(t, "-overlay", overlay(t, right), "./vm"); code != exitRight || out != "" {
+	right := map[string]string{"vm/vz/planted_darwin.go": planted("_, _ = vz.NewMacOSBootLoader()")}
+	if code, out, errs := checkRun(t, "-overlay", overlay(t, right), "./vm", "./vm/vz"); code != exitRight || out != "" {
 		t.Fatalf("without a mistake: exit %d\n%s%s", code, out, errs)
 	}
-	texts := map[string]string{
-		"vm/planted1_darwin.go":      planted("_, _ = vz.NewVirtualMachine(4)"),
-		"vm/planted2_darwin.go":      planted("(*vz.VirtualMachine)(nil).SaveMachineState()"),
-		"vm/planted3_darwin.go":      planted("ok := (*vz.VirtualMachine)(nil).RequestStop(); _ = ok"),
-		"vm/planted4_darwin_test.go": planted("_, _ = vz.NewVirtualMachine(true)"),
-	}
-	wants := map[string]string{
-		"vm/planted1_darwin.go":      "cannot use 4",
-		"vm/planted2_darwin.go":      "SaveMachineState undefined",
-		"vm/planted3_darwin.go":      "returns 2 values",
-		"vm/planted4_darwin_test.go": "cannot use true",
-	}
+	texts := map[string]string{"vm/vz/planted_darwin_test.go": planted("_, _ = vz.NewVirtualMachine(true)")}
+	wants := map[string]string{"vm/vz/planted_darwin_test.go": "cannot use true"}
 	for _, m := range []struct{ file, from, to, want string }{
+		{"vm/vz/apple_darwin.go", "m.vm.Stop()", "m.vm.RequestStop()", "too many arguments in call to plain"},
+		{"vm/vz/configure_darwin.go", "DiskImageCachingModeAutomatic, sync)", "DiskImageSynchronizationModeNone, sync)", "cannot use vz.DiskImageSynchronizationModeNone"},
 		{"vm/clone_darwin.go", "unix.AT_FDCWD, dst, 0)", "unix.AT_FDCWD, dst)", "not enough arguments"},
 		{"vm/identity_darwin.go", "import (", "import (\n\"net\"", `"net" imported and not used`},
 		{"vm/orphan_darwin.go", "func ", "func (", "expected"},
@@ -84,7 +76,7 @@ func TestPlantedMistakesAreFound(t *testing.T) {
 		}
 		texts[m.file], wants[m.file] = strings.Replace(string(b), m.from, m.to, 1), m.want
 	}
-	code, out, errs := checkRun(t, "-overlay", overlay(t, texts), "./vm")
+	code, out, errs := checkRun(t, "-overlay", overlay(t, texts), "./vm", "./vm/vz")
 	if code != exitWrong {
 		t.Errorf("with mistakes: exit %d\n%s%s", code, out, errs)
 	}

@@ -54,13 +54,14 @@ func (apple) open(p plan) (framework, error) {
 		return nil, plain(err)
 	}
 	// Both are kept: what is collected releases the framework's objects.
-	return &appleMachine{vm: machine, config: config}, nil
+	return &appleMachine{vm: machine, config: config, display: p.display}, nil
 }
 
 // appleMachine passes calls on.
 type appleMachine struct {
-	vm     *vz.VirtualMachine
-	config *vz.VirtualMachineConfiguration
+	vm      *vz.VirtualMachine
+	config  *vz.VirtualMachineConfiguration
+	display screen
 }
 
 func (m *appleMachine) state() state   { return state(m.vm.State()) }
@@ -99,7 +100,7 @@ func (m *appleMachine) dial(port uint32) (net.Conn, error) {
 }
 
 func (m *appleMachine) show(title string) error {
-	return plain(m.vm.StartGraphicApplication(float64(display.width), float64(display.height), vz.WithWindowTitle(title)))
+	return plain(m.vm.StartGraphicApplication(float64(m.display.width), float64(m.display.height), vz.WithWindowTitle(title)))
 }
 
 // The states that this package names have the framework's numbers.

@@ -37,8 +37,12 @@ func configure(p plan) (*vz.VirtualMachineConfiguration, error) {
 		name string
 		set  func(*vz.VirtualMachineConfiguration, plan) error
 	}{
-		{"disk", setDisk}, {"network", setNetwork}, {"display", setDisplay},
-		{"keyboard and pointer", setInput}, {"socket", setSocket}, {"console", setLinuxOnly},
+		{"disk", setDisk},
+		{"network", setNetwork},
+		{"display", setDisplay},
+		{"keyboard and pointer", setInput},
+		{"socket", setSocket},
+		{"console", setLinuxOnly},
 	} {
 		if err := device.set(c, p); err != nil {
 			return nil, fmt.Errorf("%s: %w", device.name, err)
@@ -147,7 +151,7 @@ func setNetwork(c *vz.VirtualMachineConfiguration, p plan) error {
 
 func setDisplay(c *vz.VirtualMachineConfiguration, p plan) error {
 	if p.guest == GuestLinux {
-		screen, err := vz.NewVirtioGraphicsScanoutConfiguration(display.width, display.height)
+		screen, err := vz.NewVirtioGraphicsScanoutConfiguration(p.display.width, p.display.height)
 		if err != nil {
 			return err
 		}
@@ -159,7 +163,7 @@ func setDisplay(c *vz.VirtualMachineConfiguration, p plan) error {
 		c.SetGraphicsDevicesVirtualMachineConfiguration([]vz.GraphicsDeviceConfiguration{card})
 		return nil
 	}
-	screen, err := vz.NewMacGraphicsDisplayConfiguration(display.width, display.height, display.density)
+	screen, err := vz.NewMacGraphicsDisplayConfiguration(p.display.width, p.display.height, p.display.density)
 	if err != nil {
 		return err
 	}

@@ -103,6 +103,9 @@ type plan struct {
 	commandLine   string
 	console       string
 	port          uint32
+	// Every machine has a display, shown or not: without one macOS boots and its window
+	// server crashes, and what needs a session does not work.
+	display screen
 	// Mac input devices are the ones that every macOS from 14 on can save. The older ones
 	// have USB's, which all guests know.
 	macKeyboard, macTrackpad bool
@@ -111,9 +114,8 @@ type plan struct {
 	saves bool
 }
 
-// display is what every machine has, shown or not: without one macOS boots and its window
-// server crashes, and what needs a session does not work.
-var display = struct{ width, height, density int64 }{1920, 1200, 80}
+// screen is a display in pixels, and pixels for each inch.
+type screen struct{ width, height, density int64 }
 
 func newPlan(dir string, spec vm.Spec, h host) (plan, error) {
 	if err := h.check(); err != nil {
@@ -126,13 +128,14 @@ func newPlan(dir string, spec vm.Spec, h host) (plan, error) {
 	if p.guest == GuestMacOS {
 		err = h.checkModel(p.hardwareModel)
 	} else if !h.version.AtLeast(13) {
-		err = fmt.Errorf("Linux guests need macOS 13 on the host, which has %s", h.version)
+		err = fmt.Errorf("this host has macOS %s: Linux guests need macOS 13", h.version)
 	}
 	if err != nil {
 		return plan{}, vm.WithReason(vm.ReasonBadConfiguration, err)
 	}
 	p.cpus = clamp(uint(spec.CPUs), h.minCPUs, h.maxCPUs)
 	p.memory = clamp(uint64(spec.MemoryMiB)<<20, h.minMemory, h.maxMemory) &^ (1<<20 - 1)
+	p.display = screen{1920, 1200, 80}
 	p.saves = h.version.AtLeast(14)
 	p.macKeyboard = p.guest == GuestMacOS && h.version.AtLeast(14)
 	p.macTrackpad = p.guest == GuestMacOS && h.version.AtLeast(13)

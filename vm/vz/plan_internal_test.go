@@ -37,8 +37,9 @@ func TestPlanOfAMac(t *testing.T) {
 		disk: filepath.Join(dir, FileDisk), nvram: filepath.Join(dir, FileNVRAM),
 		hardwareModel: []byte(goodModel), machineID: Identity{ECID: 7}.MachineIdentifier(),
 		mac: net.HardwareAddr{2, 0, 0, 0, 0, 7}, macKeyboard: true, macTrackpad: true, saves: true,
+		display: screen{1920, 1200, 80},
 	}
-	if diff := cmp.Diff(want, p, cmp.AllowUnexported(plan{})); diff != "" {
+	if diff := cmp.Diff(want, p, cmp.AllowUnexported(plan{}, screen{})); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -29,7 +29,8 @@ func TestProbe(t *testing.T) {
 		"old macOS": {func(m *simulatedMac) { m.is.version = Version{13, 0, 0} }, image, []string{"skip  saved states", "ok    power off"}, ""},
 		"not signed": {
 			func(m *simulatedMac) { m.is.entitlement = false }, image,
-			[]string{"FAIL  host", vm.ReasonNoEntitlement.Sentence()}, entitlement,
+			[]string{"FAIL  host", vm.ReasonNoEntitlement.Sentence()},
+			entitlement,
 		},
 		"third machine": {
 			func(m *simulatedMac) {
