@@ -131,19 +131,43 @@ func TestBrokenChannelIsDialledAnew(t *testing.T) {
 	}
 }
 
-// TestCloseEndsAWaitingRead: yamux's own Close would leave it waiting.
+// TestCloseEndsAWaitingRead: yamux's own Close would leave it waiting for the other side's.
 func TestCloseEndsAWaitingRead(t *testing.T) {
 	t.Parallel()
-	c, _ := start(t)
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	c := mux.NewClient(func(context.Context) (net.Conn, error) {
+		host, theirs := net.Pipe()
+		serving.Go(func() {
+			l, err := mux.Serve(theirs)
+			if err != nil {
+				return
+			}
+			defer l.Close()
+			for err == nil { // takes streams and leaves them at that
+				_, err = l.Accept()
+			}
+		})
+		return host, nil
+	})
+	defer c.Close()
 	s := connect(t, c)
+	if _, err := s.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
 	read := make(chan error, 1)
 	go func() {
 		_, err := s.Read(make([]byte, 1))
 		read <- err
 	}()
 	s.Close()
-	if err := <-read; err == nil {
-		t.Error("read from a closed stream")
+	select {
+	case err := <-read:
+		if err == nil {
+			t.Error("read from a closed stream")
+		}
+	case <-time.After(20 * time.Second): // yamux gives a half-closed stream up after 30 s
+		t.Error("the read waits for ever")
 	}
 }
 

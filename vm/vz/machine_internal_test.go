@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -160,8 +161,11 @@ func TestStartGivenUpIsUndone(t *testing.T) {
 	if err := o.Start(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("start: %v", err)
 	}
-	if !o.sim.state().over() {
-		t.Errorf("the machine runs: state %d", o.sim.state())
+	o.sim.mu.Lock()
+	calls, now := o.sim.calls, o.sim.now
+	o.sim.mu.Unlock()
+	if !slices.Equal(calls, []string{"start", "stop"}) || !now.over() {
+		t.Errorf("when Start had returned, the framework had been told %v and was in state %d", calls, now)
 	}
 	if err := o.Stop(o.ctx); err != nil {
 		t.Error(err)
@@ -183,7 +187,9 @@ func TestStopWaitsForACallThatHangs(t *testing.T) {
 	if err := o.Pause(short); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("pause: %v", err)
 	}
-	if err := o.Stop(short); !errors.Is(err, context.DeadlineExceeded) {
+	long, cancel := context.WithTimeout(o.ctx, 100*time.Millisecond)
+	defer cancel()
+	if err := o.Stop(long); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("stop: %v", err)
 	}
 	close(gate)
@@ -215,6 +221,27 @@ func TestFailedSaveLeavesNothing(t *testing.T) {
 				t.Errorf("the machine does not go on: %v", err)
 			}
 		})
+	}
+}
+
+// TestAbandonedSaveLeavesNothing: the framework writes the file when nobody waits any more.
+func TestAbandonedSaveLeavesNothing(t *testing.T) {
+	gate := make(chan struct{})
+	o, dir := openSimulated(t, func(s *simulated) { s.block["save"] = gate }), t.TempDir()
+	if err := errors.Join(o.Start(o.ctx), o.Pause(o.ctx)); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(o.ctx, 10*time.Millisecond)
+	defer cancel()
+	if err := o.Save(short, dir); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("save: %v", err)
+	}
+	close(gate)
+	if err := o.Stop(o.ctx); err != nil { // waits for the call
+		t.Fatal(err)
+	}
+	if left, _ := fs.Glob(os.DirFS(dir), "*"); len(left) != 0 {
+		t.Errorf("left: %v", left)
 	}
 }
 

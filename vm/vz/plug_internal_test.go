@@ -13,13 +13,21 @@ import (
 
 // bindings does what vz v3.7.1 does with a connection: it returns a duplicate and closes
 // the descriptor, whose number the framework's object closes again when freed is called.
-func bindings(t *testing.T) (conn net.Conn, number int, freed func()) {
+// Between the opening of the one and of the other something else may happen.
+func bindings(t *testing.T, between func()) (conn net.Conn, number int, freed func()) {
 	t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	other := os.NewFile(uintptr(pair[1]), "guest")
+	between()
+	// The guest's end is in another process, and keeps no number here from being the highest.
+	guest, err := unix.FcntlInt(uintptr(pair[1]), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(pair[1])
+	other := os.NewFile(uintptr(guest), "guest")
 	t.Cleanup(func() { other.Close() })
 	f := os.NewFile(uintptr(pair[0]), "")
 	if conn, err = net.FileConn(f); err != nil {
@@ -47,7 +55,7 @@ func bystanders(t *testing.T, n int) []*os.File {
 
 // TestTheTrapIsReal shows what fill is for: without it a bystander is closed.
 func TestTheTrapIsReal(t *testing.T) {
-	_, number, freed := bindings(t)
+	_, number, freed := bindings(t, func() {})
 	files := bystanders(t, 40)
 	freed()
 	for _, f := range files {
@@ -71,7 +79,7 @@ func TestLateCloseHitsAPlaceholder(t *testing.T) {
 	first, late := p.top, []func(){}
 	for range 20 {
 		before := bystanders(t, 3)
-		conn, number, freed := bindings(t)
+		conn, number, freed := bindings(t, func() {})
 		before[1].Close() // a hole below
 		if err := p.fill(); err != nil {
 			t.Fatal(err)
@@ -104,6 +112,31 @@ func TestLateCloseHitsAPlaceholder(t *testing.T) {
 	}
 	if grown := p.top - first; grown > 20*2*plugMargin {
 		t.Errorf("20 connections took %d descriptors", grown)
+	}
+}
+
+// TestNumberAboveAllInUse: what was open below the connection's number is closed before
+// the number is plugged, and its duplicate has a lower one.
+func TestNumberAboveAllInUse(t *testing.T) {
+	var p plug
+	if err := p.fill(); err != nil {
+		t.Fatal(err)
+	}
+	below := bystanders(t, 10)
+	conn, number, freed := bindings(t, func() {
+		for _, f := range below {
+			f.Close()
+		}
+	})
+	if err := p.fill(); err != nil {
+		t.Fatal(err)
+	}
+	if !p.mine[number] {
+		t.Fatalf("number %d has no placeholder: they reach up to %d", number, p.top)
+	}
+	freed()
+	if _, err := conn.Write([]byte("still open")); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -135,10 +135,8 @@ func (s *simulated) stop() error {
 func (s *simulated) savable() error { return s.savesUpTo }
 
 func (s *simulated) save(path string) error {
-	if err := os.WriteFile(path, []byte("saved"), 0o600); err != nil {
-		return err
-	}
-	return s.move("save", is(statePaused), 8, statePaused)
+	err := s.move("save", is(statePaused), 8, statePaused)
+	return errors.Join(err, os.WriteFile(path, []byte("saved"), 0o600)) // some of it, if it failed
 }
 
 func (s *simulated) restore(path string) error {
