@@ -12,12 +12,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/mux"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leakcheck.Main(m) }
 
 // guest sends back what comes on each stream, and counts its channels.
 type guest struct {

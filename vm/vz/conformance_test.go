@@ -13,8 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
+	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/vm"
 	"github.com/minifleet/minifleet/vm/vmtest"
 )
@@ -23,7 +24,25 @@ func TestMain(m *testing.M) {
 	if os.Getenv("MINIFLEET_TEST_IMAGE") != "" {
 		os.Exit(m.Run()) // a real machine's bindings keep goroutines for ever
 	}
-	goleak.VerifyTestMain(m)
+	leakcheck.Main(unplugged{m})
+}
+
+// unplugged closes the placeholders after the tests: they are meant to last as long as
+// their process.
+type unplugged struct{ *testing.M }
+
+func (u unplugged) Run() int {
+	code := u.M.Run()
+	var null, st unix.Stat_t
+	if err := unix.Stat("/dev/null", &null); err != nil {
+		panic(err)
+	}
+	for n := 3; n <= plugLimit; n++ {
+		if unix.Fstat(n, &st) == nil && st.Rdev == null.Rdev && st.Mode == null.Mode {
+			_ = unix.Close(n)
+		}
+	}
+	return code
 }
 
 // goodModel is a hardware model as the framework stores it.
@@ -38,7 +57,7 @@ const goodOptions = `{"guest":"macos","ecid":"7","mac":"02:00:00:00:00:07"}`
 // newBundle makes the bundle of a macOS guest, with a change to its spec and image files.
 func newBundle(t *testing.T, change func(*vm.Spec, map[string]string)) string {
 	t.Helper()
-	vms, err := os.MkdirTemp("/tmp", "mf") //nolint:usetesting // its path is too long for sockets
+	vms, err := os.MkdirTemp("", "mf") //nolint:usetesting // its path is too long for sockets
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,7 @@ func TestProbe(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir, err := os.MkdirTemp("/tmp", "mf") //nolint:usetesting // its path is too long for sockets
+			dir, err := os.MkdirTemp("", "mf") //nolint:usetesting // its path is too long for sockets
 			if err != nil {
 				t.Fatal(err)
 			}
