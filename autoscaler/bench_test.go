@@ -101,6 +101,19 @@ func shapes() map[string]func() *snap {
 			}
 			return s
 		},
+		"one more job on 5,000 hosts": func() *snap {
+			s := newSnap()
+			s.pool("a", mac)
+			for i := range 5000 {
+				s.host(fmt.Sprintf("%04d", i), 2)
+			}
+			for i := range 100 {
+				s.runner(fmt.Sprint("r", i), "a", fmt.Sprintf("%04d", i*7), fleet.PhaseIdle)
+				s.job(i+1, "app", "macos")
+			}
+			s.job(101, "app", "macos")
+			return s
+		},
 		"nobody can serve": func() *snap {
 			s := newSnap()
 			for i := range 20 {

@@ -37,10 +37,11 @@ func Decide(s Snapshot) fleet.Plan {
 // decision is the work sheet of one Decide.
 type decision struct {
 	*Snapshot
-	plan  fleet.Plan
-	pools map[string]*poolSheet
-	order []*poolSheet // as configured
-	hosts map[fleet.HostID]*hostSheet
+	plan   fleet.Plan
+	pools  map[string]*poolSheet
+	order  []*poolSheet                // as configured
+	sheets []hostSheet                 // of all hosts, in the snapshot's order: a large fleet is looked at often
+	hosts  map[fleet.HostID]*hostSheet // of those that have runners
 	// leaving are runners that this plan retires or deletes: no supply any more.
 	leaving map[fleet.RunnerID]bool
 	freeing map[fleet.RunnerID]bool // whose slot is counted as about to be free
@@ -70,7 +71,8 @@ type hostSheet struct {
 
 func newDecision(s *Snapshot) *decision {
 	d := &decision{
-		Snapshot: s, pools: map[string]*poolSheet{}, hosts: make(map[fleet.HostID]*hostSheet, len(s.State.Hosts)),
+		Snapshot: s, pools: map[string]*poolSheet{}, sheets: make([]hostSheet, len(s.State.Hosts)),
+		hosts:   make(map[fleet.HostID]*hostSheet, min(len(s.State.Hosts), len(s.State.Runners))),
 		leaving: map[fleet.RunnerID]bool{}, freeing: map[fleet.RunnerID]bool{},
 	}
 	d.plan.Waits = make([]fleet.Wait, 0, len(s.State.Jobs)) // one for each, in the end
@@ -82,18 +84,7 @@ func newDecision(s *Snapshot) *decision {
 		d.pools[p.Name] = sheet
 		d.order = append(d.order, sheet)
 	}
-	sheets := make([]hostSheet, len(s.State.Hosts)) // a large fleet is looked at often
-	for i := range sheets {
-		h, sheet := &s.State.Hosts[i], &sheets[i]
-		*sheet = hostSheet{Host: h, free: h.Slots, live: s.live(h), reachable: s.reachable(h)}
-		if h.Failures > 0 {
-			sheet.resumes = h.FailedAt.Add(fleet.BackoffAfter(h.Failures))
-		}
-		if sheet.reachable {
-			d.wakeAt(h.SeenAt.Add(s.Rules.HostDeadline))
-		}
-		d.hosts[h.ID] = sheet
-	}
+	d.lookAtHosts()
 	for _, r := range s.State.Runners {
 		if !r.TakesSlot() {
 			continue
@@ -110,6 +101,31 @@ func newDecision(s *Snapshot) *decision {
 		}
 	}
 	return d
+}
+
+// lookAtHosts fills the sheets of all hosts.
+func (d *decision) lookAtHosts() {
+	for i := range d.State.Runners {
+		d.hosts[d.State.Runners[i].Host] = nil
+	}
+	var oldest time.Time // word of a live host
+	for i := range d.sheets {
+		h, sheet := &d.State.Hosts[i], &d.sheets[i]
+		live := d.live(h)
+		*sheet = hostSheet{Host: h, free: h.Slots, live: live, reachable: live || d.hoped(h)}
+		if h.Failures > 0 {
+			sheet.resumes = h.FailedAt.Add(fleet.BackoffAfter(h.Failures))
+		}
+		if live && (oldest.IsZero() || h.SeenAt.Before(oldest)) {
+			oldest = h.SeenAt
+		}
+		if _, ok := d.hosts[h.ID]; ok {
+			d.hosts[h.ID] = sheet
+		}
+	}
+	if !oldest.IsZero() {
+		d.wakeAt(oldest.Add(d.Rules.HostDeadline))
+	}
 }
 
 // onItsWayOut reports whether the runner's slot will be free without anything more
@@ -203,8 +219,8 @@ func (d *decision) end(r fleet.Runner, failure bool, reason string) {
 // fit ends what is beyond the slots of a host that has fewer than it had, the least
 // costly first. What runs a job is let end by itself.
 func (d *decision) fit() {
-	for _, h := range d.State.Hosts {
-		if sheet := d.hosts[h.ID]; sheet.live && sheet.free+sheet.freeing < 0 {
+	for i := range d.sheets {
+		if sheet := &d.sheets[i]; sheet.live && sheet.free+sheet.freeing < 0 {
 			d.fitHost(sheet)
 		}
 	}

@@ -126,8 +126,8 @@ func (d *decision) unneeded(m *matching) []*fleet.Runner {
 // passed by once is of no use to it later, so that each pool looks at every host
 // and runner only once.
 func (d *decision) freeSlotFor(p *poolSheet, j fleet.Job, unneeded []*fleet.Runner) bool {
-	for ; p.hostsSeen < len(d.State.Hosts); p.hostsSeen++ {
-		h := d.hosts[d.State.Hosts[p.hostsSeen].ID]
+	for ; p.hostsSeen < len(d.sheets); p.hostsSeen++ {
+		h := &d.sheets[p.hostsSeen]
 		if h.freeing > 0 && h.free+h.freeing > 0 && d.usable(p, h) {
 			h.freeing--
 			d.wait(j, fleet.WaitNoSlot, "", "a slot on %s is being freed", h.Name)
@@ -268,8 +268,8 @@ type obstacle struct {
 func (d *decision) obstacleOf(p *poolSheet) *obstacle {
 	var fitting, silent int
 	var resting *hostSheet // has a slot, and is left alone after failures
-	for _, h := range d.State.Hosts {
-		sheet := d.hosts[h.ID]
+	for i := range d.sheets {
+		sheet := &d.sheets[i]
 		if !p.serves(sheet) {
 			continue
 		}

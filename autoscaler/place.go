@@ -5,6 +5,7 @@ package autoscaler
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/minifleet/minifleet/fleet"
@@ -29,8 +30,8 @@ func (d *decision) usable(p *poolSheet, h *hostSheet) bool {
 
 func (d *decision) shelve(p *poolSheet) *shelves {
 	s := &shelves{}
-	for _, h := range d.State.Hosts {
-		sheet := d.hosts[h.ID]
+	for i := range d.sheets {
+		sheet := &d.sheets[i]
 		if !p.serves(sheet) || !sheet.live || sheet.free <= 0 {
 			continue
 		}
@@ -39,17 +40,35 @@ func (d *decision) shelve(p *poolSheet) *shelves {
 			continue
 		}
 		at := 1
-		if slices.Contains(h.Images, p.Image) {
+		if slices.Contains(sheet.Images, p.Image) {
 			at = 0
 		}
 		s.hosts[at] = append(s.hosts[at], sheet)
 	}
 	for _, shelf := range s.hosts {
-		slices.SortStableFunc(shelf, func(a, b *hostSheet) int {
-			return cmp.Or(cmp.Compare(b.free, a.free), cmp.Compare(a.Failures, b.Failures), cmp.Compare(a.Name, b.Name))
-		})
+		arrange(shelf)
 	}
 	return s
+}
+
+// arrange sorts hosts by free slots, failures and name. Most of a large fleet is alike
+// and comes by name: what is in order already is only looked through.
+func arrange(shelf []*hostSheet) {
+	byFree := map[int][]*hostSheet{}
+	for _, h := range shelf {
+		byFree[h.free] = append(byFree[h.free], h)
+	}
+	better := func(a, b *hostSheet) int {
+		return cmp.Or(cmp.Compare(a.Failures, b.Failures), cmp.Compare(a.Name, b.Name))
+	}
+	all := shelf[:0]
+	for _, free := range slices.Backward(slices.Sorted(maps.Keys(byFree))) {
+		alike := byFree[free]
+		if !slices.IsSortedFunc(alike, better) {
+			slices.SortStableFunc(alike, better)
+		}
+		all = append(all, alike...)
+	}
 }
 
 // next takes a slot of the best host. A host that was used goes behind those with

@@ -51,8 +51,6 @@ type Verdict struct {
 // live reports whether the host was heard of lately: it can be given work.
 func (s *Snapshot) live(h *fleet.Host) bool { return s.Now.Sub(h.SeenAt) < s.Rules.HostDeadline }
 
-// reachable reports whether what is known of the host's runners counts: as long as
-// it is live, and while there was no time yet to hear of it.
-func (s *Snapshot) reachable(h *fleet.Host) bool {
-	return s.live(h) || !s.Fresh.Hosts && !h.SeenAt.IsZero()
-}
+// hoped reports whether what is known of a silent host's runners counts, too: while there
+// was no time yet to hear of it.
+func (s *Snapshot) hoped(h *fleet.Host) bool { return !s.Fresh.Hosts && !h.SeenAt.IsZero() }
