@@ -46,6 +46,7 @@ type options struct {
 	profiles string  // where profiles of the controller go; "" makes none
 	scale    float64 // part of each count, for a quick look
 	keep     bool
+	hour     bool // every tick of the controller is one hour
 }
 
 // of returns a count at the run's scale.
@@ -79,6 +80,7 @@ func bench(ctx context.Context, args []string, out, complaints io.Writer) error 
 	flags.StringVar(&o.profiles, "profiles", "", "write a CPU profile of the controller for each load there")
 	flags.Float64Var(&o.scale, "scale", 1, "part of each count to run, for a quick look")
 	flags.BoolVar(&o.keep, "keep", false, "keep databases and logs")
+	flags.BoolVar(&o.hour, "hour", false, "set every tick of the controller to one hour: what is met then needs none")
 	flags.StringVar(&only, "only", "", "figures to measure, comma-separated; all if empty")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):

@@ -58,6 +58,10 @@ func newSite(ctx context.Context, b *bencher, name, settings, timing string) (_ 
 			s.close()
 		}
 	}()
+	ticks := ""
+	if b.hour {
+		ticks, timing = ", installation_refresh: 1h", timing+", host_deadline: 3h, lease: 3h, poll: 1h, repair: 1h"
+	}
 	minifleet := filepath.Join(b.programs, "minifleet")
 	if s.github, err = launch(ctx, s.dir, "github", []string{"github"}, nil, minifleet, "githubsim", "--kind", "--prompt"); err != nil {
 		return nil, err
@@ -77,12 +81,12 @@ func newSite(ctx context.Context, b *bencher, name, settings, timing string) (_ 
 webhook: {address: "127.0.0.1:0"}
 agents: {address: "127.0.0.1:0"}
 admin: {address: "127.0.0.1:0", token_file: admin.token}
-github: {url: %q, app_id: %d, private_key_file: app.pem, webhook_secret_file: webhook.secret, mints_per_minute: 1000000}
+github: {url: %q, app_id: %d, private_key_file: app.pem, webhook_secret_file: webhook.secret, mints_per_minute: 1000000%s}
 pools:
   - {name: bench, labels: [%s], scopes: [%s/%s], image: bench, backend: process, cpus: 1, memory_mib: 256}
 timing: {reconcile: 24h%s}
 %s
-`, sim.BaseURL, app.ID, strings.Join(poolLabels(), ", "), owner, repo, timing, settings),
+`, sim.BaseURL, app.ID, ticks, strings.Join(poolLabels(), ", "), owner, repo, timing, settings),
 	} {
 		if err := os.WriteFile(filepath.Join(s.dir, file), []byte(text), 0o600); err != nil {
 			return nil, err
