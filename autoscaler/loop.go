@@ -112,29 +112,26 @@ func (l *Loop) Wake() {
 func (l *Loop) Run(ctx context.Context) error {
 	var calls sync.WaitGroup
 	defer calls.Wait()
-	slots := make(chan struct{}, l.c.Deletes)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		changed := l.c.Store.Changed()
-		next := l.c.Repair
 		due, took, deletes, err := l.once(ctx)
-		switch {
-		case ctx.Err() != nil:
+		for _, d := range deletes {
+			calls.Go(func() { l.delete(ctx, d) })
+		}
+		// What changes meanwhile is decided on together: in a storm of changes, or on a
+		// very large fleet, deciding takes no more than a fifth of a processor.
+		if !pause(ctx, min(4*took, longestBreath)) {
 			return nil
+		}
+		next := l.c.Repair
+		switch {
 		case err != nil:
 			l.c.Log.Error("decision not carried out", "error", err)
 			next, changed = time.Second, nil // the store is in trouble: do not spin
 		case !due.IsZero():
 			next = max(0, min(next, time.Until(due)))
-		}
-		for _, d := range deletes {
-			calls.Go(func() { l.delete(ctx, slots, d) })
-		}
-		// What changes meanwhile is decided on together: in a storm of changes, or on a
-		// very large fleet, deciding takes no more than a fifth of a processor.
-		if breath := 4 * took; !pause(ctx, breath) {
-			return nil
 		}
 		timer.Reset(next)
 		select {
@@ -146,6 +143,10 @@ func (l *Loop) Run(ctx context.Context) error {
 		}
 	}
 }
+
+// longestBreath bounds the rest after a decision, which may have seemed long because the
+// machine slept or had no time for it.
+const longestBreath = time.Second
 
 // once decides and records. It returns when to look again, how long it took to decide,
 // and what to delete.
@@ -174,13 +175,15 @@ func (l *Loop) once(ctx context.Context) (due time.Time, took time.Duration, del
 	return plan.WakeAt, took, done.Deletes, nil
 }
 
-// hold leaves out deletions that are under way.
+// hold leaves out deletions that are under way, and those beyond what may be under way
+// at once: no call waits for its turn, since by then its guest may have a job. The end of
+// each call makes another decision.
 func (l *Loop) hold(p *fleet.Plan) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	kept := p.Deletes[:0]
 	for _, d := range p.Deletes {
-		if !l.deleting[d.Runner] {
+		if !l.deleting[d.Runner] && len(l.deleting)+len(kept) < l.c.Deletes {
 			kept = append(kept, d)
 		}
 	}
@@ -265,19 +268,13 @@ func (l *Loop) explainAll(ctx context.Context) (map[fleet.JobID]fleet.Wait, erro
 const givenUp = 25 * time.Hour
 
 // delete carries out one recorded deletion and confirms what became of it.
-func (l *Loop) delete(ctx context.Context, slots chan struct{}, d fleet.Deletion) {
+func (l *Loop) delete(ctx context.Context, d fleet.Deletion) {
 	defer func() {
 		l.mu.Lock()
 		delete(l.deleting, d.Runner)
 		l.mu.Unlock()
 		l.Wake()
 	}()
-	select {
-	case slots <- struct{}{}:
-		defer func() { <-slots }()
-	case <-ctx.Done():
-		return
-	}
 	var age time.Duration
 	if !d.Since.IsZero() {
 		age = time.Since(d.Since)

@@ -256,6 +256,41 @@ func TestLoopTakesBreath(t *testing.T) {
 	})
 }
 
+// No deletion is recorded before its call can be made: what was decided of a runner
+// while others were waited for may not hold any more.
+func TestLoopBeginsNoDeletionThatWouldWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		m.leftovers(5)
+		answer := make(chan struct{})
+		c := site(m, func(ctx context.Context, _ fleet.RegistrationRef) error {
+			select {
+			case <-answer:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+		c.Deletes = 2
+		_, stop := run(t, c)
+		defer stop()
+		begun := func() (n int) {
+			plans, _ := m.got()
+			for _, p := range plans {
+				n += len(p.Deletes)
+			}
+			return n
+		}
+		for _, want := range []int{2, 3, 4, 5} {
+			synctest.Wait()
+			if n := begun(); n != want {
+				t.Errorf("%d deletions begun, want %d", n, want)
+			}
+			answer <- struct{}{}
+		}
+	})
+}
+
 func TestLoopConfirmsDeletions(t *testing.T) {
 	for name, c := range map[string]struct {
 		err  func() error

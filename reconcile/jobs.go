@@ -5,6 +5,7 @@ package reconcile
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -18,6 +19,8 @@ const (
 	batch = 200
 	// With more jobs in doubt than this, a look at the whole repository costs less.
 	askSingly = 8
+	// After so many failures in one look GitHub itself is in trouble, not what was asked for.
+	maxFailures = 3
 	// A job behind a deployment gate can be there for weeks, and is no demand.
 	askWaiting = time.Hour
 )
@@ -67,15 +70,21 @@ func (w *watcher) look(ctx context.Context, repo fleet.Scope, absent *suspects) 
 func (w *watcher) askEach(ctx context.Context, repo fleet.Scope, jobs []fleet.Job, absent *suspects) (again time.Time, err error) {
 	slices.SortFunc(jobs, func(a, b fleet.Job) int { return cmp.Or(a.AskedAt.Compare(b.AskedAt), cmp.Compare(a.ID, b.ID)) })
 	missing := map[string]fleet.JobNews{}
-	var keys []string
+	var keys, unseen []string
+	var errs []error // of one job, which keeps nobody from the others
 	for _, j := range jobs {
+		key := fmt.Sprint(j.ID)
+		if hopeless(ctx, errs) {
+			unseen = append(unseen, key)
+			continue
+		}
 		asked := time.Now()
 		news, there, err := w.c.GitHub.Job(ctx, repo, j.ID)
 		if err != nil {
-			return again, fmt.Errorf("ask for job %d of %s: %w", j.ID, repo, err)
+			unseen, errs = append(unseen, key), append(errs, fmt.Errorf("ask for job %d of %s: %w", j.ID, repo, err))
+			continue
 		}
 		if !there {
-			key := fmt.Sprint(j.ID)
 			keys = append(keys, key)
 			missing[key] = fleet.JobNews{Event: fleet.SeenCompleted, Asked: asked, Job: fleet.Job{ID: j.ID, Owner: j.Owner, Repo: j.Repo}}
 			continue
@@ -84,19 +93,26 @@ func (w *watcher) askEach(ctx context.Context, repo fleet.Scope, jobs []fleet.Jo
 			return again, err
 		}
 	}
-	sure, again := absent.see(time.Now(), w.c.Absence, keys)
+	sure, again := absent.see(time.Now(), w.c.Absence, keys, unseen)
 	for key := range sure {
 		w.c.Log.Warn("job closed: GitHub has it no more", "job", missing[key].Job.ID, "repository", repo.String())
 		if err := w.c.Learn(ctx, repo, []fleet.JobNews{missing[key]}); err != nil {
 			return again, err
 		}
 	}
-	return again, nil
+	return again, errors.Join(errs...)
+}
+
+// hopeless reports whether it makes no sense to go on asking after those errors.
+func hopeless(ctx context.Context, errs []error) bool {
+	_, limited := errors.AsType[*fleet.RateLimited](errors.Join(errs...))
+	return limited || ctx.Err() != nil || len(slices.DeleteFunc(slices.Clone(errs), func(err error) bool { return err == nil })) >= maxFailures
 }
 
 // ask settles doubts: few by asking for each job, many by a look at the repository. A
 // job that GitHub does not have is left to the looks.
 func (w *watcher) ask(ctx context.Context, doubtful []fleet.Job) error {
+	var errs []error // of one job, which keeps nobody from the others
 	byRepo := map[fleet.Scope][]fleet.Job{}
 	for _, j := range doubtful {
 		repo := fleet.Scope{Owner: j.Owner, Repo: j.Repo}
@@ -108,15 +124,24 @@ func (w *watcher) ask(ctx context.Context, doubtful []fleet.Job) error {
 			continue
 		}
 		if c != nil && len(jobs) > askSingly {
+			for _, j := range jobs {
+				w.asked[j.ID] = time.Now()
+			}
 			w.do(ctx, c)
 			continue
 		}
 		for _, j := range jobs {
+			if hopeless(ctx, errs) {
+				break
+			}
+			asked := time.Now()
 			news, there, err := w.c.GitHub.Job(ctx, repo, j.ID)
-			switch {
-			case err != nil:
-				return fmt.Errorf("ask for job %d of %s: %w", j.ID, repo, err)
-			case !there && c != nil:
+			if err != nil {
+				errs = append(errs, fmt.Errorf("ask for job %d of %s: %w", j.ID, repo, err))
+				continue // it is in doubt still
+			}
+			w.asked[j.ID] = asked
+			if !there && c != nil {
 				w.do(ctx, c)
 			}
 			if there {
@@ -126,7 +151,7 @@ func (w *watcher) ask(ctx context.Context, doubtful []fleet.Job) error {
 			}
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func sameRepo(j fleet.Job, repo fleet.Scope) bool {

@@ -89,10 +89,16 @@ func (w *watcher) serves(repo fleet.Scope) bool {
 type suspects struct{ since map[string]time.Time }
 
 // see takes all that looks wrong now and returns what has done so for long enough,
-// and when the next of the others will have.
-func (s *suspects) see(now time.Time, long time.Duration, keys []string) (sure map[string]bool, again time.Time) {
+// and when the next of the others will have. What could not be looked at stays as
+// suspect as it was.
+func (s *suspects) see(now time.Time, long time.Duration, keys, unseen []string) (sure map[string]bool, again time.Time) {
 	next := make(map[string]time.Time, len(keys))
 	sure = map[string]bool{}
+	for _, k := range unseen {
+		if since, known := s.since[k]; known {
+			next[k] = since
+		}
+	}
 	for _, k := range keys {
 		since, known := s.since[k]
 		if !known {

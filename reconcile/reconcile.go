@@ -144,7 +144,7 @@ type watcher struct {
 	chores   map[string]*chore
 	planned  time.Time                 // when the chores were gathered
 	paused   time.Time                 // nothing is asked before: GitHub's rate limit
-	asked    map[fleet.JobID]time.Time // when jobs in doubt were asked for, answered or not
+	asked    map[fleet.JobID]time.Time // when jobs in doubt were asked for
 	askAfter time.Time                 // no single job is asked for before: that went wrong
 	wrong    map[string]bool           // what goes wrong, and is in the log
 }
@@ -197,7 +197,7 @@ func (w *watcher) step(ctx context.Context) (next time.Time) {
 	case now.Before(w.askAfter):
 		next = earlier(next, w.askAfter)
 	default:
-		w.noteAsked(now, ask, jobs)
+		w.forgetAsked(jobs)
 		err := w.ask(ctx, ask)
 		if w.note(ctx, "asking for jobs in doubt", err); err != nil {
 			w.askAfter = now.Add(time.Minute)
@@ -223,17 +223,13 @@ func (w *watcher) askedAt(j fleet.Job) time.Time {
 	return j.AskedAt
 }
 
-// noteAsked remembers for which jobs GitHub is asked now, and forgets those that are
-// completed.
-func (w *watcher) noteAsked(now time.Time, ask, open []fleet.Job) {
+// forgetAsked forgets when jobs were asked for that are completed.
+func (w *watcher) forgetAsked(open []fleet.Job) {
 	kept := map[fleet.JobID]time.Time{}
 	for _, j := range open {
 		if at, ok := w.asked[j.ID]; ok {
 			kept[j.ID] = at
 		}
-	}
-	for _, j := range ask {
-		kept[j.ID] = now
 	}
 	w.asked = kept
 }

@@ -93,6 +93,22 @@ func TestAJobThatGitHubHasNot(t *testing.T) {
 	})
 }
 
+// A job for which GitHub always fails keeps nobody from asking for the others.
+func TestOneJobThatAlwaysFails(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.broken = map[fleet.JobID]error{1: errors.New("a teapot")}
+		w.told(1, fleet.ToldQueued)
+		w.told(2, fleet.ToldInProgress) // GitHub has it no more
+		w.told(3, fleet.ToldInProgress)
+		w.at(3, fleet.SeenCompleted)
+		time.Sleep(time.Second)
+		w.run(10 * time.Minute)
+		if w.state(1) != fleet.JobQueued || w.state(2) != fleet.JobCompleted || w.state(3) != fleet.JobCompleted {
+			t.Errorf("after ten minutes: %s, %s, %s", w.state(1), w.state(2), w.state(3))
+		}
+	})
+}
+
 func TestGitHubIsDown(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.fails = errors.New("bad gateway")

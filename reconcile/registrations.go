@@ -42,22 +42,19 @@ func (w *watcher) sweep(ctx context.Context, scope fleet.Scope, odd *suspects) (
 	for _, g := range ghosts {
 		keys = append(keys, ghostKey(g))
 	}
-	sure, again := odd.see(time.Now(), w.c.Absence, keys)
+	sure, again := odd.see(time.Now(), w.c.Absence, keys, nil)
+	var errs []error // of one, which keeps nobody from the others
 	for _, o := range orphans {
-		if sure[orphanKey(o)] {
-			if err := w.deleteOrphan(ctx, scope, o); err != nil {
-				return again, err
-			}
+		if sure[orphanKey(o)] && !hopeless(ctx, errs) {
+			errs = append(errs, w.deleteOrphan(ctx, scope, o))
 		}
 	}
 	for _, g := range ghosts {
-		if sure[ghostKey(g)] {
-			if err := w.noteGhost(ctx, scope, g); err != nil {
-				return again, err
-			}
+		if sure[ghostKey(g)] && !hopeless(ctx, errs) {
+			errs = append(errs, w.noteGhost(ctx, scope, g))
 		}
 	}
-	return again, nil
+	return again, errors.Join(errs...)
 }
 
 func orphanKey(l fleet.Listed) string { return fmt.Sprintf("registration %d", l.ID) }

@@ -45,6 +45,7 @@ type world struct {
 	regs     []fleet.Listed
 	hidden   map[int64]bool // registrations that the list lacks
 	fails    error          // of every call
+	broken   map[fleet.JobID]error
 	calls    []string       // with the time since the start
 	began    time.Time
 	underWay int
@@ -157,7 +158,7 @@ func (w *world) Job(ctx context.Context, _ fleet.Scope, id fleet.JobID) (fleet.J
 	defer w.mu.Unlock()
 	n, ok := w.jobs[id]
 	n.Asked = asked
-	return n, ok, nil
+	return n, ok, w.broken[id]
 }
 
 func (w *world) Registrations(ctx context.Context, scope fleet.Scope) ([]fleet.Listed, error) {

@@ -29,9 +29,11 @@ type mirror struct {
 	mints       map[string][]time.Time // of the last minute, by owner
 
 	present   map[fleet.HostID]presence
-	saving    bool         // a change that saves presences is under way
-	savedAt   time.Time    // of all presences
-	fleet     []fleet.Host // for decisions; nil: out of date
+	reporting map[fleet.HostID]int // reports that wait to be written
+	saving    bool                 // a change that saves presences is under way
+	savedAt   time.Time            // of all presences
+	saveAfter time.Time            // it went wrong: not again before
+	fleet     []fleet.Host         // for decisions; nil: out of date
 	fleetTime time.Time
 }
 
@@ -50,10 +52,10 @@ func newMirror() *mirror {
 			return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
 		}),
 		hosts: newTable(func(h *hostRow) fleet.HostID { return h.ID }, func(a, b *hostRow) int {
-			return cmp.Compare(a.Name, b.Name)
+			return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
 		}),
 		credentials: map[string]fleet.HostID{}, on: map[fleet.HostID]map[fleet.RunnerID]bool{},
-		mints: map[string][]time.Time{}, present: map[fleet.HostID]presence{},
+		mints: map[string][]time.Time{}, present: map[fleet.HostID]presence{}, reporting: map[fleet.HostID]int{},
 	}
 }
 
@@ -85,8 +87,15 @@ func (m *mirror) apply(n news) {
 		}
 		m.on[r.Host][r.ID] = true
 	}
+	for id, h := range n.hosts { // first who is gone: somebody else may have the name by now
+		if h == nil {
+			m.applyHost(id, nil)
+		}
+	}
 	for id, h := range n.hosts {
-		m.applyHost(id, h)
+		if h != nil {
+			m.applyHost(id, h)
+		}
 	}
 	for id, by := range n.raised {
 		if h := m.hosts.byKey[id]; h != nil && n.hosts[id] == nil {
@@ -106,7 +115,9 @@ func (m *mirror) apply(n news) {
 func (m *mirror) applyHost(id fleet.HostID, h *hostRow) {
 	was := m.hosts.byKey[id]
 	if was != nil {
-		delete(m.credentials, was.credential)
+		if m.credentials[was.credential] == id {
+			delete(m.credentials, was.credential)
+		}
 	}
 	if h == nil {
 		m.hosts.remove(id)

@@ -53,6 +53,9 @@ func (m *mirror) current(h fleet.Host) fleet.Host {
 func (m *mirror) note(id fleet.HostID, instance string, sequence int64, seen time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.hosts.byKey[id] == nil {
+		return // removed by the same commit
+	}
 	p := m.present[id]
 	if p.instance != instance {
 		p.instance, p.sequence = instance, 0
@@ -89,7 +92,7 @@ func (m *mirror) heard(id fleet.HostID, instance string, now time.Time, live tim
 	}
 	p.seen = now
 	m.present[id] = p
-	if due = !m.saving && now.Sub(m.savedAt) >= live/4; due {
+	if due = !m.saving && now.Sub(m.savedAt) >= live/4 && !now.Before(m.saveAfter); due {
 		m.saving = true
 	}
 	return false, due, nil
@@ -101,7 +104,7 @@ func (m *mirror) same(id fleet.HostID, rep fleet.HostReport) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	row := m.hosts.byKey[id]
-	if row == nil || len(rep.Runners) > 0 || len(m.on[id]) > 0 {
+	if row == nil || len(rep.Runners) > 0 || len(m.on[id]) > 0 || m.reporting[id] > 0 {
 		return false
 	}
 	h := m.now(row)
@@ -112,6 +115,22 @@ func (m *mirror) same(id fleet.HostID, rep fleet.HostReport) bool {
 	p.instance, p.sequence = rep.Instance, rep.Sequence
 	m.present[id] = p
 	return true
+}
+
+// reportBegins notes that a report waits to be written: a later one is compared with it,
+// and so has to wait its turn.
+func (m *mirror) reportBegins(id fleet.HostID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.reporting[id]++
+}
+
+func (m *mirror) reportEnds(id fleet.HostID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.reporting[id]--; m.reporting[id] == 0 {
+		delete(m.reporting, id)
+	}
 }
 
 func sameFacts(h fleet.Host, f fleet.HostFacts) bool {
@@ -132,11 +151,16 @@ func (m *mirror) unsaved() map[fleet.HostID]presence {
 	return out
 }
 
-// saved notes what the database has learnt, or that it could not.
-func (m *mirror) saved(list map[fleet.HostID]presence, now time.Time) {
+// saved notes what the database has learnt, or that it could not and when to try again.
+func (m *mirror) saved(list map[fleet.HostID]presence, now time.Time, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.saving, m.savedAt = false, now
+	m.saving = false
+	if err != nil {
+		m.saveAfter = now.Add(5 * time.Second)
+		return
+	}
+	m.savedAt = now
 	for id, was := range list {
 		if p, ok := m.present[id]; ok && was.seen.After(p.saved) {
 			p.saved = was.seen
@@ -167,10 +191,10 @@ func (s *Store) Heard(ctx context.Context, id fleet.HostID, instance string, liv
 }
 
 // savePresences tells the database when each host was heard of. What cannot be saved now
-// is saved a while later.
+// is saved a while later. It is for all hosts, whether or not the one that came waits.
 func (s *Store) savePresences(ctx context.Context) {
 	list := s.mirror.unsaved()
-	err := s.change(ctx, func(t *tx) error {
+	err := s.change(context.WithoutCancel(ctx), func(t *tx) error {
 		for id, p := range list {
 			if err := t.exec(`UPDATE hosts SET seen_at = $1 WHERE id = $2 AND seen_at < $1`, micros(p.seen), string(id)); err != nil {
 				return err
@@ -178,9 +202,8 @@ func (s *Store) savePresences(ctx context.Context) {
 		}
 		return nil
 	})
-	if err != nil {
+	if err != nil && s.ended() == nil {
 		s.log.Warn("when the hosts were heard of is not saved", slog.Any("error", err))
-		list = nil
 	}
-	s.mirror.saved(list, s.now())
+	s.mirror.saved(list, s.now(), err)
 }

@@ -39,7 +39,7 @@ func (s *Store) Prune(ctx context.Context, keep Retention) error {
 		for {
 			var n int64
 			err := s.change(ctx, func(t *tx) error {
-				res, err := t.ExecContext(ctx, step.query, t.since(step.age))
+				res, err := t.ExecContext(t.ctx, step.query, t.since(step.age))
 				if err != nil {
 					return err
 				}

@@ -31,6 +31,8 @@ func (s *Store) Report(ctx context.Context, id fleet.HostID, rep fleet.HostRepor
 	if !silent && s.mirror.same(id, rep) {
 		return nil
 	}
+	s.mirror.reportBegins(id)
+	defer s.mirror.reportEnds(id)
 	return s.change(ctx, func(t *tx) error {
 		h, err := t.host(id)
 		if err != nil {
@@ -185,8 +187,8 @@ func (t *tx) adopt(host fleet.HostID, said fleet.RunnerReport) error {
 	switch {
 	case err == nil && was.Observed == fleet.ObservedGone:
 		if was.Host != host {
-			if _, err := t.host(was.Host); err == nil {
-				return nil // another host's past is none of this one's business
+			if _, err := t.host(was.Host); !errors.Is(err, fleet.ErrNoHost) {
+				return err // another host's past is none of this one's business
 			}
 		}
 		return t.revive(was, host, said)
