@@ -46,7 +46,7 @@ type world struct {
 	hidden   map[int64]bool // registrations that the list lacks
 	fails    error          // of every call
 	broken   map[fleet.JobID]error
-	calls    []string       // with the time since the start
+	calls    []string // with the time since the start
 	began    time.Time
 	underWay int
 	wakes    int
