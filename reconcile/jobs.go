@@ -71,17 +71,18 @@ func (w *watcher) askEach(ctx context.Context, repo fleet.Scope, jobs []fleet.Jo
 	slices.SortFunc(jobs, func(a, b fleet.Job) int { return cmp.Or(a.AskedAt.Compare(b.AskedAt), cmp.Compare(a.ID, b.ID)) })
 	missing := map[string]fleet.JobNews{}
 	var keys, unseen []string
-	var errs []error // of one job, which keeps nobody from the others
+	var failed failures
 	for _, j := range jobs {
 		key := fmt.Sprint(j.ID)
-		if hopeless(ctx, errs) {
+		if failed.hopeless(ctx) {
 			unseen = append(unseen, key)
 			continue
 		}
 		asked := time.Now()
 		news, there, err := w.c.GitHub.Job(ctx, repo, j.ID)
 		if err != nil {
-			unseen, errs = append(unseen, key), append(errs, fmt.Errorf("ask for job %d of %s: %w", j.ID, repo, err))
+			unseen = append(unseen, key)
+			failed.add(fmt.Errorf("ask for job %d of %s: %w", j.ID, repo, err))
 			continue
 		}
 		if !there {
@@ -100,19 +101,30 @@ func (w *watcher) askEach(ctx context.Context, repo fleet.Scope, jobs []fleet.Jo
 			return again, err
 		}
 	}
-	return again, errors.Join(errs...)
+	return again, failed.joined()
 }
 
-// hopeless reports whether it makes no sense to go on asking after those errors.
-func hopeless(ctx context.Context, errs []error) bool {
-	_, limited := errors.AsType[*fleet.RateLimited](errors.Join(errs...))
-	return limited || ctx.Err() != nil || len(slices.DeleteFunc(slices.Clone(errs), func(err error) bool { return err == nil })) >= maxFailures
+// failures are of single jobs or registrations: one keeps nobody from the others.
+type failures []error
+
+func (f *failures) add(err error) {
+	if err != nil {
+		*f = append(*f, err)
+	}
 }
+
+// hopeless reports whether it makes no sense to go on asking after them.
+func (f failures) hopeless(ctx context.Context) bool {
+	_, limited := errors.AsType[*fleet.RateLimited](f.joined())
+	return limited || ctx.Err() != nil || len(f) >= maxFailures
+}
+
+func (f failures) joined() error { return errors.Join(f...) }
 
 // ask settles doubts: few by asking for each job, many by a look at the repository. A
 // job that GitHub does not have is left to the looks.
 func (w *watcher) ask(ctx context.Context, doubtful []fleet.Job) error {
-	var errs []error // of one job, which keeps nobody from the others
+	var failed failures
 	byRepo := map[fleet.Scope][]fleet.Job{}
 	for _, j := range doubtful {
 		repo := fleet.Scope{Owner: j.Owner, Repo: j.Repo}
@@ -131,13 +143,13 @@ func (w *watcher) ask(ctx context.Context, doubtful []fleet.Job) error {
 			continue
 		}
 		for _, j := range jobs {
-			if hopeless(ctx, errs) {
+			if failed.hopeless(ctx) {
 				break
 			}
 			asked := time.Now()
 			news, there, err := w.c.GitHub.Job(ctx, repo, j.ID)
 			if err != nil {
-				errs = append(errs, fmt.Errorf("ask for job %d of %s: %w", j.ID, repo, err))
+				failed.add(fmt.Errorf("ask for job %d of %s: %w", j.ID, repo, err))
 				continue // it is in doubt still
 			}
 			w.asked[j.ID] = asked
@@ -151,7 +163,7 @@ func (w *watcher) ask(ctx context.Context, doubtful []fleet.Job) error {
 			}
 		}
 	}
-	return errors.Join(errs...)
+	return failed.joined()
 }
 
 func sameRepo(j fleet.Job, repo fleet.Scope) bool {

@@ -43,18 +43,18 @@ func (w *watcher) sweep(ctx context.Context, scope fleet.Scope, odd *suspects) (
 		keys = append(keys, ghostKey(g))
 	}
 	sure, again := odd.see(time.Now(), w.c.Absence, keys, nil)
-	var errs []error // of one, which keeps nobody from the others
+	var failed failures
 	for _, o := range orphans {
-		if sure[orphanKey(o)] && !hopeless(ctx, errs) {
-			errs = append(errs, w.deleteOrphan(ctx, scope, o))
+		if sure[orphanKey(o)] && !failed.hopeless(ctx) {
+			failed.add(w.deleteOrphan(ctx, scope, o))
 		}
 	}
 	for _, g := range ghosts {
-		if sure[ghostKey(g)] && !hopeless(ctx, errs) {
-			errs = append(errs, w.noteGhost(ctx, scope, g))
+		if sure[ghostKey(g)] && !failed.hopeless(ctx) {
+			failed.add(w.noteGhost(ctx, scope, g))
 		}
 	}
-	return again, errors.Join(errs...)
+	return again, failed.joined()
 }
 
 func orphanKey(l fleet.Listed) string { return fmt.Sprintf("registration %d", l.ID) }

@@ -114,10 +114,8 @@ func (m *mirror) apply(n news) {
 
 func (m *mirror) applyHost(id fleet.HostID, h *hostRow) {
 	was := m.hosts.byKey[id]
-	if was != nil {
-		if m.credentials[was.credential] == id {
-			delete(m.credentials, was.credential)
-		}
+	if was != nil && m.credentials[was.credential] == id {
+		delete(m.credentials, was.credential)
 	}
 	if h == nil {
 		m.hosts.remove(id)
