@@ -112,10 +112,7 @@ func TestClocksAnHourApart(t *testing.T) {
 	controller.exit()
 	controller = s.startController()
 	for _, id := range append(waiting, long...) {
-		s.untilJob(id, "it ends", func(j githubsim.Job) bool {
-			s.redeliver()
-			return j.Done()
-		})
+		s.untilEnd(id, "it ends")
 	}
 	for _, id := range long {
 		complete(t, s.job(id), ticks)

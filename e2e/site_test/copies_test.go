@@ -68,10 +68,7 @@ func TestTwoAgentsOnOneCredential(t *testing.T) {
 	}
 	short := s.queue(githubsim.JobSpec{Name: "short", Steps: []githubsim.Step{{Run: "true"}}})[0]
 	for _, id := range []int64{short, long} {
-		s.untilJob(id, "it ends", func(j githubsim.Job) bool {
-			s.redeliver()
-			return j.Done()
-		})
+		s.untilEnd(id, "it ends")
 	}
 	complete(t, s.job(long), ticks)
 	s.settled()

@@ -123,10 +123,7 @@ func TestDatabaseCannotBeWrittenForAWhile(t *testing.T) {
 			mend()
 			eventually(t, "the controller is ready again", func() bool { return s.readiness() == http.StatusOK })
 			for _, job := range []int64{id, long} {
-				s.untilJob(job, "the job ends", func(j githubsim.Job) bool {
-					s.redeliver()
-					return j.Done()
-				})
+				s.untilEnd(job, "the job ends")
 			}
 			complete(t, s.job(long), ticks)
 			s.settled()

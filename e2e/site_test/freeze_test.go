@@ -153,10 +153,7 @@ func TestFrozen(t *testing.T) {
 			thaw()
 
 			for _, id := range []int64{waiting, long} {
-				s.untilJob(id, "the job ends", func(j githubsim.Job) bool {
-					s.redeliver()
-					return j.Done()
-				})
+				s.untilEnd(id, "the job ends")
 			}
 			complete(t, s.job(long), ticks)
 			if j := s.job(waiting); strings.Count(j.Logs, "once") == 0 || j.Attempts > 1 {

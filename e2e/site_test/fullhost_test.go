@@ -55,10 +55,7 @@ func TestHostWithoutRoom(t *testing.T) {
 
 			free()
 			for _, job := range []int64{id, long} {
-				s.untilJob(job, "the job ends", func(j githubsim.Job) bool {
-					s.redeliver()
-					return j.Done()
-				})
+				s.untilEnd(job, "the job ends")
 			}
 			complete(t, s.job(long), ticks)
 			s.settled()
@@ -79,17 +76,11 @@ func TestJobFillsItsHost(t *testing.T) {
 	greedy := s.queue(githubsim.JobSpec{Name: "greedy", Steps: []githubsim.Step{
 		{Run: `for size in 1M 1k 1; do dd if=/dev/zero bs=$size >> filler || true; done; echo "nothing fits any more"; sleep 1`},
 	}})[0]
-	j := s.untilJob(greedy, "it ends", func(j githubsim.Job) bool {
-		s.redeliver()
-		return j.Done()
-	})
+	j := s.untilEnd(greedy, "it ends")
 	t.Logf("the greedy job ends with %s %s", j.Conclusion, j.Reason)
 	s.fates[greedy] = j.Conclusion // its runner had no room either
 	next := s.queue(githubsim.JobSpec{Name: "next", Steps: []githubsim.Step{{Run: "true"}}})[0]
-	s.untilJob(next, "the next job ends", func(j githubsim.Job) bool {
-		s.redeliver()
-		return j.Done()
-	})
+	s.untilEnd(next, "the next job ends")
 	s.settled()
 	agent.stop()
 	controller.stop()

@@ -42,10 +42,7 @@ func TestControllerIsKilled(t *testing.T) {
 			}
 			controller = s.startController()
 			for _, id := range append(append(ids, long...), cancelled...) {
-				s.untilJob(id, fmt.Sprintf("job %d ends", id), func(j githubsim.Job) bool {
-					s.redeliver()
-					return j.Done()
-				})
+				s.untilEnd(id, fmt.Sprintf("job %d ends", id))
 			}
 			for _, id := range long {
 				complete(t, s.job(id), ticks)

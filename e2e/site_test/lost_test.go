@@ -75,10 +75,7 @@ func TestVMsDie(t *testing.T) {
 	}
 	next := s.queue(ticking("next-1", 1), ticking("next-2", 1), ticking("next-3", 1))
 	for _, id := range append(next, onFirst[1]) {
-		s.untilJob(id, "it ends", func(j githubsim.Job) bool {
-			s.redeliver()
-			return j.Done()
-		})
+		s.untilEnd(id, "it ends")
 	}
 	complete(t, s.job(onFirst[1]), ticks)
 	for _, id := range append(onSecond, onFirst[0]) {

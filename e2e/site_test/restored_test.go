@@ -63,10 +63,7 @@ func TestOlderDatabase(t *testing.T) {
 	}
 	controller = s.startController()
 	for _, id := range []int64{before, since} {
-		s.untilJob(id, "it ends", func(j githubsim.Job) bool {
-			s.redeliver()
-			return j.Done()
-		})
+		s.untilEnd(id, "it ends")
 		complete(t, s.job(id), ticks)
 	}
 	after := s.queue(githubsim.JobSpec{Name: "after", Steps: []githubsim.Step{{Run: "true"}}})[0]

@@ -263,6 +263,15 @@ func (s *site) untilJob(id int64, what string, ok func(githubsim.Job) bool) gith
 	return j
 }
 
+// untilEnd waits until a job has ended, redelivering whatever does not arrive meanwhile.
+func (s *site) untilEnd(id int64, what string) githubsim.Job {
+	s.t.Helper()
+	return s.untilJob(id, what, func(j githubsim.Job) bool {
+		s.redeliver()
+		return j.Done()
+	})
+}
+
 // redeliver has GitHub send again whatever has not arrived, as its operator can.
 func (s *site) redeliver() {
 	s.t.Helper()

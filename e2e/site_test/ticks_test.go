@@ -26,10 +26,7 @@ func TestTicksOfAnHour(t *testing.T) {
 	done := func(what string, id int64, want string) {
 		t.Helper()
 		s.fates[id] = want
-		j := s.untilJob(id, what, func(j githubsim.Job) bool {
-			s.redeliver()
-			return j.Done()
-		})
+		j := s.untilEnd(id, what)
 		if j.Conclusion != want {
 			t.Errorf("%s: it ended with %s %s", what, j.Conclusion, j.Reason)
 		}
