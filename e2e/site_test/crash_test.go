@@ -106,18 +106,23 @@ func mintCrashes(c *crashSite) {
 	c.crash(c.jobs, crashpoint.MintGranted)
 	c.die(c.jobs, crashpoint.MintCommitted)
 	c.die(c.jobs, crashpoint.MintRegistered, crashpoint.EarlierIntended)
-	// GitHub registers and does not answer: an earlier attempt that must be deleted.
-	unanswered := githubsim.Fault{Kind: githubsim.FaultTimeoutAfterSuccess, Method: http.MethodPost, Path: "/generate-jitconfig"}
+	// GitHub registers and does not answer until it lists that: an earlier attempt that
+	// must be deleted, and is found.
+	unanswered := githubsim.Fault{Kind: githubsim.FaultTimeoutAfterSuccess, Delay: time.Second, Method: http.MethodPost, Path: "/generate-jitconfig"}
 	c.die(func() { c.fault(unanswered); c.jobs() }, crashpoint.EarlierDeleted)
 	c.die(func() {
 		c.fault(githubsim.Fault{Kind: githubsim.FaultStatus, Status: http.StatusForbidden, Method: http.MethodPost, Path: "/generate-jitconfig"})
 		c.jobs()
 	}, crashpoint.MintRefused)
-	c.die(func() {
-		c.fault(unanswered)
-		c.fault(githubsim.Fault{Kind: githubsim.FaultStatus, Status: http.StatusUnprocessableEntity, Method: http.MethodDelete, Path: "/actions/runners/", Count: 2})
-		c.jobs()
-	}, crashpoint.EarlierVetoed)
+	// Whose deletion comes first, the mint's or the decision's, is open, and the other
+	// runners' deletions come as well: all are vetoed until the mint's is.
+	c.fault(githubsim.Fault{Kind: githubsim.FaultStatus, Status: http.StatusUnprocessableEntity, Method: http.MethodDelete, Path: "/actions/runners/", Count: -1})
+	c.again = func() { c.fault(unanswered); c.jobs() }
+	c.die(c.again, crashpoint.EarlierVetoed)
+	c.again = nil
+	if err := c.sim.ClearFaults(c.ctx); err != nil {
+		c.t.Fatal(err)
+	}
 	c.rest()
 	c.end()
 }

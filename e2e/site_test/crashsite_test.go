@@ -35,6 +35,8 @@ type crashSite struct {
 	stop   string  // the file that ends the long job
 	doomed []int64 // jobs to be cancelled as soon as they run
 	short  []int64 // jobs that succeed
+
+	again func() // provokes once more, every few seconds, where one runner may miss the point; nil: once is enough
 }
 
 // newCrashSite makes a site without a controller or an agent yet. Its jobs that lose
@@ -189,8 +191,13 @@ func (c *crashSite) arm(p crashpoint.Point) {
 func (c *crashSite) untilDead(p crashpoint.Point) {
 	c.t.Helper()
 	var pid int
+	provoked := time.Now()
 	eventually(c.t, "a program dies at "+p.String(), func() bool {
 		c.cancelRunning()
+		if c.again != nil && time.Since(provoked) > 10*time.Second {
+			provoked = time.Now()
+			c.again()
+		}
 		var err error
 		if pid, err = crashpoint.Killed(c.points, p); err != nil {
 			c.t.Fatal(err)
