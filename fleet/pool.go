@@ -26,7 +26,44 @@ type Pool struct {
 	MaxRunners  int // 0 = as many as there are slots
 	Standby     int // VMs kept booted and clean beyond demand
 	RunnerGroup string
-	Limits      Limits
+	// Guest says how the agent reaches the guest: "" by the guest program that the image
+	// starts, GuestSSH by SSH alone.
+	Guest string
+	// Network of the VMs: "" = the backend's default.
+	Network string
+	// Runner, if set, is put into every guest instead of what the image has.
+	Runner RunnerArchive
+	Limits Limits
+}
+
+// GuestSSH is the guest of an image that has nothing but an SSH server.
+const GuestSSH = "ssh"
+
+// The networks of VMs.
+const (
+	NetworkIsolated = "isolated"
+	NetworkNAT      = "nat"
+)
+
+// RunnerArchive is one version of the runner, as GitHub publishes it: a .tar.gz.
+type RunnerArchive struct {
+	URL    string // https, or file on every host
+	SHA256 string // hex, of the archive
+}
+
+var digestPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+func (r RunnerArchive) validate() error {
+	if r == (RunnerArchive{}) {
+		return nil
+	}
+	if !strings.HasPrefix(r.URL, "https://") && !strings.HasPrefix(r.URL, "file:///") || len(r.URL) > 2048 {
+		return fmt.Errorf("runner.url is %.80q: give the https or file address of the runner's archive", r.URL)
+	}
+	if !digestPattern.MatchString(r.SHA256) {
+		return fmt.Errorf("runner.sha256 is %.80q: give the archive's digest, 64 hex digits, as its release page shows it", r.SHA256)
+	}
+	return nil
 }
 
 // Limits are how long a runner of a pool may take in each phase. Zero means the
@@ -96,6 +133,15 @@ func (p Pool) Validate() error {
 	}
 	if p.CPUs < 0 || p.MemoryMiB < 0 || p.MaxRunners < 0 || p.Standby < 0 {
 		bad("cpus, memory_mib, max_runners and standby must not be negative")
+	}
+	if p.Guest != "" && p.Guest != GuestSSH {
+		bad("guest is %.40q: give %q, or nothing for an image that starts the guest program", p.Guest, GuestSSH)
+	}
+	if p.Network != "" && p.Network != NetworkIsolated && p.Network != NetworkNAT {
+		bad("network is %.40q: give %s or %s", p.Network, NetworkIsolated, NetworkNAT)
+	}
+	if err := p.Runner.validate(); err != nil {
+		bad("%w", err)
 	}
 	if p.MaxRunners > 0 && p.Standby > p.MaxRunners {
 		bad("standby %d is more than max_runners %d", p.Standby, p.MaxRunners)

@@ -159,17 +159,23 @@ func TestPoolValidate(t *testing.T) {
 		edit func(*fleet.Pool)
 		want string
 	}{
-		"name":          {func(p *fleet.Pool) { p.Name = "Mac Pool" }, "name must be"},
-		"no name":       {func(p *fleet.Pool) { p.Name = "" }, "name must be"},
-		"dash at end":   {func(p *fleet.Pool) { p.Name = "mac-" }, "name must be"},
-		"long name":     {func(p *fleet.Pool) { p.Name = strings.Repeat("m", 33) }, "name must be"},
-		"no label":      {func(p *fleet.Pool) { p.Labels = nil }, "at least one label"},
-		"many labels":   {func(p *fleet.Pool) { p.Labels = fleet.NewLabels(many...) }, "at most 100"},
-		"long label":    {func(p *fleet.Pool) { p.LabelNames = []string{strings.Repeat("x", 257)} }, "longer than 256"},
-		"no scope":      {func(p *fleet.Pool) { p.Scopes = nil }, "at least one scope"},
-		"image":         {func(p *fleet.Pool) { p.Image = "a/b" }, "image"},
-		"negative":      {func(p *fleet.Pool) { p.CPUs = -1 }, "negative"},
-		"standby > max": {func(p *fleet.Pool) { p.MaxRunners, p.Standby = 2, 3 }, "more than max_runners"},
+		"name":            {func(p *fleet.Pool) { p.Name = "Mac Pool" }, "name must be"},
+		"no name":         {func(p *fleet.Pool) { p.Name = "" }, "name must be"},
+		"dash at end":     {func(p *fleet.Pool) { p.Name = "mac-" }, "name must be"},
+		"long name":       {func(p *fleet.Pool) { p.Name = strings.Repeat("m", 33) }, "name must be"},
+		"no label":        {func(p *fleet.Pool) { p.Labels = nil }, "at least one label"},
+		"many labels":     {func(p *fleet.Pool) { p.Labels = fleet.NewLabels(many...) }, "at most 100"},
+		"long label":      {func(p *fleet.Pool) { p.LabelNames = []string{strings.Repeat("x", 257)} }, "longer than 256"},
+		"no scope":        {func(p *fleet.Pool) { p.Scopes = nil }, "at least one scope"},
+		"image":           {func(p *fleet.Pool) { p.Image = "a/b" }, "image"},
+		"negative":        {func(p *fleet.Pool) { p.CPUs = -1 }, "negative"},
+		"unknown guest":   {func(p *fleet.Pool) { p.Guest = "telnet" }, "telnet"},
+		"unknown network": {func(p *fleet.Pool) { p.Network = "bridged" }, "isolated or nat"},
+		"runner over http": {func(p *fleet.Pool) {
+			p.Runner = fleet.RunnerArchive{URL: "http://x/r.tar.gz", SHA256: strings.Repeat("a", 64)}
+		}, "runner.url"},
+		"runner not pinned": {func(p *fleet.Pool) { p.Runner = fleet.RunnerArchive{URL: "https://x/r.tar.gz"} }, "runner.sha256"},
+		"standby > max":     {func(p *fleet.Pool) { p.MaxRunners, p.Standby = 2, 3 }, "more than max_runners"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

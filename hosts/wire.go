@@ -21,6 +21,7 @@ func (s *Server) wire(d fleet.Desired) protocol.Desired {
 		p := s.pools[r.Pool]
 		want := protocol.Desire{
 			ID: string(r.ID), Pool: r.Pool, Image: p.Image, Backend: p.Backend, CPUs: p.CPUs, MemoryMiB: p.MemoryMiB,
+			Guest: p.Guest, Network: p.Network, Runner: protocol.RunnerArchive(p.Runner),
 			EndGraceSeconds: int(s.c.EndGrace / time.Second),
 		}
 		switch r.Wanted {

@@ -100,7 +100,15 @@ type pool struct {
 	MaxRunners  int      `yaml:"max_runners" help:"0: as many as there are slots"`
 	Standby     int      `yaml:"standby" help:"VMs kept booted beyond demand"`
 	RunnerGroup string   `yaml:"runner_group" help:"of an organization; empty is the default group"`
+	Guest       string   `yaml:"guest" help:"ssh for images that have only an SSH server; empty where the image starts minifleet-guest"`
+	Network     string   `yaml:"network" help:"isolated or nat; empty is the backend's default"`
+	Runner      archive  `yaml:"runner" help:"the runner that is put into every guest, instead of the image's own"`
 	Limits      limits   `yaml:"limits" help:"how long a runner may take in each phase"`
+}
+
+type archive struct {
+	URL    string `yaml:"url" help:"of the runner's .tar.gz: https, or file for one that lies on every host"`
+	SHA256 string `yaml:"sha256" help:"its digest, from the runner's release page"`
 }
 
 type limits struct {
@@ -209,6 +217,7 @@ func (p pool) domain() (fleet.Pool, error) {
 		Name: p.Name, Labels: fleet.NewLabels(p.Labels...), LabelNames: p.Labels,
 		Image: p.Image, Backend: p.Backend, CPUs: p.CPUs, MemoryMiB: p.MemoryMiB,
 		MaxRunners: p.MaxRunners, Standby: p.Standby, RunnerGroup: cmp.Or(p.RunnerGroup, "default"),
+		Guest: p.Guest, Network: p.Network, Runner: fleet.RunnerArchive(p.Runner),
 		Limits: fleet.Limits{
 			Placed: p.Limits.Placed, Preparing: p.Limits.Preparing, Booting: p.Limits.Booting,
 			Registering: p.Limits.Registering, Surplus: p.Limits.Surplus, Unnamed: p.Limits.Unnamed,

@@ -131,8 +131,20 @@ type Desire struct {
 	Backend    string `json:"backend,omitempty"` // "" lets the agent choose
 	CPUs       int    `json:"cpus,omitempty"`
 	MemoryMiB  int    `json:"memory_mib,omitempty"`
+	// Guest is "ssh" for an image that has only an SSH server, and "" for one that starts
+	// the guest program.
+	Guest   string `json:"guest,omitempty"`
+	Network string `json:"network,omitempty"` // isolated or nat; "" lets the agent choose
+	// Runner is put into the guest before it is given a JIT config; zero leaves the image's.
+	Runner RunnerArchive `json:"runner,omitzero"`
 	// EndGraceSeconds is how long a guest that is told to end may take to do so.
 	EndGraceSeconds int `json:"end_grace_seconds,omitempty"`
+}
+
+// RunnerArchive is one version of the runner, as GitHub publishes it.
+type RunnerArchive struct {
+	URL    string `json:"url"`
+	SHA256 string `json:"sha256"` // hex, of the .tar.gz
 }
 
 // Report is the full observed state of a host. A runner that was reported once

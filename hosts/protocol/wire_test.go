@@ -68,11 +68,13 @@ var golden = []struct {
 		"Desire",
 		protocol.Desire{
 			ID: "r-1", Wanted: protocol.WantGone, UnlessBusy: true, Scope: "acme/app", Pool: "mac", Image: "sonoma", Backend: "vz",
-			CPUs: 4, MemoryMiB: 8192, EndGraceSeconds: 30,
+			CPUs: 4, MemoryMiB: 8192, EndGraceSeconds: 30, Guest: "ssh", Network: "nat",
+			Runner: protocol.RunnerArchive{URL: "u", SHA256: "d"},
 		},
-		`{"id":"r-1","wanted":"gone","unless_busy":true,"scope":"acme/app","pool":"mac","image":"sonoma","backend":"vz","cpus":4,"memory_mib":8192,"end_grace_seconds":30}`,
+		`{"id":"r-1","wanted":"gone","unless_busy":true,"scope":"acme/app","pool":"mac","image":"sonoma","backend":"vz","cpus":4,"memory_mib":8192,"guest":"ssh","network":"nat","runner":{"url":"u","sha256":"d"},"end_grace_seconds":30}`,
 		`{"id":"","wanted":"","pool":"","image":""}`,
 	},
+	{"RunnerArchive", protocol.RunnerArchive{URL: "u", SHA256: "d"}, `{"url":"u","sha256":"d"}`, `{"url":"","sha256":""}`},
 	{
 		"Report",
 		protocol.Report{Instance: "i", Sequence: 3, Revision: 4, Facts: protocol.Facts{}, Runners: []protocol.RunnerReport{}},

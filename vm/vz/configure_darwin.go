@@ -11,13 +11,15 @@ import (
 	"os"
 
 	"github.com/Code-Hex/vz/v3"
+
+	"github.com/minifleet/minifleet/vm/options"
 )
 
 // configure makes the framework's objects of a plan. The devices are the same at every
 // boot, or a saved state would not fit.
 func configure(p plan) (*vz.VirtualMachineConfiguration, error) {
 	boot, platform := bootMac, platformMac
-	if p.guest == GuestLinux {
+	if p.guest == options.GuestLinux {
 		boot, platform = bootLinux, platformLinux
 	}
 	loader, err := boot(p)
@@ -78,7 +80,7 @@ func platformMac(p plan) (vz.PlatformConfiguration, error) {
 		return nil, err
 	}
 	if !model.Supported() { // also what does not decode
-		return nil, fmt.Errorf("%s: this host does not support the image's hardware model: update its macOS, or use an older image", FileHardwareModel)
+		return nil, fmt.Errorf("%s: this host does not support the image's hardware model: update its macOS, or use an older image", options.FileHardwareModel)
 	}
 	id, err := vz.NewMacMachineIdentifierWithData(p.machineID)
 	if err != nil {
@@ -150,7 +152,7 @@ func setNetwork(c *vz.VirtualMachineConfiguration, p plan) error {
 }
 
 func setDisplay(c *vz.VirtualMachineConfiguration, p plan) error {
-	if p.guest == GuestLinux {
+	if p.guest == options.GuestLinux {
 		screen, err := vz.NewVirtioGraphicsScanoutConfiguration(p.display.width, p.display.height)
 		if err != nil {
 			return err
@@ -211,7 +213,7 @@ func setSocket(c *vz.VirtualMachineConfiguration, _ plan) error {
 
 // setLinuxOnly adds what only a Linux guest needs: entropy, and its console if asked for.
 func setLinuxOnly(c *vz.VirtualMachineConfiguration, p plan) error {
-	if p.guest != GuestLinux {
+	if p.guest != options.GuestLinux {
 		return nil
 	}
 	entropy, err := vz.NewVirtioEntropyDeviceConfiguration()

@@ -17,6 +17,7 @@ import (
 
 	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/vm"
+	"github.com/minifleet/minifleet/vm/options"
 	"github.com/minifleet/minifleet/vm/vmtest"
 )
 
@@ -62,7 +63,7 @@ func newBundle(t *testing.T, change func(*vm.Spec, map[string]string)) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(vms) })
-	files := map[string]string{FileDisk: "disk", FileNVRAM: "nvram", FileHardwareModel: goodModel}
+	files := map[string]string{options.FileDisk: "disk", options.FileNVRAM: "nvram", options.FileHardwareModel: goodModel}
 	spec := vm.Spec{
 		ID: "m-1", Backend: vm.BackendVZ, CPUs: 4, MemoryMiB: 8192, MaxLife: time.Hour,
 		Options: json.RawMessage(goodOptions),
@@ -109,7 +110,7 @@ func TestConformance(t *testing.T) {
 				Backend:   newBackend(Config{}, mac),
 				NewBundle: func(t *testing.T) string { return newBundle(t, nil) },
 				BadBundle: func(t *testing.T) string {
-					return newBundle(t, func(_ *vm.Spec, files map[string]string) { delete(files, FileNVRAM) })
+					return newBundle(t, func(_ *vm.Spec, files map[string]string) { delete(files, options.FileNVRAM) })
 				},
 				Ask:  func(ctx context.Context, c net.Conn) error { return say(ctx, c, "ask") },
 				End:  func(ctx context.Context, c net.Conn) error { return say(ctx, c, "end") },

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/minifleet/minifleet/vm"
+	"github.com/minifleet/minifleet/vm/options"
 	"github.com/minifleet/minifleet/vm/vmtest"
 )
 
@@ -31,11 +32,11 @@ func TestHardware(t *testing.T) {
 	if image == "" {
 		t.Skip("boots real machines: make test-vz IMAGE=DIR")
 	}
-	options := Options{Guest: GuestMacOS, Identity: Identity{ECID: 0x6d66_7465_7374, MAC: "02:6d:66:00:00:01"}}
-	if _, err := os.Stat(filepath.Join(image, FileHardwareModel)); errors.Is(err, fs.ErrNotExist) {
-		options.Guest = GuestLinux
+	given := options.VZ{Guest: options.GuestMacOS, Identity: options.Identity{ECID: 0x6d66_7465_7374, MAC: "02:6d:66:00:00:01"}}
+	if _, err := os.Stat(filepath.Join(image, options.FileHardwareModel)); errors.Is(err, fs.ErrNotExist) {
+		given.Guest = options.GuestLinux
 	}
-	text, err := json.Marshal(options)
+	text, err := json.Marshal(given)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +85,7 @@ func TestHardware(t *testing.T) {
 		NewBundle: func(t *testing.T) string { return bundle(t, image) },
 		BadBundle: func(t *testing.T) string {
 			dir := bundle(t, image)
-			if err := os.Remove(filepath.Join(dir, FileDisk)); err != nil {
+			if err := os.Remove(filepath.Join(dir, options.FileDisk)); err != nil {
 				t.Fatal(err)
 			}
 			return dir

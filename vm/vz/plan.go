@@ -3,8 +3,6 @@
 package vz
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,68 +12,11 @@ import (
 	"strings"
 
 	"github.com/minifleet/minifleet/vm"
+	"github.com/minifleet/minifleet/vm/options"
 )
 
-// What an image brings, at the top of the bundle.
-const (
-	FileDisk          = "disk.img"           // raw
-	FileNVRAM         = "nvram.bin"          // auxiliary storage of a Mac, or EFI's variables
-	FileHardwareModel = "hardware-model.bin" // of a Mac
-	FileKernel        = "kernel"             // Linux without EFI
-	FileInitrd        = "initrd"             // beside it, if it needs one
-	FileCommandLine   = "cmdline"            // beside it
-
-	// fileMachineID is a Linux machine's identifier, which the backend makes if it is missing.
-	fileMachineID = "machine-id.bin"
-)
-
-// The kinds of guests.
-const (
-	GuestMacOS = "macos"
-	GuestLinux = "linux"
-)
-
-// DefaultPort is the guest agent's vsock port. Below 1024 none but the guest's root
-// can listen.
-const DefaultPort = 1023
-
-// Options are the spec's options for this backend.
-type Options struct {
-	// Guest is GuestMacOS or GuestLinux.
-	Guest string `json:"guest"`
-	Identity
-	// Durable has what the guest flushes reach the disk, as the building of an image needs
-	// it. Without it a crash of the host loses the disk, which suits a clone.
-	Durable bool `json:"durable,omitempty"`
-	// Port is the guest agent's vsock port; 0 means DefaultPort.
-	Port uint32 `json:"port,omitempty"`
-	// Console writes what a Linux guest prints into the bundle, without a bound: to find
-	// out why it does not boot, and for guests that one trusts.
-	Console bool `json:"console,omitempty"`
-}
-
-// parseOptions decodes options strictly.
-func parseOptions(b []byte) (Options, error) {
-	var o Options
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&o); err != nil {
-		return Options{}, fmt.Errorf("options: %w", err)
-	}
-	if o.Guest != GuestMacOS && o.Guest != GuestLinux {
-		return Options{}, fmt.Errorf("options: guest is %.40q: give %s or %s", o.Guest, GuestMacOS, GuestLinux)
-	}
-	if o.Console && o.Guest == GuestMacOS {
-		return Options{}, errors.New("options: console is set: a macOS guest prints nothing there")
-	}
-	if err := o.validate(o.Guest == GuestMacOS); err != nil {
-		return Options{}, fmt.Errorf("options: %w", err)
-	}
-	if o.Port == 0 {
-		o.Port = DefaultPort
-	}
-	return o, nil
-}
+// fileMachineID is a Linux machine's identifier, which the backend makes if it is missing.
+const fileMachineID = "machine-id.bin"
 
 // host is what the backend needs to know of the Mac that it runs on.
 type host struct {
@@ -125,7 +66,7 @@ func newPlan(dir string, spec vm.Spec, h host) (plan, error) {
 	if err != nil {
 		return plan{}, vm.WithReason(vm.ReasonBadConfiguration, err)
 	}
-	if p.guest == GuestMacOS {
+	if p.guest == options.GuestMacOS {
 		err = h.checkModel(p.hardwareModel)
 	} else if !h.version.AtLeast(13) {
 		err = fmt.Errorf("this host has macOS %s: Linux guests need macOS 13", h.version)
@@ -137,8 +78,8 @@ func newPlan(dir string, spec vm.Spec, h host) (plan, error) {
 	p.memory = clamp(uint64(spec.MemoryMiB)<<20, h.minMemory, h.maxMemory) &^ (1<<20 - 1)
 	p.display = screen{1920, 1200, 80}
 	p.saves = h.version.AtLeast(14)
-	p.macKeyboard = p.guest == GuestMacOS && h.version.AtLeast(14)
-	p.macTrackpad = p.guest == GuestMacOS && h.version.AtLeast(13)
+	p.macKeyboard = p.guest == options.GuestMacOS && h.version.AtLeast(14)
+	p.macTrackpad = p.guest == options.GuestMacOS && h.version.AtLeast(13)
 	return p, nil
 }
 
@@ -160,7 +101,7 @@ func (h host) check() error {
 func (h host) checkModel(b []byte) error {
 	m, err := ParseHardwareModel(b)
 	if err != nil {
-		return fmt.Errorf("%s: %w: take the image's from where it was installed", FileHardwareModel, err)
+		return fmt.Errorf("%s: %w: take the image's from where it was installed", options.FileHardwareModel, err)
 	}
 	if m.MinimumOS.compare(h.version) > 0 {
 		return fmt.Errorf("the image's hardware model needs macOS %s and this host has %s: update the host or use an older image", m.MinimumOS, h.version)
@@ -173,11 +114,11 @@ func clamp[T uint | uint64](v, least, most T) T { return min(max(v, least), most
 
 // checkBundle reads the options and finds the image's files.
 func checkBundle(dir string, spec vm.Spec) (plan, error) {
-	o, err := parseOptions(spec.Options)
+	o, err := options.ParseVZ(spec.Options)
 	if err != nil {
 		return plan{}, err
 	}
-	p := plan{guest: o.Guest, durable: o.Durable, port: o.Port, disk: filepath.Join(dir, FileDisk)}
+	p := plan{guest: o.Guest, durable: o.Durable, port: o.Port, disk: filepath.Join(dir, options.FileDisk)}
 	p.mac, _ = net.ParseMAC(o.MAC) // validated
 	if o.Console {
 		p.console = filepath.Join(dir, vm.FileConsole)
@@ -185,15 +126,15 @@ func checkBundle(dir string, spec vm.Spec) (plan, error) {
 	if err := regular(p.disk); err != nil {
 		return plan{}, err
 	}
-	if o.Guest == GuestLinux {
+	if o.Guest == options.GuestLinux {
 		return p, p.linux(dir)
 	}
-	p.machineID = o.MachineIdentifier()
-	p.nvram = filepath.Join(dir, FileNVRAM)
+	p.machineID = MachineIdentifier(o.ECID)
+	p.nvram = filepath.Join(dir, options.FileNVRAM)
 	if err := regular(p.nvram); err != nil {
 		return plan{}, err
 	}
-	p.hardwareModel, err = readSmall(filepath.Join(dir, FileHardwareModel))
+	p.hardwareModel, err = readSmall(filepath.Join(dir, options.FileHardwareModel))
 	return p, err
 }
 
@@ -204,9 +145,9 @@ func (p *plan) linux(dir string) error {
 	if p.machineID, err = readOptional(p.machineIDFile); err != nil {
 		return err
 	}
-	kernel := filepath.Join(dir, FileKernel)
+	kernel := filepath.Join(dir, options.FileKernel)
 	if err := regular(kernel); errors.Is(err, fs.ErrNotExist) {
-		p.nvram = filepath.Join(dir, FileNVRAM)
+		p.nvram = filepath.Join(dir, options.FileNVRAM)
 		err := regular(p.nvram)
 		if p.newNVRAM = errors.Is(err, fs.ErrNotExist); p.newNVRAM {
 			return nil
@@ -216,13 +157,13 @@ func (p *plan) linux(dir string) error {
 		return err
 	}
 	p.kernel = kernel
-	initrd := filepath.Join(dir, FileInitrd)
+	initrd := filepath.Join(dir, options.FileInitrd)
 	if err := regular(initrd); err == nil {
 		p.initrd = initrd
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	line, err := readOptional(filepath.Join(dir, FileCommandLine))
+	line, err := readOptional(filepath.Join(dir, options.FileCommandLine))
 	p.commandLine = strings.TrimSpace(string(line))
 	return err
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/minifleet/minifleet/vm"
+	"github.com/minifleet/minifleet/vm/options"
 )
 
 func planOf(t *testing.T, h host, change func(*vm.Spec, map[string]string)) (plan, string, error) {
@@ -33,9 +34,9 @@ func TestPlanOfAMac(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := plan{
-		guest: GuestMacOS, cpus: 4, memory: 8 << 30, port: DefaultPort,
-		disk: filepath.Join(dir, FileDisk), nvram: filepath.Join(dir, FileNVRAM),
-		hardwareModel: []byte(goodModel), machineID: Identity{ECID: 7}.MachineIdentifier(),
+		guest: options.GuestMacOS, cpus: 4, memory: 8 << 30, port: options.DefaultPort,
+		disk: filepath.Join(dir, options.FileDisk), nvram: filepath.Join(dir, options.FileNVRAM),
+		hardwareModel: []byte(goodModel), machineID: MachineIdentifier(7),
 		mac: net.HardwareAddr{2, 0, 0, 0, 0, 7}, macKeyboard: true, macTrackpad: true, saves: true,
 		display: screen{1920, 1200, 80},
 	}
@@ -70,23 +71,23 @@ func TestPlanOfLinux(t *testing.T) {
 	linux := func(files map[string]string) func(*vm.Spec, map[string]string) {
 		return func(s *vm.Spec, image map[string]string) {
 			s.Options = json.RawMessage(`{"guest":"linux","ecid":"0","mac":"02:00:00:00:00:01","console":true,"durable":true}`)
-			delete(image, FileNVRAM)
-			delete(image, FileHardwareModel)
+			delete(image, options.FileNVRAM)
+			delete(image, options.FileHardwareModel)
 			for name, text := range files {
 				image[name] = text
 			}
 		}
 	}
 	p, dir, err := planOf(t, goodHost(), linux(nil))
-	if err != nil || p.kernel != "" || !p.newNVRAM || p.nvram != filepath.Join(dir, FileNVRAM) || p.macKeyboard || p.machineID != nil || !p.durable || p.console == "" {
+	if err != nil || p.kernel != "" || !p.newNVRAM || p.nvram != filepath.Join(dir, options.FileNVRAM) || p.macKeyboard || p.machineID != nil || !p.durable || p.console == "" {
 		t.Errorf("EFI, first boot: %+v, %v", p, err)
 	}
-	p, _, err = planOf(t, goodHost(), linux(map[string]string{FileNVRAM: "variables", fileMachineID: "id"}))
+	p, _, err = planOf(t, goodHost(), linux(map[string]string{options.FileNVRAM: "variables", fileMachineID: "id"}))
 	if err != nil || p.newNVRAM || string(p.machineID) != "id" {
 		t.Errorf("EFI, later boot: %+v, %v", p, err)
 	}
-	p, dir, err = planOf(t, goodHost(), linux(map[string]string{FileKernel: "k", FileInitrd: "i", FileCommandLine: "console=hvc0\n"}))
-	if err != nil || p.kernel != filepath.Join(dir, FileKernel) || p.initrd != filepath.Join(dir, FileInitrd) || p.commandLine != "console=hvc0" || p.nvram != "" {
+	p, dir, err = planOf(t, goodHost(), linux(map[string]string{options.FileKernel: "k", options.FileInitrd: "i", options.FileCommandLine: "console=hvc0\n"}))
+	if err != nil || p.kernel != filepath.Join(dir, options.FileKernel) || p.initrd != filepath.Join(dir, options.FileInitrd) || p.commandLine != "console=hvc0" || p.nvram != "" {
 		t.Errorf("kernel: %+v, %v", p, err)
 	}
 	old := goodHost()
@@ -98,7 +99,7 @@ func TestPlanOfLinux(t *testing.T) {
 
 func TestPlanRefuses(t *testing.T) {
 	t.Parallel()
-	options := func(text string) func(*vm.Spec, map[string]string) {
+	opts := func(text string) func(*vm.Spec, map[string]string) {
 		return func(s *vm.Spec, _ map[string]string) { s.Options = json.RawMessage(text) }
 	}
 	file := func(name, text string) func(*vm.Spec, map[string]string) {
@@ -109,20 +110,20 @@ func TestPlanRefuses(t *testing.T) {
 		change func(*vm.Spec, map[string]string)
 		want   string
 	}{
-		"no options":            {options(""), "options"},
-		"unknown option":        {options(`{"guest":"macos","fast":true}`), "fast"},
-		"unknown guest":         {options(`{"guest":"beos"}`), "macos or linux"},
-		"no ECID":               {options(`{"guest":"macos","mac":"02:00:00:00:00:01"}`), "ecid"},
-		"ECID too large":        {options(`{"guest":"macos","ecid":"9223372036854775808","mac":"02:00:00:00:00:01"}`), "ecid"},
-		"no MAC":                {options(`{"guest":"macos","ecid":"1"}`), "mac"},
-		"MAC of a manufacturer": {options(`{"guest":"macos","ecid":"1","mac":"00:1b:63:00:00:01"}`), "locally administered"},
-		"MAC of many":           {options(`{"guest":"macos","ecid":"1","mac":"03:00:00:00:00:01"}`), "locally administered"},
-		"console of a Mac":      {options(`{"guest":"macos","ecid":"1","mac":"02:00:00:00:00:01","console":true}`), "console"},
-		"empty disk":            {file(FileDisk, ""), "empty"},
-		"no hardware model":     {func(_ *vm.Spec, f map[string]string) { delete(f, FileHardwareModel) }, FileHardwareModel},
-		"broken hardware model": {file(FileHardwareModel, "no"), "property list"},
-		"huge hardware model":   {file(FileHardwareModel, strings.Repeat("x", maxPlistBytes+1)), "more than"},
-		"model of a newer host": {file(FileHardwareModel, newer), "needs macOS 99.0"},
+		"no options":            {opts(""), "options"},
+		"unknown option":        {opts(`{"guest":"macos","fast":true}`), "fast"},
+		"unknown guest":         {opts(`{"guest":"beos"}`), "macos or linux"},
+		"no ECID":               {opts(`{"guest":"macos","mac":"02:00:00:00:00:01"}`), "ecid"},
+		"ECID too large":        {opts(`{"guest":"macos","ecid":"9223372036854775808","mac":"02:00:00:00:00:01"}`), "ecid"},
+		"no MAC":                {opts(`{"guest":"macos","ecid":"1"}`), "mac"},
+		"MAC of a manufacturer": {opts(`{"guest":"macos","ecid":"1","mac":"00:1b:63:00:00:01"}`), "locally administered"},
+		"MAC of many":           {opts(`{"guest":"macos","ecid":"1","mac":"03:00:00:00:00:01"}`), "locally administered"},
+		"console of a Mac":      {opts(`{"guest":"macos","ecid":"1","mac":"02:00:00:00:00:01","console":true}`), "console"},
+		"empty disk":            {file(options.FileDisk, ""), "empty"},
+		"no hardware model":     {func(_ *vm.Spec, f map[string]string) { delete(f, options.FileHardwareModel) }, options.FileHardwareModel},
+		"broken hardware model": {file(options.FileHardwareModel, "no"), "property list"},
+		"huge hardware model":   {file(options.FileHardwareModel, strings.Repeat("x", maxPlistBytes+1)), "more than"},
+		"model of a newer host": {file(options.FileHardwareModel, newer), "needs macOS 99.0"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -136,25 +137,25 @@ func TestPlanRefuses(t *testing.T) {
 
 func TestIdentity(t *testing.T) {
 	t.Parallel()
-	id, err := NewIdentity(bytes.NewReader(bytes.Repeat([]byte{0xff}, 14)))
+	id, err := options.NewIdentity(bytes.NewReader(bytes.Repeat([]byte{0xff}, 14)))
 	if err != nil || id.MAC != "fe:ff:ff:ff:ff:ff" || id.ECID>>63 != 0 {
 		t.Errorf("%+v, %v", id, err)
 	}
-	if id, err = NewIdentity(bytes.NewReader(make([]byte, 14))); err != nil || id.validate(true) != nil {
-		t.Errorf("%+v is not valid: %v, %v", id, id.validate(true), err)
+	if id, err = options.NewIdentity(bytes.NewReader(make([]byte, 14))); err != nil || id.Validate(true) != nil {
+		t.Errorf("%+v is not valid: %v, %v", id, id.Validate(true), err)
 	}
-	if _, err := NewIdentity(bytes.NewReader(nil)); err == nil {
+	if _, err := options.NewIdentity(bytes.NewReader(nil)); err == nil {
 		t.Error("an identity without random bytes")
 	}
-	b, err := json.Marshal(Options{Guest: GuestMacOS, Identity: Identity{ECID: 1<<63 - 1, MAC: "02:00:00:00:00:01"}})
+	b, err := json.Marshal(options.VZ{Guest: options.GuestMacOS, Identity: options.Identity{ECID: 1<<63 - 1, MAC: "02:00:00:00:00:01"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o, err := parseOptions(b); err != nil || o.ECID != 1<<63-1 {
+	if o, err := options.ParseVZ(b); err != nil || o.ECID != 1<<63-1 {
 		t.Errorf("%s comes back as %+v, %v", b, o, err)
 	}
 	for _, ecid := range []uint64{1, 0x1234_5678_9abc_def0, 1<<63 - 1} {
-		if got, err := ParseMachineIdentifier(Identity{ECID: ecid}.MachineIdentifier()); got != ecid || err != nil {
+		if got, err := ParseMachineIdentifier(MachineIdentifier(ecid)); got != ecid || err != nil {
 			t.Errorf("%d comes back as %d, %v", ecid, got, err)
 		}
 	}
@@ -171,7 +172,7 @@ func TestHardwareModel(t *testing.T) {
 	if want := (HardwareModel{MinimumOS: Version{13, 0, 0}, Platform: 2}); err != nil || m != want {
 		t.Errorf("%+v, %v; want %+v", m, err, want)
 	}
-	if m, err := ParseHardwareModel(Identity{ECID: 1}.MachineIdentifier()); err == nil {
+	if m, err := ParseHardwareModel(MachineIdentifier(1)); err == nil {
 		t.Errorf("a machine identifier is read as %+v", m)
 	}
 }
@@ -249,7 +250,7 @@ func TestErrorsHaveReasons(t *testing.T) {
 
 func FuzzParsePlist(f *testing.F) {
 	f.Add([]byte(goodModel))
-	f.Add(Identity{ECID: 7}.MachineIdentifier())
+	f.Add(MachineIdentifier(7))
 	f.Add([]byte("bplist00"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if _, err := ParseHardwareModel(b); err != nil && !strings.HasPrefix(err.Error(), "hardware model: ") {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/minifleet/minifleet/vm"
+	"github.com/minifleet/minifleet/vm/options"
 )
 
 // ProbeConfig says what to try on this host.
@@ -75,7 +76,7 @@ type prober struct {
 	cfg     ProbeConfig
 	w       io.Writer
 	backend vm.Backend
-	id      Identity
+	id      options.Identity
 	running []*probed
 	folders []string
 }
@@ -108,7 +109,7 @@ func (r *prober) step(ctx context.Context, name string, do func(context.Context)
 // machines boots a clone and, where states can be saved, restores its state on another.
 func (r *prober) machines(ctx context.Context) error {
 	var err error
-	if r.id, err = NewIdentity(rand.Reader); err != nil {
+	if r.id, err = options.NewIdentity(rand.Reader); err != nil {
 		return err
 	}
 	first, err := r.open(ctx, "probe-1", r.cfg.ImageDir)
@@ -176,11 +177,11 @@ func (r *prober) boot(ctx context.Context, m *probed, name string) error {
 // open clones a folder into a bundle and opens its machine.
 func (r *prober) open(ctx context.Context, id, from string) (*probed, error) {
 	m := &probed{ended: make(chan vm.Ending, 1)}
-	guest := GuestMacOS
-	if _, err := os.Stat(filepath.Join(from, FileHardwareModel)); errors.Is(err, fs.ErrNotExist) {
-		guest = GuestLinux
+	guest := options.GuestMacOS
+	if _, err := os.Stat(filepath.Join(from, options.FileHardwareModel)); errors.Is(err, fs.ErrNotExist) {
+		guest = options.GuestLinux
 	}
-	options, err := json.Marshal(Options{Guest: guest, Identity: r.id})
+	options, err := json.Marshal(options.VZ{Guest: guest, Identity: r.id})
 	if err != nil {
 		return nil, err
 	}
@@ -221,7 +222,7 @@ func (r *prober) folder(name string) (string, error) {
 // linkAll gives the machine's own files a second name, so that they can be cloned as an
 // image is.
 func linkAll(from, to string) error {
-	for _, name := range []string{FileDisk, FileNVRAM, FileHardwareModel, FileKernel, FileInitrd, FileCommandLine, fileMachineID} {
+	for _, name := range []string{options.FileDisk, options.FileNVRAM, options.FileHardwareModel, options.FileKernel, options.FileInitrd, options.FileCommandLine, fileMachineID} {
 		if err := os.Link(filepath.Join(from, name), filepath.Join(to, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
