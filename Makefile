@@ -2,6 +2,7 @@
 # make demo    the main job, end to end, on this machine
 # make test    all tests, the quick ones first
 # make build   the programs, for this machine and every supported one
+# make test-image   the small Linux guest that tests boot under QEMU
 # make lint    formatting and static checks, the Mac's code among them
 # make check-darwin   the types of what only a Mac builds, on any machine
 # make test-vz IMAGE=DIR   on a Mac with Apple silicon: the backend vz on real machines
@@ -21,7 +22,7 @@ GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: all demo programs runner crash-programs build test test-quick test-e2e lint check-darwin test-vz vmm sign bench fuzz generate clean
+.PHONY: all demo programs runner crash-programs test-image image-for-tests testimage build test test-quick test-e2e lint check-darwin test-vz vmm sign bench fuzz generate clean
 
 all: programs
 
@@ -46,6 +47,25 @@ crash-programs: ## the programs that die where a test tells them to
 	@mkdir -p e2e/bin/crash
 	$(GO) build $(BUILD) -tags crashpoints -o e2e/bin/crash/ $(addprefix ./cmd/,$(PROGRAMS))
 
+# The images are e2e/bin/images/testlinux, and sshonly without minifleet-guest; the keys that
+# log in to them are in e2e/bin/image-keys. Tests find them by internal/testimage. Packages
+# are fetched once: to have newer ones, delete e2e/bin/packages.
+test-image: testimage
+	$(TESTIMAGE)
+
+# Where images cannot be built, the tests that boot them are skipped, but not under CI.
+image-for-tests: testimage
+	$(TESTIMAGE) -optional
+
+TESTIMAGE := e2e/bin/testimage -dir e2e/bin -guest e2e/bin/guest-programs/minifleet-guest -runner e2e/bin/guest-programs/runner
+GUEST     := CGO_ENABLED=0 GOOS=linux GOARCH=amd64 $(GO) build $(BUILD) -buildvcs=false -ldflags '-s -w'
+
+testimage:
+	@mkdir -p e2e/bin/guest-programs
+	$(GUEST) -o e2e/bin/guest-programs/ ./cmd/minifleet-guest
+	cd e2e && $(GUEST) -o bin/guest-programs/ ./runner
+	cd e2e && $(GO) build $(BUILD) -buildvcs=false -o bin/testimage ./testimage
+
 demo: programs runner
 	bin/minifleet dev --demo --runner e2e/bin/runner $(ARGS)
 
@@ -64,13 +84,13 @@ test: test-quick test-e2e
 
 # The race detector needs cgo, and so a C compiler. Nothing is taken from the cache of
 # results: it does not know of the programs that tests build and start.
-test-quick:
+test-quick: image-for-tests
 	@command -v $${CC:-cc} >/dev/null || { echo "make test: no C compiler, which Go's race detector needs: install gcc (Debian: apt-get install gcc libc6-dev)"; exit 1; }
 	$(GO) vet ./...
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 10m ./...
 	$(GO) test -count=1 -run 'TestEveryOrder|TestBooksAreTheStore' ./autoscaler # all 10,000 orders: too slow with the detector
 
-test-e2e: programs runner crash-programs
+test-e2e: programs runner crash-programs image-for-tests
 	cd e2e && $(GO) vet ./... && CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m ./...
 
 lint: check-darwin
