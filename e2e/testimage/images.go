@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -71,7 +72,22 @@ func writeImages(dir string, set packageSet, kernel string) error {
 			return err
 		}
 	}
-	return nil
+	return settleModes(dir)
+}
+
+// settleModes gives files and folders the same modes whatever the umask: they are part of
+// an image's digest.
+func settleModes(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir():
+			return os.Chmod(path, 0o755)
+		default:
+			return os.Chmod(path, 0o644)
+		}
+	})
 }
 
 // inputs returns the digest of all that the images are made from: the packages, the

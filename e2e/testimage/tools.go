@@ -36,13 +36,9 @@ func checkMachine() error {
 	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
 		return &missingError{fmt.Sprintf("it is one of amd64, built from Debian's packages on Linux on amd64, and this is %s/%s: build it there and copy e2e/bin/images and e2e/bin/image-keys", runtime.GOOS, runtime.GOARCH)}
 	}
-	// Where only root has them in its PATH.
-	if err := os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin"); err != nil {
-		return err
-	}
 	var programs, packages []string
 	for _, t := range tools {
-		if _, err := exec.LookPath(t.program); err == nil {
+		if _, ok := find(t.program); ok {
 			continue
 		}
 		programs = append(programs, t.program)
@@ -56,10 +52,21 @@ func checkMachine() error {
 	return nil
 }
 
+// find looks for a program also where only root has it in its PATH.
+func find(program string) (string, bool) {
+	for _, name := range []string{program, "/usr/sbin/" + program, "/sbin/" + program} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path, true
+		}
+	}
+	return program, false
+}
+
 // command prepares a call of a tool that does not depend on the caller's language or
 // time zone, nor on the clock where e2fsprogs would write it down.
 func command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, name, args...)
+	path, _ := find(name)
+	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "TZ=UTC", fmt.Sprintf("E2FSPROGS_FAKE_TIME=%d", epoch))
 	return cmd
 }
