@@ -2,7 +2,8 @@
 
 // Package mux makes many streams out of the one channel that a hypervisor has to its
 // guest: a Client on the host opens them, Serve in the guest accepts them. A channel
-// that breaks takes its streams with it and is dialled anew by the next one. The other
+// that breaks takes its streams with it and is dialled anew by the next one. Streams take
+// turns in small frames, so that a short question is answered during a long transfer. The other
 // side is never trusted: it can hold up its own streams and nothing else.
 package mux
 
@@ -74,7 +75,7 @@ func (c *Client) Connect(ctx context.Context) (net.Conn, error) {
 		s, err := session.OpenStream()
 		limit.Stop()
 		if err == nil {
-			return stream{s}, nil
+			return newStream(s), nil
 		}
 		session.Close()
 	}
@@ -174,11 +175,35 @@ func (l listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", net.ErrClosed, err)
 	}
-	return stream{s}, nil
+	return newStream(s), nil
 }
 
+// frame is the most that one stream puts into the channel at a time. A stream has one
+// frame under way, so a small answer waits behind at most one of each other stream,
+// where yamux alone would send a whole window (256 KiB) in one.
+const frame = 16 << 10
+
 // stream closes as a connection does: yamux's own Close ends one direction only.
-type stream struct{ *yamux.Stream }
+type stream struct {
+	*yamux.Stream
+	writing *sync.Mutex // held over a Write, so that the frames of two do not mix
+}
+
+func newStream(s *yamux.Stream) stream { return stream{s, new(sync.Mutex)} }
+
+// Write sends p in frames.
+func (s stream) Write(p []byte) (int, error) {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	sent := 0
+	for {
+		n, err := s.Stream.Write(p[sent:min(sent+frame, len(p))])
+		sent += n
+		if err != nil || sent == len(p) {
+			return sent, err
+		}
+	}
+}
 
 // CloseWrite passes the end of this direction on.
 func (s stream) CloseWrite() error { return s.Stream.Close() }

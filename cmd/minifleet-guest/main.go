@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -23,6 +24,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/minifleet/minifleet/guest"
+	"github.com/minifleet/minifleet/guest/channel"
 	"github.com/minifleet/minifleet/program"
 )
 
@@ -33,7 +35,7 @@ func main() {
 }
 
 type flags struct {
-	Listen        string            `required:"" placeholder:"unix:PATH" help:"Where the host reaches this guest."`
+	Listen        string            `required:"" placeholder:"unix:PATH|vsock:PORT|serial:NAME" help:"Where the host reaches this guest: a socket, a vsock port (1023 is what the host dials), or a virtio-serial port by its name (minifleet.guest)."`
 	RunnerDir     string            `required:"" placeholder:"DIR" help:"Folder of the runner; the listener is bin/Runner.Listener in it."`
 	WorkDir       string            `placeholder:"DIR" help:"Working directory of the listener. Default: the runner's folder."`
 	Env           map[string]string `placeholder:"NAME=VALUE" mapsep:"none" help:"Variable added to the listener's environment. May be repeated."`
@@ -79,7 +81,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if err != nil {
 		return err
 	}
-	l, err := listen(ctx, f.Listen)
+	l, err := listen(ctx, f.Listen, log)
 	if err != nil {
 		return err
 	}
@@ -102,24 +104,44 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	})
 }
 
-// listen opens the socket, for this user only. A socket that nobody listens on
-// any more is replaced; one that answers is not.
-func listen(ctx context.Context, address string) (net.Listener, error) {
-	path, ok := strings.CutPrefix(address, "unix:")
-	if !ok || path == "" {
-		return nil, fmt.Errorf("--listen=%s: give unix: and the path of a socket", address)
+// listen opens where the host reaches this guest.
+func listen(ctx context.Context, address string, log *slog.Logger) (net.Listener, error) {
+	kind, where, _ := strings.Cut(address, ":")
+	if where == "" {
+		kind = ""
 	}
-	if err := removeStale(ctx, path); err != nil {
-		return nil, fmt.Errorf("--listen=%s: %w", address, err)
+	var l net.Listener
+	var err error
+	switch kind {
+	case "unix":
+		l, err = listenUnix(ctx, where)
+	case "vsock":
+		port, portErr := strconv.ParseUint(where, 10, 32)
+		if portErr != nil {
+			return nil, fmt.Errorf("--listen=%s: the port is not a number", address)
+		}
+		l, err = channel.Vsock(uint32(port), log)
+	case "serial":
+		l, err = channel.Serial(where, log)
+	default:
+		err = errors.New("give unix: and the path of a socket, vsock: and a port, or serial: and the name of a port")
 	}
-	// Between bind and chmod the socket would be open to others if the umask is.
-	old := syscall.Umask(0o177)
-	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
-	syscall.Umask(old)
 	if err != nil {
 		return nil, fmt.Errorf("--listen=%s: %w", address, err)
 	}
 	return l, nil
+}
+
+// listenUnix opens a socket, for this user only. A socket that nobody listens on any
+// more is replaced; one that answers is not.
+func listenUnix(ctx context.Context, path string) (net.Listener, error) {
+	if err := removeStale(ctx, path); err != nil {
+		return nil, err
+	}
+	// Between bind and chmod the socket would be open to others if the umask is.
+	old := syscall.Umask(0o177)
+	defer syscall.Umask(old)
+	return (&net.ListenConfig{}).Listen(ctx, "unix", path)
 }
 
 func removeStale(ctx context.Context, path string) error {

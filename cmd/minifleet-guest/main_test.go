@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -173,7 +174,7 @@ func TestSocketPath(t *testing.T) {
 		}
 		l.SetUnlinkOnClose(false)
 		l.Close()
-		again, err := listen(t.Context(), "unix:"+path)
+		again, err := listen(t.Context(), "unix:"+path, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -186,7 +187,7 @@ func TestSocketPath(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer l.Close()
-		if _, err := listen(t.Context(), "unix:"+path); err == nil || !strings.Contains(err.Error(), "another program") {
+		if _, err := listen(t.Context(), "unix:"+path, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "another program") {
 			t.Errorf("error %v", err)
 		}
 	})
@@ -195,16 +196,16 @@ func TestSocketPath(t *testing.T) {
 		if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := listen(t.Context(), "unix:"+path); err == nil || !strings.Contains(err.Error(), "not a socket") {
+		if _, err := listen(t.Context(), "unix:"+path, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "not a socket") {
 			t.Errorf("error %v", err)
 		}
 		if b, _ := os.ReadFile(path); string(b) != "precious" {
 			t.Error("the file is gone")
 		}
 	})
-	for _, bad := range []string{"", "unix:", "tcp:127.0.0.1:80", "/run/guest.sock"} {
+	for _, bad := range []string{"", "unix:", "vsock:", "serial:", "tcp:127.0.0.1:80", "/run/guest.sock"} {
 		t.Run("refuses "+bad, func(t *testing.T) {
-			if _, err := listen(t.Context(), bad); err == nil || !strings.Contains(err.Error(), "unix:") {
+			if _, err := listen(t.Context(), bad, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "unix:") {
 				t.Errorf("error %v", err)
 			}
 		})
@@ -224,6 +225,8 @@ func TestCommandLine(t *testing.T) {
 		{"unknown flag", []string{"--listne=x"}, "", "--help"},
 		{"argument too many", []string{"--listen=unix:/tmp/x", "--runner-dir=/x", "extra"}, "", "unexpected argument"},
 		{"no such address", []string{"--listen=x", "--runner-dir=/x"}, "", "unix:"},
+		{"no such port", []string{"--listen=vsock:x", "--runner-dir=/x"}, "", "not a number"},
+		{"serial port with no name", []string{"--listen=serial:../x", "--runner-dir=/x"}, "", "serial port"},
 		{"reserved variable", []string{"--listen=unix:/tmp/x", "--runner-dir=/x", "--env=ACTIONS_RUNNER_INPUT_TOKEN=x"}, "", "ACTIONS_RUNNER_INPUT_TOKEN"},
 	}
 	for _, tt := range tests {
