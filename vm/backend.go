@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 )
 
@@ -41,11 +42,23 @@ type OpenConfig struct {
 	// its own calls it right after that process has started; one whose machine lives in
 	// the vmm does not.
 	RecordWriter func(pid int) error
+	// Publish tells what a reader of the machine's state needs to know of it. A backend
+	// that has something to tell calls it once, before Start returns.
+	Publish func(Facts)
 	// Ended must be called exactly once after a successful Start, in a goroutine of the
 	// backend: when the machine no longer runs, whatever ended it, Stop included, and no
 	// process that it started is left. It returns quickly.
 	Ended func(Ending)
 	Log   *slog.Logger
+}
+
+// Facts is what only the backend knows of its machine.
+type Facts struct {
+	// SSHAddress is where the host reaches the guest's port 22; zero if nowhere.
+	SSHAddress netip.AddrPort
+	// Accelerator is what runs the guest's code, "kvm" or "tcg" (emulation); "" if the
+	// backend knows one way only.
+	Accelerator string
 }
 
 // Ending says how a machine ended by itself. After Stop its content is not looked at.

@@ -361,16 +361,15 @@ func TestBadConfigurationIsTold(t *testing.T) {
 	}
 }
 
-func TestBackendThatTheVMMDoesNotHave(t *testing.T) {
+func TestOptionsThatTheBackendRefuses(t *testing.T) {
 	t.Parallel()
 	spec := newSpec("bad-2")
 	spec.Backend, spec.Process = vm.BackendQEMU, nil
-	dir := create(t, newVMs(t), spec)
-	_, err := vm.Start(within(t), dir, vmmProgram)
-	if err == nil || vm.ReasonOf(err, "") != vm.ReasonBadConfiguration || !strings.Contains(err.Error(), "qemu") {
-		t.Errorf("start: %v", err)
+	m := start(t, create(t, newVMs(t), spec))
+	awaitDone(t, m)
+	if reason, detail := m.Final(); reason != vm.ReasonBadConfiguration || detail == "" {
+		t.Errorf("final: %q, %q", reason, detail)
 	}
-	wantLocked(t, dir, false)
 }
 
 func TestStartFails(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"time"
@@ -49,6 +50,10 @@ type State struct {
 	Detail    string      `json:"detail,omitempty"`
 	Backend   BackendName `json:"backend,omitempty"`
 	Isolation Isolation   `json:"isolation,omitempty"`
+	// SSHAddress and Accelerator are the backend's Facts; the address is an IP address with
+	// a port.
+	SSHAddress  string `json:"ssh_address,omitempty"`
+	Accelerator string `json:"accelerator,omitempty"`
 	// The times at which the phases were reached; zero if not, or not yet.
 	StartedAt    time.Time `json:"started_at,omitzero"`
 	RunningAt    time.Time `json:"running_at,omitzero"`
@@ -105,6 +110,10 @@ func parseState(b []byte) (State, error) {
 	}
 	s.ID, s.Reason, s.Detail = clip(s.ID, 64), Reason(clip(string(s.Reason), 64)), clip(s.Detail, MaxStatusDetail+8)
 	s.Backend, s.Isolation = BackendName(clip(string(s.Backend), 64)), Isolation(clip(string(s.Isolation), 64))
+	s.Accelerator = clip(s.Accelerator, 64)
+	if _, err := netip.ParseAddrPort(s.SSHAddress); err != nil && s.SSHAddress != "" {
+		return State{}, fmt.Errorf("ssh_address is %.60q", s.SSHAddress)
+	}
 	return s, nil
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/vm"
 	"github.com/minifleet/minifleet/vm/process"
+	"github.com/minifleet/minifleet/vm/qemu"
 	"github.com/minifleet/minifleet/vm/vmm"
 	"github.com/minifleet/minifleet/vm/vz"
 )
@@ -37,6 +38,8 @@ type commands struct {
 	Run     runCommand     `cmd:"" help:"Run the machine of a bundle until it ends."`
 	Probe   probeCommand   `cmd:"" help:"Try on this Mac what Virtualization.framework does here: boot, save and restore."`
 	Version versionCommand `cmd:"" help:"Print the version."`
+
+	HandOver handOverCommand `cmd:"" hidden:"" help:"Hand standard input over to a machine's vmm; QEMU runs it for a forward."`
 }
 
 type runCommand struct {
@@ -53,6 +56,11 @@ type probeCommand struct {
 }
 
 type versionCommand struct{}
+
+type handOverCommand struct {
+	Socket  string `arg:"" help:"Where the vmm listens."`
+	Forward string `arg:"" help:"The forward's number."`
+}
 
 func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writer, _ func(string) string) error {
 	var cli commands
@@ -71,20 +79,34 @@ func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writ
 	if err != nil {
 		return fmt.Errorf("%w (see minifleet-vmm --help)", err)
 	}
-	if command.Command() == "version" {
+	switch command.Selected().Name {
+	case "version":
 		_, err := fmt.Fprintln(stdout, "minifleet-vmm", program.Version())
 		return err
-	}
-	if command.Command() == "probe" {
+	case "probe":
 		return cli.Probe.run(ctx, stdout)
+	case "hand-over":
+		return qemu.HandOver(cli.HandOver.Socket, cli.HandOver.Forward)
 	}
 	var window *vz.Window
 	if cli.Run.Window {
 		window = vz.NewWindow()
 	}
 	return showing(ctx, window, func() error {
-		return cli.Run.run(ctx, stderr, process.Backend(), vz.Backend(vz.Config{Window: window}))
+		return cli.Run.run(ctx, stderr, process.Backend(), qemu.Backend(qemuConfig()), vz.Backend(vz.Config{Window: window}))
 	})
+}
+
+// qemuConfig has this program hand over a machine's forwards.
+func qemuConfig() qemu.Config {
+	var cfg qemu.Config
+	if self, err := os.Executable(); err == nil {
+		cfg.HandOver = []string{self, "hand-over"}
+	}
+	if dir, err := os.UserCacheDir(); err == nil {
+		cfg.CacheDir = filepath.Join(dir, "minifleet")
+	}
+	return cfg
 }
 
 // showing runs a machine and, if there is a window, shows it meanwhile on this thread.

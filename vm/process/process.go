@@ -17,6 +17,7 @@ import (
 
 	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/vm"
+	"github.com/minifleet/minifleet/vm/console"
 )
 
 // Backend returns the process backend.
@@ -81,7 +82,7 @@ func (m *machine) Start(ctx context.Context) error {
 		killGroup(m.leader)
 		_ = cmd.Wait() // killed, it has nothing to say
 		killDescendants()
-		output.close()
+		output.Close()
 		return fmt.Errorf("note the guest's process: %w", err)
 	}
 	crashpoint.Reached(crashpoint.WriterRecorded)
@@ -103,28 +104,28 @@ func bootDelay(ctx context.Context, delay time.Duration) error {
 
 // spawn starts the guest agent in a session of its own, with the bundle's lock as its
 // third extra descriptor and a standard input that ends when the vmm does.
-func (m *machine) spawn() (*exec.Cmd, *console, error) {
-	out, err := openConsole(filepath.Join(m.cfg.Dir, vm.FileConsole))
+func (m *machine) spawn() (*exec.Cmd, *console.Console, error) {
+	out, err := console.Open(filepath.Join(m.cfg.Dir, vm.FileConsole))
 	if err != nil {
 		return nil, nil, err
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
-		out.close()
+		out.Close()
 		return nil, nil, err
 	}
 	defer r.Close()
 	// Not CommandContext: a ctx ends the start and not the machine.
 	cmd := exec.Command(m.plan.program, m.plan.args...) //nolint:noctx // see above
 	cmd.Dir, cmd.Env = m.plan.root, append(crashpoint.Environ(), m.plan.env...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = r, out.input, out.input
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = r, out.Input(), out.Input()
 	cmd.ExtraFiles = []*os.File{m.cfg.Lock}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
-	out.started()
+	out.Started()
 	if err != nil {
 		w.Close()
-		out.close()
+		out.Close()
 		return nil, nil, fmt.Errorf("start the guest agent: %w", err)
 	}
 	m.leader, m.stdin = cmd.Process.Pid, w
@@ -133,7 +134,7 @@ func (m *machine) spawn() (*exec.Cmd, *console, error) {
 
 // await waits for the guest agent's end, asked for or not, ends whatever it left, and
 // tells the vmm.
-func (m *machine) await(cmd *exec.Cmd, output *console) {
+func (m *machine) await(cmd *exec.Cmd, output *console.Console) {
 	exited := make(chan struct{})
 	var helpers sync.WaitGroup
 	helpers.Go(func() { reapOrphans(m.leader, exited) })
@@ -151,7 +152,7 @@ func (m *machine) await(cmd *exec.Cmd, output *console) {
 	err := cmd.Wait()
 	killDescendants()
 	m.stdin.Close()
-	output.close()
+	output.Close()
 	crashpoint.Reached(crashpoint.WriterGone)
 	close(m.done)
 	m.cfg.Ended(vm.Ending{Reason: vm.ReasonGuestEnded, Detail: describe(err)})

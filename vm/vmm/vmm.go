@@ -198,6 +198,13 @@ func (s *supervisor) openConfig() vm.OpenConfig {
 			}
 			return vm.WriteIdentity(s.dir, vm.FileWriter, id)
 		},
+		Publish: func(f vm.Facts) {
+			s.noteStatus(func(st *vm.State) {
+				if st.Accelerator = f.Accelerator; f.SSHAddress.IsValid() {
+					st.SSHAddress = f.SSHAddress.String()
+				}
+			})
+		},
 		Ended: func(e vm.Ending) {
 			s.end(&ending{e.Reason, e.Detail})
 			close(s.ended)

@@ -304,3 +304,20 @@ func TestRunRefuses(t *testing.T) {
 		}
 	}
 }
+
+func TestBackendThatTheVMMDoesNotHave(t *testing.T) {
+	t.Parallel()
+	spec := vm.Spec{ID: "m-1", Backend: vm.BackendVZ, CPUs: 1, MemoryMiB: 1, MaxLife: time.Hour}
+	dir, err := vm.Create(t.Context(), vm.CreateConfig{Dir: t.TempDir(), Spec: spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = vmm.Run(t.Context(), vmm.Config{Bundle: dir, Backends: []vm.Backend{(&machine{}).backend()}})
+	if err == nil || !strings.Contains(err.Error(), `no backend "vz"`) {
+		t.Errorf("it ran: %v", err)
+	}
+	states, err := vm.ReadStatus(dir)
+	if err != nil || len(states) == 0 || states[len(states)-1].Reason != vm.ReasonBadConfiguration {
+		t.Errorf("status %+v, %v", states, err)
+	}
+}

@@ -105,6 +105,7 @@ func tryOpen(t *testing.T, h Harness, dir string) (*bench, error) {
 			b.writers = append(b.writers, pid)
 			return nil
 		},
+		Publish: func(vm.Facts) {},
 		Ended: func(e vm.Ending) {
 			b.mu.Lock()
 			defer b.mu.Unlock()

@@ -205,6 +205,7 @@ func (r *prober) open(ctx context.Context, id, from string) (*probed, error) {
 		m.Instance, err = r.backend.Open(ctx, vm.OpenConfig{
 			Dir: m.dir, Spec: spec, Lock: m.lock.File(), Log: slog.New(slog.DiscardHandler),
 			RecordWriter: func(int) error { return nil }, // the machine lives in this process
+			Publish:      func(vm.Facts) {},
 			Ended:        func(e vm.Ending) { m.ended <- e },
 		})
 		return err
