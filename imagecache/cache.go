@@ -94,8 +94,7 @@ func (c *Cache) Ensure(ctx context.Context, ref string, progress func(Progress))
 	}
 	img, err := c.load(ctx, r.name, progress)
 	if errors.Is(err, errNoImage) {
-		available, listErr := c.names()
-		return nil, errors.Join(&NotFoundError{Ref: ref, Dir: c.dir, Available: available}, listErr)
+		return nil, c.notFound(ref)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", r.name, err)
@@ -105,6 +104,29 @@ func (c *Cache) Ensure(ctx context.Context, ref string, progress func(Progress))
 	}
 	c.pin(img)
 	return img, nil
+}
+
+// Manifest returns what the image that ref names says of itself, without looking at its
+// content, or a digest in ref. An image that is not there is a *NotFoundError.
+func (c *Cache) Manifest(ref string) (Manifest, error) {
+	r, err := parseReference(ref)
+	if err != nil {
+		return Manifest{}, err
+	}
+	m, err := readManifest(filepath.Join(c.dir, r.name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return Manifest{}, c.notFound(ref)
+	}
+	if err != nil {
+		return Manifest{}, fmt.Errorf("image %s: %w", r.name, err)
+	}
+	return m, nil
+}
+
+// notFound says which images there are instead.
+func (c *Cache) notFound(ref string) error {
+	available, err := c.names()
+	return errors.Join(&NotFoundError{Ref: ref, Dir: c.dir, Available: available}, err)
 }
 
 // errNoImage says that there is no folder of this name with a manifest.

@@ -11,7 +11,6 @@ import (
 
 	"github.com/minifleet/minifleet/hosts/agent"
 	"github.com/minifleet/minifleet/program"
-	"github.com/minifleet/minifleet/vm"
 )
 
 // stopWithin is longer than what an agent itself waits for its runners' work.
@@ -39,8 +38,12 @@ func (c runCommand) Run(s *surroundings) error {
 		return err
 	}
 	log = log.With(slog.String("host", cfg.Name))
+	qemu, err := cfg.QEMU.config()
+	if err != nil {
+		return err
+	}
 	machines, err := agent.NewVMs(agent.VMsConfig{
-		Dir: filepath.Join(cfg.StateDir, agent.DirVMs), ImagesDir: cfg.ImagesDir, Backend: vm.BackendName(cfg.Backend),
+		Dir: filepath.Join(cfg.StateDir, agent.DirVMs), ImagesDir: cfg.ImagesDir, Backend: cfg.backend(), QEMU: qemu,
 		VMMProgram: cfg.VMM, GuestProgram: cfg.Guest, AllowCopy: cfg.AllowCopy, BootDelay: cfg.BootDelay, MaxLife: cfg.MaxLife, Log: log,
 	})
 	if err != nil {

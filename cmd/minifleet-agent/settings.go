@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/secret"
 	"github.com/minifleet/minifleet/vm"
+	"github.com/minifleet/minifleet/vm/options"
 )
 
 // envPrefix begins the variables that win over keys of the file.
@@ -32,7 +35,8 @@ type settings struct {
 	Slots              int           `yaml:"slots" default:"2" help:"VMs that may run at once; macOS allows two macOS guests"`
 	AllowCopy          bool          `yaml:"allow_copy" default:"false" help:"copy images in full where the volume has no copy-on-write clones"`
 	ImagesDir          string        `yaml:"images_dir" required:"true" help:"folder of the images, on the volume of state_dir"`
-	Backend            string        `yaml:"backend" required:"true" help:"kind of VM; process has no isolation and is for development"`
+	Backend            string        `yaml:"backend" help:"kind of VM: vz, qemu, or process, which has no isolation and is for development; empty is vz on a Mac and qemu on Linux"`
+	QEMU               qemu          `yaml:"qemu" help:"how machines of the backend qemu are made"`
 	VMM                string        `yaml:"vmm" help:"path of minifleet-vmm; empty looks beside this program"`
 	Guest              string        `yaml:"guest" help:"path of minifleet-guest, for the process backend; empty looks beside this program"`
 	BootDelay          time.Duration `yaml:"boot_delay" default:"0s" help:"how long guests of the process backend pretend to boot"`
@@ -46,6 +50,37 @@ type settings struct {
 	KeepFailures       int           `yaml:"keep_failures" default:"20" help:"failures whose diagnostics are kept"`
 	LogLevel           string        `yaml:"log_level" default:"info" help:"debug, info, warn or error"`
 	LogFormat          string        `yaml:"log_format" default:"text" help:"text or json"`
+}
+
+type qemu struct {
+	Network     string    `yaml:"network" default:"isolated" help:"of guests whose pool names none: isolated, with no way out but the forwards, or nat, which reaches what the host reaches and not the host"`
+	Forwards    []forward `yaml:"forwards" help:"what guests of an isolated network may reach"`
+	Accelerator string    `yaml:"accelerator" help:"kvm, tcg (emulation), or empty for kvm where a boot shows that it works"`
+}
+
+type forward struct {
+	Guest string `yaml:"guest" required:"true" help:"address and port that guests call, within 10.0.2.0/24"`
+	Host  string `yaml:"host" required:"true" help:"address and port where their calls arrive"`
+}
+
+// config returns the settings as the agent takes them, or what is wrong with them.
+func (q qemu) config() (agent.QEMUConfig, error) {
+	c := agent.QEMUConfig{Network: q.Network, Accelerator: q.Accelerator}
+	for i, f := range q.Forwards {
+		from, err := netip.ParseAddrPort(f.Guest)
+		if err != nil {
+			return c, fmt.Errorf("qemu.forwards[%d].guest is %.60q: give an address and a port, such as 10.0.2.100:443", i, f.Guest)
+		}
+		to, err := netip.ParseAddrPort(f.Host)
+		if err != nil {
+			return c, fmt.Errorf("qemu.forwards[%d].host is %.60q: give an address and a port, such as 192.0.2.7:443", i, f.Host)
+		}
+		c.Forwards = append(c.Forwards, options.Forward{Guest: from, Host: to})
+	}
+	if err := c.Validate(); err != nil {
+		return c, fmt.Errorf("qemu: %w", err)
+	}
+	return c, nil
 }
 
 func configKeys() string {
@@ -64,8 +99,11 @@ func (s *settings) Validate() error {
 			errs = append(errs, fmt.Errorf("%s is %q: give an absolute path", key, path))
 		}
 	}
-	if s.Backend != string(vm.BackendProcess) {
-		errs = append(errs, fmt.Errorf("backend is %.60q: this version has %q, for development (no isolation)", s.Backend, vm.BackendProcess))
+	if err := agent.CheckBackend(s.backend()); err != nil {
+		errs = append(errs, err)
+	}
+	if _, err := s.QEMU.config(); err != nil {
+		errs = append(errs, err)
 	}
 	if _, err := program.NewLog(os.Stderr, s.LogLevel, s.LogFormat); err != nil {
 		errs = append(errs, err)
@@ -75,10 +113,22 @@ func (s *settings) Validate() error {
 	return errors.Join(append(errs, check.Validate())...)
 }
 
+// backend is the kind of VM, where none is named the system's own.
+func (s *settings) backend() vm.BackendName {
+	switch {
+	case s.Backend != "":
+		return vm.BackendName(s.Backend)
+	case runtime.GOOS == "darwin":
+		return vm.BackendVZ
+	default:
+		return vm.BackendQEMU
+	}
+}
+
 func (s *settings) agentConfig(log *slog.Logger) agent.Config {
 	return agent.Config{
 		Controller: s.Controller, Name: s.Name, StateDir: s.StateDir, EnrolmentToken: s.EnrolmentToken, CAFile: s.CAFile,
-		Slots: s.Slots, Backends: []string{s.Backend}, Version: program.Version(),
+		Slots: s.Slots, Backends: []string{string(s.backend())}, Version: program.Version(),
 		BootTimeout: s.BootTimeout, GuestTimeout: s.GuestTimeout, EndGrace: s.EndGrace, KeepFailures: s.KeepFailures,
 		ReportEvery: s.ReportEvery, ImagesEvery: s.ImagesEvery, LookEvery: s.LookEvery, Log: log,
 	}
@@ -117,7 +167,7 @@ func (c checkCommand) Run(s *surroundings) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(s.stdout, "%s is good: host %s with %d slots of %s serves %s\n", c.File, cfg.Name, cfg.Slots, cfg.Backend, cfg.Controller)
+	_, err = fmt.Fprintf(s.stdout, "%s is good: host %s with %d slots of %s serves %s\n", c.File, cfg.Name, cfg.Slots, cfg.backend(), cfg.Controller)
 	return err
 }
 

@@ -61,7 +61,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	cfg = cfg.withDefaults()
 	return &Agent{
-		cfg: cfg, log: cfg.Log, slots: slots{total: cfg.Slots},
+		cfg: cfg, log: cfg.Log, slots: newSlots(cfg.Slots),
 		wake: make(chan struct{}, 1), runners: map[string]*runner{}, troubles: map[string]string{},
 		instance: rand.Text(), clock: exchangeClock{wall: cfg.Wall},
 	}, nil

@@ -454,6 +454,9 @@ func (m *machines) Images(context.Context) ([]string, error) {
 	return slices.Clone(m.images), nil
 }
 
+// IsMac goes by the image's name.
+func (m *machines) IsMac(image string) (bool, error) { return strings.HasPrefix(image, "macos"), nil }
+
 func (m *machines) Create(ctx context.Context, o agent.Order, progress func(string)) (agent.Machine, error) {
 	m.mu.Lock()
 	create := m.create

@@ -18,6 +18,8 @@ type Machines interface {
 	// Create makes a VM ready to start: its image and its clone. It calls progress
 	// with a few words whenever the work has moved on. After an error nothing is left.
 	Create(ctx context.Context, order Order, progress func(string)) (Machine, error)
+	// IsMac reports whether a VM of the image is one of those that macOS runs two of.
+	IsMac(image string) (bool, error)
 	// Images lists the names of the images that need no download.
 	Images(ctx context.Context) ([]string, error)
 }
@@ -26,8 +28,12 @@ type Machines interface {
 type Order struct {
 	ID        string
 	Pool      string
+	Slot      int // its number: no two VMs that run at once have the same
+	Mac       bool
 	Image     string
 	Backend   string // "" lets Machines choose
+	Guest     string // how its guest program is reached: "" or GuestSSH
+	Network   string // "" lets Machines choose
 	CPUs      int    // 0 = its default
 	MemoryMiB int    // 0 = its default
 }
@@ -36,6 +42,8 @@ type Order struct {
 type Found struct {
 	ID      string
 	Pool    string
+	Slot    int // 0 if it does not tell
+	Mac     bool
 	Running bool   // something still runs, or still writes to its disk
 	Orphan  bool   // what runs has lost its vmm and can only be ended
 	Ending  string // for one that does not run: why, in a sentence

@@ -34,7 +34,8 @@ type runner struct {
 	// Only of the life's goroutine.
 	record   record
 	machine  Machine
-	slot     bool
+	slot     int // its number; 0 if it has none
+	mac      bool
 	progress time.Time // when progress was shown last
 	unburied *tombstone
 }
@@ -165,8 +166,8 @@ func (a *Agent) takeOver(ctx context.Context, f Found, rec record, buried bool) 
 		}
 	}
 	if f.Running {
-		a.slots.force()
-		r.slot, r.view.HoldsSlot = true, true
+		r.slot, r.mac = a.slots.force(f.Slot, f.Mac), f.Mac
+		r.view.HoldsSlot = true
 		if r.view.Observed == "" {
 			r.view.Observed = string(fleet.ObservedBooting)
 		}
@@ -215,12 +216,7 @@ func (r *runner) live(ctx context.Context, first func(context.Context) ending) {
 
 // begin makes the VM of a new runner and serves it.
 func (r *runner) begin(ctx context.Context) ending {
-	err := r.whileWanted(ctx, func(ctx context.Context) error {
-		err := r.agent.slots.take(ctx)
-		r.slot = err == nil // also where it is called off at this very moment
-		return err
-	})
-	if err != nil {
+	if err := r.whileWanted(ctx, r.takeSlot); err != nil {
 		return ending{failure: failureOf(err, ""), never: true}
 	}
 	if err := r.whileWanted(ctx, r.prepare); err != nil {
@@ -231,6 +227,16 @@ func (r *runner) begin(ctx context.Context) ending {
 		return ending{failure: failureOf(err, "start the VM")}
 	}
 	return r.serve(ctx)
+}
+
+// takeSlot waits for a place.
+func (r *runner) takeSlot(ctx context.Context) (err error) {
+	o, _ := r.orders()
+	if r.mac, err = r.agent.cfg.Machines.IsMac(o.desire.Image); err != nil {
+		return err
+	}
+	r.slot, err = r.agent.slots.take(ctx, r.mac) // also where it is called off at this very moment
+	return err
 }
 
 // whileWanted runs one step of the way to a booted VM, and calls it off when the
@@ -291,7 +297,8 @@ func (r *runner) prepare(ctx context.Context) error {
 	r.record = rec
 	d := o.desire
 	machine, err := r.agent.cfg.Machines.Create(ctx, Order{
-		ID: r.id, Pool: d.Pool, Image: d.Image, Backend: d.Backend, CPUs: d.CPUs, MemoryMiB: d.MemoryMiB,
+		ID: r.id, Pool: d.Pool, Slot: r.slot, Mac: r.mac, Image: d.Image, Backend: d.Backend,
+		Guest: d.Guest, Network: d.Network, CPUs: d.CPUs, MemoryMiB: d.MemoryMiB,
 	}, r.showProgress)
 	if full(err) {
 		r.agent.trouble("room", "there was no room for the last VM: "+err.Error())

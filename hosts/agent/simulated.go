@@ -123,6 +123,9 @@ func (s *Simulated) vary(d time.Duration) time.Duration {
 // Scan finds nothing: simulated VMs do not outlive their process.
 func (s *Simulated) Scan(context.Context) ([]Found, error) { return nil, nil }
 
+// IsMac knows no macOS guests.
+func (s *Simulated) IsMac(string) (bool, error) { return false, nil }
+
 // Images returns what the configuration says.
 func (s *Simulated) Images(context.Context) ([]string, error) { return s.cfg.Images, nil }
 

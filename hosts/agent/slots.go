@@ -8,60 +8,115 @@ import (
 	"sync"
 )
 
-// slots counts the VMs that run or are about to. It is the host's own last word: it
-// holds while a controller and an agent disagree.
+// maxMacGuests is how many macOS guests macOS runs at once: its kernel refuses a third,
+// and its licence forbids it. Linux guests do not count.
+const maxMacGuests = 2
+
+// slots are the places for VMs that run or are about to. They are the host's own last
+// word: they hold while a controller and an agent disagree. Each has a number from 1 on,
+// and a VM keeps the one that it took as long as it runs, through every restart of the
+// agent: what a guest takes its machine for goes with the number.
 type slots struct {
 	mu      sync.Mutex // guards the rest
 	total   int
-	taken   int
-	waiting []chan struct{} // first come, first served; closed when the slot is theirs
+	macs    int          // macOS guests that are let in at once
+	taken   map[int]bool // by number: whether a macOS guest has it
+	waiting []waiter     // first come, first served, among those for whom there is room
 }
 
-// take waits for a slot.
-func (s *slots) take(ctx context.Context) error {
+// waiter waits for a slot; granted holds one number at most.
+type waiter struct {
+	mac     bool
+	granted chan int
+}
+
+func newSlots(total int) slots {
+	return slots{total: total, macs: maxMacGuests, taken: map[int]bool{}}
+}
+
+// take waits for a slot, for a macOS guest or another one, and returns its number.
+func (s *slots) take(ctx context.Context, mac bool) (int, error) {
+	mine := waiter{mac: mac, granted: make(chan int, 1)}
 	s.mu.Lock()
-	if s.taken < s.total && len(s.waiting) == 0 {
-		s.taken++
-		s.mu.Unlock()
-		return nil
-	}
-	mine := make(chan struct{})
 	s.waiting = append(s.waiting, mine)
+	s.grant()
 	s.mu.Unlock()
 	select {
-	case <-mine:
-		return nil
+	case n := <-mine.granted:
+		return n, nil
 	case <-ctx.Done():
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if i := slices.Index(s.waiting, mine); i >= 0 {
-		s.waiting = slices.Delete(s.waiting, i, i+1)
-	} else {
-		s.freeLocked() // it became ours at the same moment
+	select {
+	case n := <-mine.granted: // at the same moment
+		s.freeLocked(n)
+	default:
+		s.waiting = slices.DeleteFunc(s.waiting, func(w waiter) bool { return w.granted == mine.granted })
 	}
-	return context.Cause(ctx)
+	return 0, context.Cause(ctx)
 }
 
-// force takes a slot for a VM that already runs, even beyond the total.
-func (s *slots) force() {
+// force takes a slot for a VM that already runs, even beyond the total: number n, unless
+// that is 0, so unknown, or taken, which gives it one that no new VM gets.
+func (s *slots) force(n int, mac bool) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.taken++
+	if _, taken := s.taken[n]; n < 1 || taken {
+		n = s.lowestFree(s.total + 1)
+	}
+	s.taken[n] = mac
+	return n
 }
 
 // free gives a slot back.
-func (s *slots) free() {
+func (s *slots) free(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.freeLocked()
+	s.freeLocked(n)
 }
 
-func (s *slots) freeLocked() {
-	s.taken--
-	for s.taken < s.total && len(s.waiting) > 0 {
-		close(s.waiting[0])
-		s.waiting = s.waiting[1:]
-		s.taken++
+func (s *slots) freeLocked(n int) {
+	delete(s.taken, n)
+	s.grant()
+}
+
+// limitMacs lets at most n macOS guests in from now on. It ends none.
+func (s *slots) limitMacs(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.macs = n
+	s.grant()
+}
+
+// grant gives free slots to those who wait. One that has to wait for another macOS guest
+// to end holds up nobody else.
+func (s *slots) grant() {
+	s.waiting = slices.DeleteFunc(s.waiting, func(w waiter) bool {
+		if len(s.taken) >= s.total || w.mac && s.countMacs() >= s.macs {
+			return false
+		}
+		n := s.lowestFree(1)
+		s.taken[n] = w.mac
+		w.granted <- n
+		return true
+	})
+}
+
+func (s *slots) countMacs() int {
+	count := 0
+	for _, mac := range s.taken {
+		if mac {
+			count++
+		}
+	}
+	return count
+}
+
+func (s *slots) lowestFree(from int) int {
+	for n := from; ; n++ {
+		if _, taken := s.taken[n]; !taken {
+			return n
+		}
 	}
 }

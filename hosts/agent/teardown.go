@@ -37,9 +37,9 @@ func (r *runner) teardown(ctx context.Context, end ending) {
 		return
 	}
 	crashpoint.Reached(crashpoint.VMStopped)
-	if r.slot {
-		r.slot = false
-		r.agent.slots.free()
+	if r.slot > 0 {
+		r.agent.slots.free(r.slot)
+		r.slot = 0
 	}
 	r.show(fleet.ObservedDestroying, func(v *protocol.RunnerReport) { v.HoldsSlot = false })
 	if !end.never {

@@ -16,6 +16,7 @@ import (
 	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/imagecache"
 	"github.com/minifleet/minifleet/vm"
+	"github.com/minifleet/minifleet/vm/options"
 )
 
 // RunnerDir is where an image has its runner, inside the root folder that an image
@@ -32,13 +33,10 @@ const (
 // adoptTime bounds how long a VM's owner may take to answer at the agent's start.
 const adoptTime = 10 * time.Second
 
-// notePool is the annotation that tells a VM's pool.
-const notePool = "minifleet/pool"
-
 // VMsConfig says how VMs are made on this host.
 type VMsConfig struct {
 	// Dir is the folder of all bundles, made if missing. Its path must be short, for
-	// there are sockets in it.
+	// there are sockets in it. The identities of the slots are kept beside it.
 	Dir string
 	// ImagesDir is the folder of all images. It must exist.
 	ImagesDir string
@@ -50,6 +48,8 @@ type VMsConfig struct {
 	GuestProgram string
 	// AllowCopy lets clones be copies where copy-on-write does not work.
 	AllowCopy bool
+	// QEMU is for the backend of that name.
+	QEMU QEMUConfig
 	// BootDelay makes the process backend's guests pretend to boot.
 	BootDelay time.Duration
 	// MaxLife ends a VM whatever it does. Zero means a week.
@@ -63,6 +63,8 @@ type VMs struct {
 	cfg    VMsConfig
 	images *imagecache.Cache
 	clone  vm.CloneMode
+
+	identities *identities // of the slots
 }
 
 // NewVMs checks all that can be checked before the first VM, above all that clones cost
@@ -76,8 +78,13 @@ func NewVMs(cfg VMsConfig) (*VMs, error) {
 			return nil, err
 		}
 		cfg.Log.Warn("the process backend isolates nothing: jobs can do what this user can")
+	case vm.BackendQEMU:
+		if err := cfg.QEMU.Validate(); err != nil {
+			return nil, fmt.Errorf("qemu: %w", err)
+		}
+	case vm.BackendVZ:
 	default:
-		return nil, fmt.Errorf("backend is %.60q: this version has %q, for development (no isolation)", cfg.Backend, vm.BackendProcess)
+		return nil, CheckBackend(cfg.Backend)
 	}
 	if err := checkProgram("vmm", cfg.VMMProgram); err != nil {
 		return nil, err
@@ -92,7 +99,11 @@ func NewVMs(cfg VMsConfig) (*VMs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("images_dir: %w", err)
 	}
-	v := &VMs{cfg: cfg, images: images}
+	ids, err := openIdentities(filepath.Join(filepath.Dir(cfg.Dir), fileSlots), cfg.Log)
+	if err != nil {
+		return nil, fmt.Errorf("state_dir: %w", err)
+	}
+	v := &VMs{cfg: cfg, images: images, identities: ids}
 	if cfg.AllowCopy {
 		v.clone = vm.CloneAllowCopy
 	}
@@ -108,6 +119,15 @@ func NewVMs(cfg VMsConfig) (*VMs, error) {
 		return nil, fmt.Errorf("state_dir: %w", err)
 	}
 	return v, nil
+}
+
+// CheckBackend refuses what is none.
+func CheckBackend(b vm.BackendName) error {
+	switch b {
+	case vm.BackendQEMU, vm.BackendVZ, vm.BackendProcess:
+		return nil
+	}
+	return fmt.Errorf("backend is %.60q: give %s (Linux), %s (macOS) or %s (for development: no isolation)", b, vm.BackendQEMU, vm.BackendVZ, vm.BackendProcess)
 }
 
 // longestID is as long as an id can be.
@@ -139,10 +159,23 @@ func (v *VMs) Images(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
+// IsMac reads it from the image.
+func (v *VMs) IsMac(image string) (bool, error) {
+	if v.cfg.Backend != vm.BackendVZ {
+		return false, nil
+	}
+	m, err := v.images.Manifest(image)
+	return err == nil && v.isMac(m.GuestOS), err
+}
+
+func (v *VMs) isMac(imageOS string) bool {
+	return v.cfg.Backend == vm.BackendVZ && guestOf(imageOS) == options.GuestMacOS
+}
+
 // Create clones a VM from its image.
 func (v *VMs) Create(ctx context.Context, o Order, progress func(string)) (Machine, error) {
-	if o.Backend != "" && o.Backend != string(v.cfg.Backend) {
-		return nil, fmt.Errorf("pool %s asks for the backend %s and this host has %s: change the pool or place it elsewhere", o.Pool, o.Backend, v.cfg.Backend)
+	if err := v.checkOrder(o); err != nil {
+		return nil, err
 	}
 	image, err := v.images.Ensure(ctx, o.Image, func(p imagecache.Progress) {
 		progress(fmt.Sprintf("image %s: %d of %d MiB", o.Image, p.DoneBytes>>20, p.TotalBytes>>20))
@@ -151,15 +184,15 @@ func (v *VMs) Create(ctx context.Context, o Order, progress func(string)) (Machi
 		return nil, err
 	}
 	defer image.Release()
+	if o.Mac != v.isMac(image.GuestOS) {
+		return nil, fmt.Errorf("image %s is not for the guest that it was for when its VM was let in: try again", o.Image)
+	}
+	spec, err := v.spec(o, image)
+	if err != nil {
+		return nil, err
+	}
 	dir, err := vm.Create(ctx, vm.CreateConfig{
-		Dir: v.cfg.Dir, ImageDir: image.Dir, Clone: v.clone,
-		Spec: vm.Spec{
-			ID: o.ID, Backend: v.cfg.Backend,
-			CPUs: cmp.Or(o.CPUs, defaultCPUs), MemoryMiB: cmp.Or(o.MemoryMiB, defaultMemoryMiB), MaxLife: v.cfg.MaxLife,
-			Image:       vm.ImageRef{Name: image.Name, Digest: image.Digest},
-			Annotations: map[string]string{notePool: o.Pool},
-			Process:     &vm.ProcessSpec{GuestProgram: v.cfg.GuestProgram, RunnerDir: RunnerDir, BootDelay: v.cfg.BootDelay},
-		},
+		Dir: v.cfg.Dir, ImageDir: image.Dir, Clone: v.clone, Spec: spec,
 		Progress: func(p vm.Progress) {
 			progress(fmt.Sprintf("clone: %d files, %d MiB copied", p.Files, p.CopiedBytes>>20))
 		},
@@ -167,7 +200,7 @@ func (v *VMs) Create(ctx context.Context, o Order, progress func(string)) (Machi
 	if err != nil {
 		return nil, err
 	}
-	return newVM(dir, v.cfg.VMMProgram), nil
+	return v.newVM(dir), nil
 }
 
 // Scan finds what an earlier agent left, adopts what runs, and deletes what was never
@@ -187,8 +220,14 @@ func (v *VMs) Scan(ctx context.Context) ([]Found, error) {
 			crashpoint.Reached(crashpoint.LeftoverRemoved)
 			continue
 		}
-		m := newVM(b.Dir, v.cfg.VMMProgram)
-		found[i] = Found{ID: b.ID, Pool: b.Spec.Annotations[notePool], Machine: m, Ending: describe(b.State.Reason, b.State.Detail)}
+		n := readNotes(b.Spec)
+		m := v.newVM(b.Dir)
+		found[i] = Found{ID: b.ID, Pool: n.pool, Slot: n.slot, Mac: n.mac, Machine: m, Ending: describe(b.State.Reason, b.State.Detail)}
+		if b.Condition != vm.Ended && n.slot > 0 && n.identity != (options.Identity{}) {
+			if err := v.identities.keep(n.slot, n.identity); err != nil {
+				return nil, err
+			}
+		}
 		switch b.Condition {
 		case vm.Ended:
 			m.end(found[i].Ending)

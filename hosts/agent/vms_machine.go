@@ -32,8 +32,11 @@ type vmMachine struct {
 	ending  string
 }
 
-func newVM(dir, program string) *vmMachine {
-	m := &vmMachine{dir: dir, program: program}
+// newVM returns the machine of a bundle. How its guest program is reached is decided here
+// alone: by the one stream that every backend has. Of images without the program, GuestSSH
+// in an order or a bundle's notes, the client is another.
+func (v *VMs) newVM(dir string) *vmMachine {
+	m := &vmMachine{dir: dir, program: v.cfg.VMMProgram}
 	m.client = guest.NewClient(m.dial)
 	return m
 }
