@@ -51,6 +51,16 @@ type Config struct {
 	// where the whole process belongs to the guest. It needs Linux; elsewhere
 	// New refuses it.
 	AdoptOrphans bool
+	// User is as whom the listener runs, which needs root. Empty means as whom
+	// the guest program does. On a Mac the listener is started within the GUI
+	// session of the user.
+	User string
+	// SessionUser is the user whose GUI session must be there before health
+	// says that the session is ready, on a Mac. Empty waits for none.
+	SessionUser string
+	// Machine is the machine that the guest program runs in. Nil means that it
+	// has none for itself: what concerns a whole machine is refused.
+	Machine Machine
 	// Log receives what happens, never what the runner prints. Nil means
 	// nowhere.
 	Log *slog.Logger
@@ -62,6 +72,9 @@ func (c Config) withDefaults() Config {
 	c.RelaunchDelay = cmp.Or(c.RelaunchDelay, 5*time.Second)
 	c.UpdateWait = cmp.Or(c.UpdateWait, time.Minute)
 	c.StopGrace = cmp.Or(c.StopGrace, 5*time.Second)
+	if c.Machine == nil {
+		c.Machine = sharedMachine{}
+	}
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	return c
 }
@@ -89,14 +102,19 @@ type Agent struct {
 	tail   tail
 	ending ending
 
+	commands *commands
+	session  session
+	user     *account // of the listener; nil: whoever runs this program
+
 	supervisor sync.WaitGroup // the goroutine that runs the listener
 	shutdown   chan struct{}  // closed once, when a host asks the program to end
 	stopOnce   sync.Once
 
-	mu      sync.Mutex // guards the two below
+	mu      sync.Mutex // guards the rest
 	status  Status
 	changed chan struct{} // closed and replaced at every change of status
 	closed  bool          // no runner is started any more
+	renewed bool          // a runner is being installed: none is started
 }
 
 // New returns a guest that is ready to take a JIT config.
@@ -112,25 +130,40 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.WorkDir, err = filepath.Abs(cfg.WorkDir); err != nil {
 		return nil, fmt.Errorf("work folder %s: %w", cfg.WorkDir, err)
 	}
+	a := &Agent{}
+	if cfg.User != "" {
+		who, err := lookupAccount(cfg.User)
+		if err == nil {
+			_, err = who.credential()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("guest configuration: %w", err)
+		}
+		a.user = &who
+	}
+	if cfg.SessionUser != "" {
+		who, err := lookupAccount(cfg.SessionUser)
+		if err != nil {
+			return nil, fmt.Errorf("guest configuration: %w", err)
+		}
+		a.session.look = sessionLook(who)
+	}
 	fam, err := newFamily(cfg.AdoptOrphans)
 	if err != nil {
 		return nil, err
 	}
 	var id [16]byte
 	rand.Read(id[:])
-	return &Agent{
-		cfg:      cfg,
-		family:   fam,
-		ending:   ending{changed: make(chan struct{})},
-		shutdown: make(chan struct{}),
-		changed:  make(chan struct{}),
-		status: Status{
-			Protocol: Protocol,
-			Instance: hex.EncodeToString(id[:]),
-			Revision: 1,
-			Phase:    PhaseReady,
-		},
-	}, nil
+	a.cfg, a.family, a.commands = cfg, fam, newCommands()
+	a.ending.changed = make(chan struct{})
+	a.shutdown, a.changed = make(chan struct{}), make(chan struct{})
+	a.status = Status{
+		Protocol: Protocol,
+		Instance: hex.EncodeToString(id[:]),
+		Revision: 1,
+		Phase:    PhaseReady,
+	}
+	return a, nil
 }
 
 // Status returns the status as it is, and a channel that is closed when it has
@@ -173,6 +206,9 @@ func (a *Agent) start(jit secret.Text, env map[string]string) error {
 	if a.status.HasConfig {
 		return ErrHasConfig
 	}
+	if a.renewed {
+		return errInstalling
+	}
 	a.updateLocked(func(s *Status) {
 		s.HasConfig = true
 		s.Phase = PhaseStarting
@@ -203,6 +239,7 @@ func (a *Agent) close() {
 	a.closed = true
 	a.mu.Unlock()
 	a.end(a.cfg.StopGrace)
+	a.commands.close()
 	a.supervisor.Wait()
 	a.family.close()
 }

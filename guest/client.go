@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/minifleet/minifleet/secret"
@@ -63,6 +64,7 @@ func NewClient(dial func(context.Context) (net.Conn, error)) *Client {
 		DisableKeepAlives:      true,
 		DisableCompression:     true, // a few compressed bytes must not become many
 		MaxResponseHeaderBytes: 16 << 10,
+		ExpectContinueTimeout:  answerTimeout,
 	}
 	return &Client{
 		http: &http.Client{
@@ -187,14 +189,23 @@ func (c *Client) post(ctx context.Context, path string, in any) error {
 
 // do sends one request and turns every answer but 2xx into an error.
 func (c *Client) do(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
-	url := "http://guest/v" + strconv.Itoa(Protocol) + "/" + path
-	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, requestURL(path), bytes.NewReader(body))
 	if err != nil {
 		return nil, fmt.Errorf("guest %s: %w", path, err)
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
+	return c.send(req)
+}
+
+func requestURL(path string) string {
+	return "http://guest/v" + strconv.Itoa(Protocol) + "/" + path
+}
+
+// send is do for a request that the caller has made.
+func (c *Client) send(req *http.Request) (*http.Response, error) {
+	path := strings.TrimPrefix(req.URL.Path, "/v"+strconv.Itoa(Protocol)+"/")
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("guest %s: %w", path, foreign{err})

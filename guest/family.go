@@ -41,7 +41,10 @@ func (f *family) open() {
 // before anybody could take it for an orphan. On Linux cmd is killed when the
 // calling thread ends, so the caller keeps the thread.
 func (f *family) start(cmd *exec.Cmd) error {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true
 	dieWithParent(cmd.SysProcAttr)
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -76,7 +79,15 @@ func (f *family) killOrphans() error {
 	if f.orphans == nil {
 		return nil
 	}
-	return f.orphans.kill()
+	return f.orphans.kill(nil)
+}
+
+// killMarked ends those among them that have the mark, NAME=value, in their environment.
+func (f *family) killMarked(mark string) error {
+	if f.orphans == nil {
+		return nil
+	}
+	return f.orphans.killMarked(mark)
 }
 
 func (f *family) close() {

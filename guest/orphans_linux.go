@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -55,11 +57,23 @@ func (o *orphans) reap() {
 // killLimit bounds the time for which processes that keep starting others are chased.
 const killLimit = 10 * time.Second
 
-// kill ends the orphans and waits for them, until there is none.
-func (o *orphans) kill() error {
+// killMarked ends the orphans that have the mark in their environment.
+func (o *orphans) killMarked(mark string) error {
+	return o.kill(func(pid int) bool {
+		environ, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
+		return err == nil && slices.Contains(strings.Split(string(environ), "\x00"), mark)
+	})
+}
+
+// kill ends the orphans, or those of them that are meant, and waits for them, until
+// there is none.
+func (o *orphans) kill(meant func(pid int) bool) error {
 	for deadline := time.Now().Add(killLimit); ; {
 		left := 0
 		if err := o.each(func(pid int) {
+			if meant != nil && !meant(pid) {
+				return
+			}
 			unix.Kill(pid, unix.SIGKILL) //nolint:errcheck // it may be gone
 			if !wait(pid) {
 				left++
@@ -71,7 +85,7 @@ func (o *orphans) kill() error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%d processes left behind by the listener do not end", left)
+			return fmt.Errorf("%d processes that were left behind do not end", left)
 		}
 		// The next SIGCHLD would tell, but the reaper may be the one to get it.
 		time.Sleep(time.Millisecond)

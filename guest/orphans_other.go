@@ -21,6 +21,7 @@ func adoptOrphans(*family) (*orphans, error) {
 	return nil, errors.New("adopting orphans needs Linux, this is " + runtime.GOOS)
 }
 
-func (*orphans) start()      {}
-func (*orphans) kill() error { return nil }
-func (*orphans) close()      {}
+func (*orphans) start()                       {}
+func (*orphans) kill(func(int) bool) error    { return nil }
+func (*orphans) killMarked(mark string) error { return nil }
+func (*orphans) close()                       {}

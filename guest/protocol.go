@@ -113,6 +113,9 @@ type Health struct {
 	Protocol int    `json:"protocol"`
 	Instance string `json:"instance"`
 	Version  string `json:"version,omitempty"` // of the guest program
+	// SessionReady says that a runner can be started: on a Mac whose runner
+	// needs it, the user's GUI session is there. Elsewhere it is true at once.
+	SessionReady bool `json:"session_ready"`
 }
 
 // runRequest is the body of POST run. It is the one place where the JIT config

@@ -69,6 +69,13 @@ func (a *Agent) handler() http.Handler {
 	mux.HandleFunc("POST "+prefix+"end", a.serveEnd)
 	mux.HandleFunc("GET "+prefix+"tail", a.serveTail)
 	mux.HandleFunc("GET "+prefix+"diag", a.serveDiag)
+	mux.HandleFunc("POST "+prefix+"exec", a.serveExec)
+	mux.HandleFunc("GET "+prefix+"files", a.serveGetFile)
+	mux.HandleFunc("PUT "+prefix+"files", a.servePutFile)
+	mux.HandleFunc("PUT "+prefix+"runner", a.serveInstall)
+	mux.HandleFunc("POST "+prefix+"clock", a.serveClock)
+	mux.HandleFunc("POST "+prefix+"resize", a.serveResize)
+	mux.HandleFunc("POST "+prefix+"poweroff", a.servePowerOff)
 	mux.HandleFunc("POST "+prefix+"shutdown", a.serveShutdown)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, fmt.Errorf("no %s %s here: this guest speaks protocol %d", clip(r.Method, 16), clip(r.URL.Path, 128), Protocol))
@@ -76,9 +83,12 @@ func (a *Agent) handler() http.Handler {
 	return mux
 }
 
-func (a *Agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
+func (a *Agent) serveHealth(w http.ResponseWriter, r *http.Request) {
 	s, _ := a.Status()
-	reply(w, http.StatusOK, Health{Protocol: Protocol, Instance: s.Instance, Version: a.cfg.Version})
+	reply(w, http.StatusOK, Health{
+		Protocol: Protocol, Instance: s.Instance, Version: a.cfg.Version,
+		SessionReady: a.session.ready(r.Context()),
+	})
 }
 
 func (a *Agent) serveStatus(w http.ResponseWriter, r *http.Request) {

@@ -97,7 +97,9 @@ func (a *Agent) launch(jit secret.Text, env map[string]string, h *history) launc
 	cmd.Dir = a.cfg.WorkDir
 	cmd.Env = a.environ(jit, env)
 	cmd.Stdout, cmd.Stderr = w, w
-	err = a.family.start(cmd)
+	if err = a.asUser(cmd); err == nil {
+		err = a.family.start(cmd)
+	}
 	w.Close()
 	if err != nil {
 		return launchEnd{startErr: startError(path, a.cfg.WorkDir, err)}
@@ -218,10 +220,8 @@ func report(s *Status, e event) {
 	}
 }
 
-// environ is the listener's environment: what any program needs, what the
-// operator and the host added, the two switches that make the official runner
-// tell more by its exit code, and the JIT config.
-func (a *Agent) environ(jit secret.Text, env map[string]string) []string {
+// baseEnviron is what every program needs.
+func (a *Agent) baseEnviron() []string {
 	var out []string
 	for _, kv := range a.cfg.Environ {
 		name, _, _ := strings.Cut(kv, "=")
@@ -230,7 +230,18 @@ func (a *Agent) environ(jit secret.Text, env map[string]string) []string {
 			out = append(out, kv)
 		}
 	}
-	if os.Geteuid() == 0 {
+	return out
+}
+
+// environ is the listener's environment: what any program needs, what the
+// operator and the host added, the two switches that make the official runner
+// tell more by its exit code, and the JIT config.
+func (a *Agent) environ(jit secret.Text, env map[string]string) []string {
+	out := a.baseEnviron()
+	if a.user != nil {
+		out = append(out, a.user.environ()...)
+	}
+	if os.Geteuid() == 0 && (a.user == nil || a.user.uid == 0) {
 		out = append(out, "RUNNER_ALLOW_RUNASROOT=1")
 	}
 	for name, value := range env {

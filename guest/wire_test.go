@@ -188,12 +188,20 @@ func TestClientAgainstHostileAnswers(t *testing.T) {
 		http.Redirect(w, r, "http://127.0.0.1:1/elsewhere", http.StatusTemporaryRedirect)
 	}
 	calls := map[string]func(context.Context, *guest.Client) error{
-		"health":   func(ctx context.Context, c *guest.Client) error { _, err := c.Health(ctx); return err },
-		"status":   func(ctx context.Context, c *guest.Client) error { _, err := c.Status(ctx, 0, 0); return err },
-		"tail":     func(ctx context.Context, c *guest.Client) error { _, err := c.Tail(ctx); return err },
-		"diag":     func(ctx context.Context, c *guest.Client) error { return c.Diag(ctx, io.Discard) },
-		"run":      func(ctx context.Context, c *guest.Client) error { return c.Run(ctx, secret.New(jit), nil) },
-		"end":      func(ctx context.Context, c *guest.Client) error { return c.End(ctx, 0) },
+		"health": func(ctx context.Context, c *guest.Client) error { _, err := c.Health(ctx); return err },
+		"status": func(ctx context.Context, c *guest.Client) error { _, err := c.Status(ctx, 0, 0); return err },
+		"tail":   func(ctx context.Context, c *guest.Client) error { _, err := c.Tail(ctx); return err },
+		"diag":   func(ctx context.Context, c *guest.Client) error { return c.Diag(ctx, io.Discard) },
+		"run":    func(ctx context.Context, c *guest.Client) error { return c.Run(ctx, secret.New(jit), nil) },
+		"end":    func(ctx context.Context, c *guest.Client) error { return c.End(ctx, 0) },
+		"exec": func(ctx context.Context, c *guest.Client) error {
+			_, err := c.Exec(ctx, guest.ExecRequest{Argv: []string{"true"}, Env: map[string]string{"SECRET": jit}}, io.Discard, io.Discard)
+			return err
+		},
+		"get": func(ctx context.Context, c *guest.Client) error {
+			_, err := c.GetFile(ctx, "/x", 1<<20, io.Discard)
+			return err
+		},
 		"shutdown": func(ctx context.Context, c *guest.Client) error { return c.Shutdown(ctx) },
 	}
 	for name, call := range calls {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -23,7 +24,12 @@ const asProgram = "MINIFLEET_TEST_AS_GUEST"
 // TestMainAsProgram is the program where asProgram is set.
 func TestMainAsProgram(t *testing.T) {
 	if os.Getenv(asProgram) == "" {
-		t.Skip("runs as a child of TestListenerDiesWithKilledProgram")
+		t.Skip("runs as a child of TestListenerDiesWithKilledProgram and TestBecome")
+	}
+	if name, ok := strings.CutPrefix(os.Getenv(asProgram), "become "); ok {
+		os.Args = []string{"minifleet-guest", "become", name, "/bin/sh", "-c", `echo "$(id -u) $SECRET $OURS done"; cat`}
+		main()
+		return
 	}
 	os.Args = append([]string{"minifleet-guest"}, "--listen="+os.Getenv(asProgram), "--runner-dir=.")
 	main()

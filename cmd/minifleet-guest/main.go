@@ -40,6 +40,9 @@ type flags struct {
 	WorkDir       string            `placeholder:"DIR" help:"Working directory of the listener. Default: the runner's folder."`
 	Env           map[string]string `placeholder:"NAME=VALUE" mapsep:"none" help:"Variable added to the listener's environment. May be repeated."`
 	StopGrace     time.Duration     `default:"5s" help:"What the listener gets to end gently when this program ends."`
+	User          string            `placeholder:"NAME" help:"User as whom the listener runs; this program must then run as root. On a Mac the listener starts within the user's GUI session."`
+	SessionUser   string            `placeholder:"NAME" help:"User whose GUI session must be there before this guest counts as ready, on a Mac."`
+	OwnMachine    bool              `help:"This program has the machine for itself: it may set the clock, resize the root file system and power off. Implied by a vsock or serial port."`
 	ExitWithStdin bool              `help:"End everything when standard input ends, so that this program dies with the one that started it."`
 	Version       kong.VersionFlag  `help:"Print the version and exit."`
 }
@@ -47,6 +50,9 @@ type flags struct {
 // run is the program. It returns when a host asked for shutdown, when ctx ends,
 // or, where wanted, when stdin does.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, environ []string) error {
+	if len(args) > 0 && args[0] == guest.BecomeCommand {
+		return guest.Become(stdin, args[1:])
+	}
 	var f flags
 	done := false
 	parser, err := kong.New(&f,
@@ -68,6 +74,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 
 	log := slog.New(slog.NewTextHandler(stderr, nil))
+	var machine guest.Machine // on a socket others may share it
+	if f.OwnMachine || !strings.HasPrefix(f.Listen, "unix:") {
+		machine = guest.OwnMachine()
+	}
 	agent, err := guest.New(guest.Config{
 		RunnerDir:    f.RunnerDir,
 		WorkDir:      f.WorkDir,
@@ -76,6 +86,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		Version:      program.Version(),
 		StopGrace:    f.StopGrace,
 		AdoptOrphans: runtime.GOOS == "linux",
+		User:         f.User,
+		SessionUser:  f.SessionUser,
+		Machine:      machine,
 		Log:          log,
 	})
 	if err != nil {

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT
+
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// OwnMachine is the machine that this program runs in, and has for itself. On macOS it is
+// not yet verified on hardware.
+func OwnMachine() Machine { return mac{} }
+
+type mac struct{}
+
+var errNoRoot = errors.New("this needs root: start the guest program as root")
+
+func (mac) SetClock(to time.Time) error {
+	tv := unix.NsecToTimeval(to.UnixNano())
+	err := unix.Settimeofday(&tv)
+	if errors.Is(err, unix.EPERM) {
+		return errNoRoot
+	}
+	return err
+}
+
+func (mac) Resize() error {
+	if os.Geteuid() != 0 {
+		return errNoRoot
+	}
+	return runSteps(macResize())
+}
+
+func (mac) CanPowerOff() error {
+	if os.Geteuid() != 0 {
+		return errNoRoot
+	}
+	return nil
+}
+
+func (mac) PowerOff() error {
+	if out, err := exec.Command("/sbin/shutdown", "-h", "now").CombinedOutput(); err != nil { //nolint:noctx // it does not wait
+		return fmt.Errorf("shutdown: %w: %s", err, clip(string(out), 512))
+	}
+	return nil
+}
