@@ -191,6 +191,7 @@ func TestInstallRefused(t *testing.T) {
 		"absolute name":             {archive(t, listenerEntry, file("/etc/x")), "out of the folder"},
 		"link above":                {archive(t, listenerEntry, link("a/l", "../../x")), "link leads out"},
 		"absolute link":             {archive(t, listenerEntry, link("l", "/etc")), "link leads out"},
+		"link above by another":     {archive(t, listenerEntry, link("x/y/up", ".."), link("d", "x/y/up/.."), link("e", "d/..")), "escapes"},
 		"through a link":            {archive(t, listenerEntry, link("l", "bin"), file("l/x")), "no folder"},
 		"over a link":               {archive(t, listenerEntry, link("l", "bin/x"), file("l")), "twice"},
 		"over a file":               {archive(t, listenerEntry, listenerEntry), "twice"},

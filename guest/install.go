@@ -144,7 +144,7 @@ func unpack(r io.Reader, dir string, owner *account) error {
 	for tr := tar.NewReader(r); ; {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
-			return nil
+			return u.checkLinks()
 		}
 		if err != nil {
 			return fmt.Errorf("the archive cannot be read: %w", noEOF(err))
@@ -153,6 +153,20 @@ func unpack(r io.Reader, dir string, owner *account) error {
 			return fmt.Errorf("the archive's %q: %w", clip(h.Name, 128), err)
 		}
 	}
+}
+
+// checkLinks follows each link once all are there: one that looks harmless can lead out of
+// the folder by way of another. A link to nothing is left alone.
+func (u *unpacker) checkLinks() error {
+	for name, kind := range u.kinds {
+		if kind != tar.TypeSymlink {
+			continue
+		}
+		if _, err := u.root.Stat(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("the archive's link %q: %w", clip(name, 128), err)
+		}
+	}
+	return nil
 }
 
 // entry writes one entry.
@@ -164,6 +178,8 @@ func (u *unpacker) entry(h *tar.Header, data io.Reader) error {
 	switch {
 	case !filepath.IsLocal(h.Name) || len(name) > maxUnpackedNameSize || strings.ContainsRune(name, 0):
 		return errors.New("its name leads out of the folder or is none")
+	case sparse(h):
+		return errors.New("a file with holes can be of any size: pack it without")
 	case len(u.kinds) > maxUnpackedEntries:
 		return fmt.Errorf("more than %d entries", maxUnpackedEntries)
 	}
@@ -197,6 +213,16 @@ func (u *unpacker) entry(h *tar.Header, data io.Reader) error {
 		return u.root.Link(target, name)
 	}
 	return fmt.Errorf("entries of type %q are not unpacked", h.Typeflag)
+}
+
+// sparse reports whether an entry is larger than what the archive has of it.
+func sparse(h *tar.Header) bool {
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return h.Typeflag == tar.TypeGNUSparse
 }
 
 // mkdir makes a folder and those above it.
