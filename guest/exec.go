@@ -136,7 +136,7 @@ func (a *Agent) serveExec(w http.ResponseWriter, r *http.Request) {
 
 	rc := http.NewResponseController(w)
 	// A host that reads nothing must not keep the command's place.
-	defer context.AfterFunc(ctx, func() { rc.SetWriteDeadline(time.Now().Add(lastWords)) })()
+	defer context.AfterFunc(ctx, func() { rc.SetWriteDeadline(time.Now().Add(lastWords)) })() //nolint:errcheck // a bound, no need
 	frames := &frameWriter{w: w, flush: rc.Flush}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	end, err := a.execute(ctx, req, frames)

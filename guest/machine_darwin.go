@@ -33,7 +33,8 @@ func (mac) Resize() error {
 	if os.Geteuid() != 0 {
 		return errNoRoot
 	}
-	return runSteps(macResize())
+	// The container of the system volume is the disk's second partition.
+	return runSteps([]step{{argv: []string{"/usr/sbin/diskutil", "apfs", "resizeContainer", "disk0s2", "0"}}})
 }
 
 func (mac) CanPowerOff() error {

@@ -109,12 +109,6 @@ func (d rootDisk) plan(has func(string) bool) ([]step, error) {
 	return append(steps, step{argv: last}), nil
 }
 
-// macResize is what makes the container of a Mac's system volume fill its disk, which
-// has it as its second partition. Not yet verified on hardware.
-func macResize() []step {
-	return []step{{argv: []string{"/usr/sbin/diskutil", "apfs", "resizeContainer", "disk0s2", "0"}}}
-}
-
 func runSteps(steps []step) error {
 	for _, s := range steps {
 		ctx, cancel := context.WithTimeout(context.Background(), resizeLimit)
