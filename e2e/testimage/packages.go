@@ -193,7 +193,10 @@ func (s *packageSet) fetch(ctx context.Context) error {
 	cmd := command(ctx, "apt-get", args...)
 	cmd.Dir = s.dir
 	if _, err := output(cmd); err != nil {
-		return fmt.Errorf("%w\nIf the packages are not found: run apt-get update as root", err)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return &missingError{fmt.Sprintf("%v\nThe packages are fetched once, over the network; if they are not found there, run apt-get update as root", err)}
 	}
 	for i, d := range s.Debs {
 		found, err := filepath.Glob(filepath.Join(s.dir, d.Name+"_"+strings.ReplaceAll(d.Version, ":", "%3a")+"_*.deb"))
