@@ -20,7 +20,7 @@ const (
 )
 
 // writeDisk writes the root file system: an empty one by mkfs.ext4, filled by debugfs,
-// which gives every file its owner and its times without being root. contents is a new
+// which gives every file its owner without being root. contents is a new
 // folder that files are read from.
 func writeDisk(ctx context.Context, to, contents string, t tree) error {
 	if err := os.Mkdir(contents, 0o700); err != nil {
@@ -74,24 +74,14 @@ func fill(contents string, t tree) ([]byte, error) {
 			fmt.Fprintf(&script, "write %s %s\n", quote(content), quote(name))
 		}
 	}
-	set := func(name, field string, value any) {
-		fmt.Fprintf(&script, "set_inode_field %s %s %v\n", name, field, value)
-	}
-	settle := func(name string) {
-		for _, clock := range []string{"atime", "ctime", "mtime", "crtime"} {
-			set(name, clock, fmt.Sprintf("@%d", epoch))
-			set(name, clock+"_extra", 0)
-		}
-	}
 	for _, name := range t.paths() {
 		n := t[name]
-		set(quote(name), "mode", fmt.Sprintf("0%o", unixMode(n.mode)))
-		set(quote(name), "uid", n.owner)
-		set(quote(name), "gid", n.owner)
-		settle(quote(name))
+		for field, value := range map[string]string{
+			"mode": fmt.Sprintf("0%o", unixMode(n.mode)), "uid": fmt.Sprint(n.owner), "gid": fmt.Sprint(n.owner),
+		} {
+			fmt.Fprintf(&script, "set_inode_field %s %s %s\n", quote(name), field, value)
+		}
 	}
-	settle("/")
-	settle("/lost+found")
 	return script.Bytes(), nil
 }
 

@@ -99,11 +99,11 @@ func resolve(ctx context.Context) ([]deb, error) {
 		}
 		want = nil
 		for _, p := range found {
-			root := slices.Contains(roots, p.name)
+			root := slices.Contains(roots, p.Name)
 			if !root && p.section != "libs" {
 				continue
 			}
-			p.Kernel = p.name == roots[0]
+			p.Kernel = p.Name == roots[0]
 			debs = append(debs, p.deb)
 			for _, name := range p.depends {
 				if !seen[name] && !p.Kernel {
@@ -125,7 +125,6 @@ func resolve(ctx context.Context) ([]deb, error) {
 // shown is what apt's lists say of a package.
 type shown struct {
 	deb
-	name    string
 	section string
 	depends []string // the first choice of each
 }
@@ -155,7 +154,7 @@ func parseShow(r io.Reader) ([]shown, error) {
 			continue
 		}
 		if key == "Package" {
-			all = append(all, shown{name: value, deb: deb{Name: value}})
+			all = append(all, shown{deb: deb{Name: value}})
 			continue
 		}
 		if len(all) == 0 {
@@ -169,8 +168,6 @@ func parseShow(r io.Reader) ([]shown, error) {
 			p.section = value
 		case "SHA256":
 			p.SHA256 = value
-		case "Filename":
-			p.File = filepath.Base(value)
 		case "Depends", "Pre-Depends":
 			for d := range strings.SplitSeq(value, ",") {
 				name, _, _ := strings.Cut(strings.TrimSpace(d), " ")
