@@ -32,6 +32,13 @@ const cleanUpTime = 10 * time.Second
 // goes to the bundle's vmm.log. It survives this process. If it does not come up, the
 // error says why, and nothing is left running.
 func Start(ctx context.Context, dir, vmmProgram string) (*Machine, error) {
+	return StartAs(ctx, dir, vmmProgram, nil)
+}
+
+// StartAs is Start with the vmm running as another user, on a Mac inside that user's login
+// session; nil means this process's own. Only root can do that. The bundle becomes the
+// user's, who must be able to reach it: the folders above need search permission.
+func StartAs(ctx context.Context, dir, vmmProgram string, as *Account) (*Machine, error) {
 	if !filepath.IsAbs(vmmProgram) {
 		return nil, fmt.Errorf("start machine in %s: the vmm program %q is no absolute path", dir, vmmProgram)
 	}
@@ -45,7 +52,7 @@ func Start(ctx context.Context, dir, vmmProgram string) (*Machine, error) {
 	if _, err := os.Lstat(filepath.Join(dir, FileStatus)); err == nil {
 		return nil, fmt.Errorf("start machine %s: %w", spec.ID, ErrSecondLife)
 	}
-	child, ready, err := spawn(dir, vmmProgram)
+	child, ready, err := spawn(dir, vmmProgram, as)
 	if err != nil {
 		return nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
 	}
@@ -53,6 +60,9 @@ func Start(ctx context.Context, dir, vmmProgram string) (*Machine, error) {
 	vmm, err := IdentifyProcess(child.Process.Pid)
 	if err == nil {
 		err = awaitReady(ctx, ready)
+	}
+	if err == nil && as != nil {
+		vmm, err = ReadIdentity(dir, FileVMM) // the child may be what started the vmm
 	}
 	ready.Close()
 	if err != nil {
@@ -66,21 +76,27 @@ func Start(ctx context.Context, dir, vmmProgram string) (*Machine, error) {
 }
 
 // spawn starts the vmm and returns the pipe on which it will say that it is ready.
-func spawn(dir, program string) (*exec.Cmd, *os.File, error) {
-	log, err := os.OpenFile(filepath.Join(dir, FileVMMLog), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+func spawn(dir, program string, as *Account) (*exec.Cmd, *os.File, error) {
+	log, err := os.OpenFile(filepath.Join(dir, FileVMMLog), os.O_WRONLY|os.O_CREATE|os.O_APPEND|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer log.Close()
+	if as != nil {
+		if err := as.take(dir); err != nil {
+			return nil, nil, err
+		}
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, nil, err
 	}
 	defer w.Close()
 	// Not CommandContext: the vmm outlives the call and this process.
-	cmd := exec.Command(program, "run", "--bundle", dir, "--ready-fd", "3") //nolint:noctx // see above
+	args := vmmCommand(program, dir, as)
+	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx // see above
 	cmd.Dir = "/"
-	cmd.Env = vmmEnvironment(os.LookupEnv)
+	cmd.Env = vmmEnvironment(os.LookupEnv, as)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -92,8 +108,17 @@ func spawn(dir, program string) (*exec.Cmd, *os.File, error) {
 }
 
 // vmmEnvironment picks what a vmm needs. The agent's environment may hold secrets.
-func vmmEnvironment(lookup func(string) (string, bool)) []string {
+func vmmEnvironment(lookup func(string) (string, bool), as *Account) []string {
 	env := append([]string{}, crashpoint.Environ()...) // never nil, which would be the agent's own
+	if as != nil {
+		own, agents := as.variables(), lookup
+		lookup = func(name string) (string, bool) {
+			if v, ok := own[name]; ok || name == "TMPDIR" { // root's is not the user's to write to
+				return v, ok
+			}
+			return agents(name)
+		}
+	}
 	for _, name := range []string{"HOME", "PATH", "USER", "LOGNAME", "LANG", "TMPDIR"} {
 		if v, ok := lookup(name); ok {
 			env = append(env, name+"="+v)
@@ -120,7 +145,10 @@ func awaitReady(ctx context.Context, ready *os.File) error {
 // abandon ends a vmm that did not come up, and adds what it said to err.
 func abandon(ctx context.Context, dir string, child *exec.Cmd, err error) error {
 	if !errors.Is(err, errNotReady) {
-		err = errors.Join(err, ignoreDone(child.Process.Kill()))
+		// With whatever it started: the child leads a session, and so a group, of its own.
+		if e := syscall.Kill(-child.Process.Pid, syscall.SIGKILL); e != nil && !errors.Is(e, syscall.ESRCH) {
+			err = errors.Join(err, e)
+		}
 	}
 	_ = child.Wait() // its state tells
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTime)
@@ -140,13 +168,6 @@ func abandon(ctx context.Context, dir string, child *exec.Cmd, err error) error 
 	// it is alive and well, and EndWriter leaves that one alone.
 	if e := EndWriter(ctx, dir); e != nil && !errors.Is(e, ErrVMMAlive) {
 		err = errors.Join(err, e)
-	}
-	return err
-}
-
-func ignoreDone(err error) error {
-	if errors.Is(err, os.ErrProcessDone) {
-		return nil
 	}
 	return err
 }

@@ -126,6 +126,7 @@ func TestRunRefusesWhatCannotWork(t *testing.T) {
 		"no vmm":          {"state_dir: " + dir + "/s\nguest: " + program + "\nvmm: /nowhere\n", "minifleet-vmm"},
 		"no guest":        {"state_dir: " + dir + "/s\nguest: /nowhere\nvmm: " + program + "\n", "minifleet-guest"},
 		"a path too long": {"state_dir: " + dir + "/" + strings.Repeat("long/", 20) + "\nguest: " + program + "\nvmm: " + program + "\n", "state_dir"},
+		"no such user":    {"state_dir: " + dir + "/s\nguest: " + program + "\nvmm: " + program + "\nsession_user: no-such-user\n", "session_user"},
 		"no images":       {"state_dir: " + dir + "/s\nimages_dir: /nowhere\nguest: " + program + "\nvmm: " + program + "\n", "images_dir"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -42,9 +42,13 @@ func (c runCommand) Run(s *surroundings) error {
 	if err != nil {
 		return err
 	}
+	account, err := cfg.account()
+	if err != nil {
+		return err
+	}
 	machines, err := agent.NewVMs(agent.VMsConfig{
 		Dir: filepath.Join(cfg.StateDir, agent.DirVMs), ImagesDir: cfg.ImagesDir, Backend: cfg.backend(), QEMU: qemu,
-		VMMProgram: cfg.VMM, GuestProgram: cfg.Guest, AllowCopy: cfg.AllowCopy, BootDelay: cfg.BootDelay, MaxLife: cfg.MaxLife, Log: log,
+		VMMProgram: cfg.VMM, GuestProgram: cfg.Guest, Account: account, AllowCopy: cfg.AllowCopy, BootDelay: cfg.BootDelay, MaxLife: cfg.MaxLife, Log: log,
 	})
 	if err != nil {
 		return err

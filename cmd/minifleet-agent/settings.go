@@ -39,6 +39,7 @@ type settings struct {
 	QEMU               qemu          `yaml:"qemu" help:"how machines of the backend qemu are made"`
 	VMM                string        `yaml:"vmm" help:"path of minifleet-vmm; empty looks beside this program"`
 	Guest              string        `yaml:"guest" help:"path of minifleet-guest, for the process backend; empty looks beside this program"`
+	SessionUser        string        `yaml:"session_user" help:"user as whom VMs run, on a Mac in that user's login session; the agent must be root"`
 	BootDelay          time.Duration `yaml:"boot_delay" default:"0s" help:"how long guests of the process backend pretend to boot"`
 	BootTimeout        time.Duration `yaml:"boot_timeout" default:"5m" help:"longest time from a VM's start to its guest's first answer"`
 	GuestTimeout       time.Duration `yaml:"guest_timeout" default:"1m" help:"longest silence of a standby's guest"`
@@ -127,11 +128,23 @@ func (s *settings) backend() vm.BackendName {
 
 func (s *settings) agentConfig(log *slog.Logger) agent.Config {
 	return agent.Config{
-		Controller: s.Controller, Name: s.Name, StateDir: s.StateDir, EnrolmentToken: s.EnrolmentToken, CAFile: s.CAFile,
+		Controller: s.Controller, Name: s.Name, StateDir: s.StateDir, OtherUser: s.SessionUser != "", EnrolmentToken: s.EnrolmentToken, CAFile: s.CAFile,
 		Slots: s.Slots, Backends: []string{string(s.backend())}, Version: program.Version(),
 		BootTimeout: s.BootTimeout, GuestTimeout: s.GuestTimeout, EndGrace: s.EndGrace, KeepFailures: s.KeepFailures,
 		ReportEvery: s.ReportEvery, ImagesEvery: s.ImagesEvery, LookEvery: s.LookEvery, Log: log,
 	}
+}
+
+// account is the user as whom VMs run; nil means the agent's own.
+func (s *settings) account() (*vm.Account, error) {
+	if s.SessionUser == "" {
+		return nil, nil
+	}
+	account, err := vm.LookUpAccount(s.SessionUser)
+	if err != nil {
+		return nil, fmt.Errorf("session_user: %w", err)
+	}
+	return &account, nil
 }
 
 // load reads the file, and fills in what lies beside this program.

@@ -45,6 +45,7 @@ type commands struct {
 type runCommand struct {
 	Bundle  string `required:"" placeholder:"DIR" help:"The bundle's folder. It is run once only."`
 	ReadyFD int    `name:"ready-fd" placeholder:"N" help:"Write a line to this descriptor when the sockets are open (for the agent)."`
+	As      string `placeholder:"USER" help:"Become this user for good before anything else; only root can (for the agent)."`
 	Window  bool   `help:"Show the machine's screen, for debugging (vz only). Closing the window ends nothing."`
 }
 
@@ -141,6 +142,15 @@ func (c probeCommand) run(ctx context.Context, stdout io.Writer) error {
 }
 
 func (c runCommand) run(ctx context.Context, stderr io.Writer, backends ...vm.Backend) error {
+	if c.As != "" {
+		account, err := vm.LookUpAccount(c.As)
+		if err == nil {
+			err = account.Assume()
+		}
+		if err != nil {
+			return fmt.Errorf("--as: %w", err)
+		}
+	}
 	bundle, err := filepath.Abs(c.Bundle)
 	if err != nil {
 		return err

@@ -74,7 +74,7 @@ var errStopped = errors.New("the agent is stopping")
 // controller refuses this agent for good. The VMs run on; the next agent with the
 // same state folder adopts them.
 func (a *Agent) Run(ctx context.Context) (err error) {
-	if a.state, err = openState(a.cfg.StateDir); err != nil {
+	if a.state, err = openState(a.cfg.StateDir, a.cfg.OtherUser); err != nil {
 		return err
 	}
 	if err := a.state.probe(); err != nil {

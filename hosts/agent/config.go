@@ -25,6 +25,8 @@ type Config struct {
 	// StateDir keeps the host's identity and books; it is made if missing. Empty keeps
 	// them in memory, for a host without VMs.
 	StateDir string
+	// OtherUser says that VMs run as another user, who must get through StateDir to them.
+	OtherUser bool
 	// EnrolmentToken is needed until the host has enrolled.
 	EnrolmentToken secret.Text
 	// CAFile holds PEM certificates to trust instead of the system's.

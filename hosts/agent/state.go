@@ -76,13 +76,18 @@ type state struct {
 	lock *flock.Flock
 }
 
-// openState makes and locks the state folder.
-func openState(dir string) (*state, error) {
+// openState makes and locks the state folder. Where VMs run as another user, that one can
+// pass through it.
+func openState(dir string, otherUser bool) (*state, error) {
 	if dir == "" {
 		return &state{}, nil
 	}
 	for _, d := range []string{"", dirRunners, dirTombstones, dirFailures, DirVMs} {
-		if err := makePrivate(filepath.Join(dir, d)); err != nil {
+		mode := fs.FileMode(0o700)
+		if d == "" || d == DirVMs {
+			mode = wayMode(otherUser)
+		}
+		if err := makePrivate(filepath.Join(dir, d), mode); err != nil {
 			return nil, fmt.Errorf("state_dir: %w: give the agent's user a folder of its own that it can write to", err)
 		}
 	}
@@ -170,17 +175,26 @@ func (s *state) sweep() error {
 // makePrivate makes a folder that is nobody else's to read, and checks that it can be
 // written to: better now than with the first VM. A full volume is no reason to stay
 // away: what an earlier agent left there may be what fills it.
-func makePrivate(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+func makePrivate(dir string, mode fs.FileMode) error {
+	if err := os.MkdirAll(dir, mode); err != nil {
 		return err
 	}
-	if err := os.Chmod(dir, 0o700); err != nil {
+	if err := os.Chmod(dir, mode); err != nil {
 		return err
 	}
 	if err := probe(dir); !full(err) {
 		return err
 	}
 	return nil
+}
+
+// wayMode is the mode of the folders above the bundles: another user whose VMs they are can
+// pass through, and neither list nor change them.
+func wayMode(otherUser bool) fs.FileMode {
+	if otherUser {
+		return 0o711
+	}
+	return 0o700
 }
 
 // probe finds out whether the state folder has room for a record.

@@ -46,6 +46,9 @@ type VMsConfig struct {
 	// process backend only.
 	VMMProgram   string
 	GuestProgram string
+	// Account, if set, is the user as whom vmms run, on a Mac in that user's session. Only
+	// an agent that is root can start them. Config.OtherUser has to be set with it.
+	Account *vm.Account
 	// AllowCopy lets clones be copies where copy-on-write does not work.
 	AllowCopy bool
 	// QEMU is for the backend of that name.
@@ -92,7 +95,10 @@ func NewVMs(cfg VMsConfig) (*VMs, error) {
 	if err := vm.CheckPath(cfg.Dir, longestID); err != nil {
 		return nil, fmt.Errorf("state_dir: %w", err)
 	}
-	if err := makePrivate(cfg.Dir); err != nil {
+	if cfg.Account != nil && os.Geteuid() != 0 {
+		return nil, fmt.Errorf("session_user is %s and this agent is not root, who alone can start VMs as another user: run it as root (a LaunchDaemon), or remove session_user", cfg.Account.Name)
+	}
+	if err := makePrivate(cfg.Dir, wayMode(cfg.Account != nil)); err != nil {
 		return nil, fmt.Errorf("state_dir: %w: give the agent's user a folder of its own that it can write to", err)
 	}
 	images, err := imagecache.Open(imagecache.Config{Dir: cfg.ImagesDir, Log: cfg.Log})

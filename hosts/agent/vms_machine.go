@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/minifleet/minifleet/guest"
 	"github.com/minifleet/minifleet/vm"
 )
@@ -24,6 +26,7 @@ const maxLogKept = 1 << 20
 type vmMachine struct {
 	dir     string
 	program string // of the vmm
+	as      *vm.Account
 	client  *guest.Client
 
 	mu      sync.Mutex // guards the rest
@@ -36,7 +39,7 @@ type vmMachine struct {
 // alone: by the one stream that every backend has. Of images without the program, GuestSSH
 // in an order or a bundle's notes, the client is another.
 func (v *VMs) newVM(dir string) *vmMachine {
-	m := &vmMachine{dir: dir, program: v.cfg.VMMProgram}
+	m := &vmMachine{dir: dir, program: v.cfg.VMMProgram, as: v.cfg.Account}
 	m.client = guest.NewClient(m.dial)
 	return m
 }
@@ -81,7 +84,7 @@ func (m *vmMachine) adopt(ctx context.Context) error {
 }
 
 func (m *vmMachine) Start(ctx context.Context) error {
-	machine, err := vm.Start(ctx, m.dir, m.program)
+	machine, err := vm.StartAs(ctx, m.dir, m.program, m.as)
 	if err != nil {
 		return err
 	}
@@ -144,7 +147,8 @@ func (m *vmMachine) Keep(dir string) error {
 }
 
 func copyEnd(from, to string) error {
-	src, err := os.Open(from)
+	// Where the vmm runs as another user, that one could put a link or a pipe in its place.
+	src, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
