@@ -21,10 +21,12 @@ func main() {
 }
 
 type commands struct {
-	Run      runCommand      `cmd:"" help:"Serve a controller with this host's VMs."`
-	Simulate simulateCommand `cmd:"" help:"Be many hosts without VMs, to load a controller."`
-	Config   configCommand   `cmd:"" help:"Check a configuration file, or list its keys."`
-	Version  versionCommand  `cmd:"" help:"Print the version."`
+	Run       runCommand       `cmd:"" help:"Serve a controller with this host's VMs."`
+	Install   installCommand   `cmd:"" help:"Make the agent a service of this host, and start it."`
+	Uninstall uninstallCommand `cmd:"" help:"Stop the agent and take its service away. VMs and state stay."`
+	Simulate  simulateCommand  `cmd:"" help:"Be many hosts without VMs, to load a controller."`
+	Config    configCommand    `cmd:"" help:"Check a configuration file, or list its keys."`
+	Version   versionCommand   `cmd:"" help:"Print the version."`
 }
 
 // surroundings are what a command needs beside its flags.
