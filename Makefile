@@ -3,7 +3,7 @@
 # make test    all tests, the quick ones first
 # make build   the programs, for this machine and every supported one
 # make test-image   the small Linux guest that tests boot under QEMU
-# make lint    formatting and static checks, the Mac's code among them
+# make lint    formatting and static checks, the Mac's code and the workflows among them
 # make check-darwin   the types of what only a Mac builds, on any machine
 # make test-vz IMAGE=DIR   on a Mac with Apple silicon: the backend vz on real machines
 # make bench   the figures; make bench ONLY=webhook,assign for some of them
@@ -21,6 +21,7 @@ SOURCES   = $(shell find . -name '*.go' -not -name '*_test.go') go.mod go.sum
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+ACTIONLINT  := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 
 .PHONY: all demo programs runner crash-programs test-image image-for-tests testimage build test test-quick test-e2e lint check-darwin test-vz vmm sign bench fuzz generate clean
 
@@ -99,6 +100,7 @@ lint: check-darwin
 	cd e2e && $(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) run $(GOLANGCI) run ./...
+	$(GO) run $(ACTIONLINT) -shellcheck= -pyflakes= # which not every machine has
 
 # What only a Mac builds is checked everywhere, tests included, against the real bindings.
 check-darwin:

@@ -69,7 +69,7 @@ func (c doctorCommand) Run(s *surroundings) error {
 
 func target(cfg settings) (doctor.Target, error) {
 	t := doctor.Target{
-		Backend: cfg.Backend, StateDir: cfg.StateDir, ImagesDir: cfg.ImagesDir, VMM: cfg.VMM,
+		Backend: string(cfg.backend()), StateDir: cfg.StateDir, ImagesDir: cfg.ImagesDir, VMM: cfg.VMM,
 		AllowCopy: cfg.AllowCopy, Slots: cfg.Slots, SessionUser: cfg.SessionUser,
 	}
 	account, err := cfg.account()

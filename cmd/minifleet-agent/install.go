@@ -62,7 +62,7 @@ func (c installCommand) Run(s *surroundings) error {
 	}
 	in.Service.Program, in.Service.Config, in.Service.User = program, path, c.User
 	in.Programs = []string{program, cfg.VMM}
-	if cfg.Backend == string(vm.BackendProcess) {
+	if cfg.backend() == vm.BackendProcess {
 		in.Programs = append(in.Programs, cfg.Guest)
 	}
 	switch {
