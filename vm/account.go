@@ -20,7 +20,10 @@ import (
 type Account struct {
 	Name     string
 	UID, GID int
-	Home     string
+	// Groups are those that a vmm keeps. On Linux all of the user's, one of which may be
+	// needed for /dev/kvm; on a Mac the first only, for there are more than the kernel takes.
+	Groups []int
+	Home   string
 }
 
 // LookUpAccount returns the account of a user other than root.
@@ -37,12 +40,23 @@ func LookUpAccount(name string) (Account, error) {
 	if uid <= 0 {
 		return Account{}, fmt.Errorf("user %.60q is root: name an ordinary user", name)
 	}
-	return Account{Name: u.Username, UID: uid, GID: gid, Home: u.HomeDir}, nil
+	a := Account{Name: u.Username, UID: uid, GID: gid, Groups: []int{gid}, Home: u.HomeDir}
+	if runtime.GOOS == "linux" {
+		ids, err := u.GroupIds()
+		if err != nil {
+			return Account{}, fmt.Errorf("look up the groups of user %.60q: %w", name, err)
+		}
+		for _, id := range ids {
+			if n, err := strconv.Atoi(id); err == nil && n != gid {
+				a.Groups = append(a.Groups, n)
+			}
+		}
+	}
+	return a, nil
 }
 
-// Assume makes this process, which must be root's, the account's for good. Of groups it
-// keeps the user's own only: a vmm needs no other. A process that is the account's already
-// stays as it is.
+// Assume makes this process, which must be root's, the account's for good. A process that is
+// the account's already stays as it is.
 func (a Account) Assume() error {
 	if os.Getuid() == a.UID && os.Geteuid() == a.UID {
 		return nil
@@ -51,7 +65,7 @@ func (a Account) Assume() error {
 		return fmt.Errorf("become user %s: only root can, and this process has the user id %d", a.Name, os.Geteuid())
 	}
 	// The user last: without root the groups cannot be changed any more.
-	for _, step := range []error{syscall.Setgroups([]int{a.GID}), syscall.Setgid(a.GID), syscall.Setuid(a.UID)} {
+	for _, step := range []error{syscall.Setgroups(a.Groups), syscall.Setgid(a.GID), syscall.Setuid(a.UID)} {
 		if step != nil {
 			return fmt.Errorf("become user %s: %w", a.Name, step)
 		}
