@@ -68,8 +68,11 @@ func Reach(ctx context.Context, cfg Config) (Reached, error) {
 	r.Date, _ = http.ParseTime(resp.Header.Get("Date")) // without one there is none
 	// Without a credential the right answer is a refusal in the protocol's words.
 	err = readAnswer(resp, protocol.PathDesired, nil)
-	if refusal, ok := errors.AsType[*refusal](err); !ok || refusal.code != protocol.CodeCredential {
-		return r, fmt.Errorf("%s answers, but not as a controller's listener for agents does (%v): give the address of agents, not of webhook or admin", c.base.Host, err)
+	switch refusal, ok := errors.AsType[*refusal](err); {
+	case ok && refusal.code == protocol.CodeCredential:
+		return r, nil
+	case err == nil:
+		err = errors.New("it asks for no credential")
 	}
-	return r, nil
+	return r, fmt.Errorf("%s answers, but not as a controller's listener for agents does: %w: give the address of agents, not of webhook or admin", c.base.Host, err)
 }
