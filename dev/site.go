@@ -27,6 +27,9 @@ import (
 type Options struct {
 	Programs string // folder of minifleet, minifleet-agent, minifleet-vmm and minifleet-guest
 	Runner   string // listener program of the runners; "" is the built-in stand-in
+	// Image is the folder of an image with a runner in it, of which VMs are booted under
+	// QEMU. Without it each runner is an ordinary process: the backend process.
+	Image    string
 	Agents   int
 	Slots    int // of each agent
 	Seed     uint64
@@ -57,6 +60,7 @@ type site struct {
 	api    *api.ClientWithResponses
 	token  secret.Text
 	client string      // the runner client's own words about itself
+	image  string      // name of the image
 	lines  chan string // for the display
 }
 
@@ -99,7 +103,7 @@ func open(o Options) (*site, error) {
 
 func (s *site) run(ctx context.Context) error {
 	began := time.Now()
-	if err := s.makeImage(ctx); err != nil {
+	if err := s.prepareImage(ctx); err != nil {
 		return err
 	}
 	if err := s.startGitHub(ctx); err != nil {
@@ -116,8 +120,8 @@ func (s *site) run(ctx context.Context) error {
 	if err := s.hostsOnline(ctx); err != nil {
 		return err
 	}
-	fmt.Fprintf(s.Out, "site is up after %.1f s: simulated GitHub, controller, %d agents with %d slots each\nrunner client: %s\n",
-		time.Since(began).Seconds(), s.Agents, s.Slots, s.client)
+	fmt.Fprintf(s.Out, "site is up after %.1f s: simulated GitHub, controller, %d agents with %d slots each\nrunners run in: %s\nrunner client: %s\n",
+		time.Since(began).Seconds(), s.Agents, s.Slots, s.kindOfVM(), s.client)
 	var err error
 	if s.Demo {
 		err = s.demo(ctx)
@@ -145,6 +149,41 @@ Press Ctrl-C to end it all.
 		filepath.Join(s.Programs, "minifleet"), s.server.said["admin"], token,
 		s.sim.BaseURL, s.sim.BaseURL, s.server.said["webhook"], filepath.Join(s.dir, "log"))
 }
+
+// real reports whether the runners run in VMs.
+func (s *site) real() bool { return s.Image != "" }
+
+func (s *site) kindOfVM() string {
+	if s.real() {
+		return "VMs under QEMU, of the image " + s.image
+	}
+	return "ordinary processes, without isolation"
+}
+
+// prepareImage finds the image that VMs are made of, or makes one for the backend process.
+func (s *site) prepareImage(ctx context.Context) error {
+	s.image = "demo"
+	if !s.real() {
+		return s.makeImage(ctx)
+	}
+	if _, err := os.Stat(filepath.Join(s.Image, "image.json")); err != nil {
+		return fmt.Errorf("--image: %w: give the folder of an image, such as the one of `make test-image`", err)
+	}
+	s.image = filepath.Base(s.Image)
+	s.client = "the image's own"
+	return nil
+}
+
+// imagesDir is the folder of all images.
+func (s *site) imagesDir() string {
+	if s.real() {
+		return filepath.Dir(s.Image)
+	}
+	return filepath.Join(s.dir, "images")
+}
+
+// guestGitHub is where guests in an isolated network find the simulated GitHub.
+const guestGitHub = "10.0.2.100:80"
 
 // makeImage makes the image that the process backend clones: a folder with the
 // listener where the runner's own archive has it.
@@ -196,6 +235,9 @@ func (s *site) startGitHub(ctx context.Context) (err error) {
 	if s.Kind {
 		args = append(args, "--kind")
 	}
+	if s.real() {
+		args = append(args, "--runner-url", "http://"+guestGitHub)
+	}
 	s.github, err = start(ctx, "github", filepath.Join(s.dir, "log"), []string{"github"}, filepath.Join(s.Programs, "minifleet"), args...)
 	if err != nil {
 		return err
@@ -234,6 +276,11 @@ func (s *site) startController(ctx context.Context) error {
 // controllerConfig is short on patience, as befits a demo: what nobody needs goes
 // after two seconds.
 func (s *site) controllerConfig(app int64) string {
+	// Emulated processors are slow, and the machine may be busy with other things.
+	backend, memory, limits := "process", 256, "surplus: 2s, booting: 20s, registering: 30s, unnamed: 10s"
+	if s.real() {
+		backend, memory, limits = "qemu", 512, "surplus: 5s, booting: 2m, registering: 2m, unnamed: 30s"
+	}
 	return fmt.Sprintf(`database: minifleet.db
 log_level: debug
 webhook: {address: "127.0.0.1:0"}
@@ -249,12 +296,12 @@ pools:
   - name: demo
     labels: [%s]
     scopes: [%s/%s]
-    image: demo
-    backend: process
+    image: %s
+    backend: %s
     cpus: 1
-    memory_mib: 256
-    limits: {surplus: 2s, booting: 20s, registering: 30s, unnamed: 10s}
-`, s.sim.BaseURL, app, strings.Join(poolLabels(), ", "), owner, repo)
+    memory_mib: %d
+    limits: {%s}
+`, s.sim.BaseURL, app, strings.Join(poolLabels(), ", "), owner, repo, s.image, backend, memory, limits)
 }
 
 func (s *site) agentDir(i int) string { return filepath.Join(s.dir, fmt.Sprintf("a%d", i+1)) }
@@ -271,8 +318,13 @@ func (s *site) startAgent(ctx context.Context, i int) error {
 		if err := os.WriteFile(dir+".token", []byte(token.Reveal()), 0o600); err != nil {
 			return err
 		}
-		text := fmt.Sprintf("controller: %s\nname: %s\nstate_dir: %s\nenrolment_token_file: %s\nslots: %d\nallow_copy: true\nimages_dir: %s\nbackend: process\nboot_delay: 300ms\nlog_level: debug\n",
-			s.server.said["agents"], name, dir, dir+".token", s.Slots, filepath.Join(s.dir, "images"))
+		machines := "backend: process\nboot_delay: 300ms\n"
+		if s.real() {
+			github := strings.TrimPrefix(s.sim.BaseURL, "http://")
+			machines = fmt.Sprintf("backend: qemu\nqemu: {network: isolated, forwards: [{guest: %q, host: %q}]}\n", guestGitHub, github)
+		}
+		text := fmt.Sprintf("controller: %s\nname: %s\nstate_dir: %s\nenrolment_token_file: %s\nslots: %d\nallow_copy: true\nimages_dir: %s\n%slog_level: debug\n",
+			s.server.said["agents"], name, dir, dir+".token", s.Slots, s.imagesDir(), machines)
 		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 			return err
 		}

@@ -21,6 +21,7 @@ import (
 
 type devCommand struct {
 	Runner string `type:"path" help:"Runner client: a program that behaves as the runner's bin/Runner.Listener. Without it a small stand-in is used."`
+	Image  string `type:"path" placeholder:"DIR" help:"Folder of an image with a runner in it, of which VMs are booted under QEMU. Without it runners are ordinary processes."`
 	Agents int    `default:"2" help:"Agents to run."`
 	Slots  int    `default:"2" help:"Slots of each agent."`
 	Seed   uint64 `default:"1" help:"Seed of GitHub's misbehaviour."`
@@ -32,7 +33,7 @@ type devCommand struct {
 // Help says what dev is.
 func (devCommand) Help() string {
 	return "Starts a simulated GitHub, the controller and agents as processes of their own on loopback, in a folder that is removed at the end. " +
-		"The agents use the process backend: no isolation, no VM, so that it works on any machine."
+		"With --image each runner has a VM of its own, under QEMU. Without it the agents use the process backend: no isolation, no VM, so that it works on any machine."
 }
 
 // Run runs a site.
@@ -55,7 +56,7 @@ func (c devCommand) Run(s *surroundings) error {
 	return stop.Run(s.ctx, func(ctx context.Context, parts *program.Parts) error {
 		return parts.Do("the site", func() error {
 			return dev.Run(ctx, dev.Options{
-				Programs: filepath.Dir(self), Runner: c.Runner, Agents: c.Agents, Slots: c.Slots, Seed: c.Seed, Kind: c.Kind,
+				Programs: filepath.Dir(self), Runner: c.Runner, Image: c.Image, Agents: c.Agents, Slots: c.Slots, Seed: c.Seed, Kind: c.Kind,
 				Demo: c.Demo, Keep: c.Keep, CI: s.getenv("CI") == "true", Out: s.stdout, Terminal: terminal(s.stdout),
 			})
 		})
@@ -74,6 +75,8 @@ type githubsimCommand struct {
 	Prompt bool   `help:"Answer at once: runners share one key, and no rate limit refuses a call."`
 	Flow   string `default:"v1" enum:"v1,migrate" help:"Actions service offered to runners."`
 
+	RunnerURL string `placeholder:"URL" help:"How runners reach it, where that differs from the address it listens on: from inside a VM."`
+
 	Lease time.Duration `default:"10m" help:"Time until a job fails whose runner is silent."`
 }
 
@@ -85,7 +88,7 @@ func (c githubsimCommand) Run(s *surroundings) error {
 	}
 	settings := githubsim.Settings{
 		Listen: c.Listen, Seed: c.Seed, Kind: c.Kind, Prompt: c.Prompt, Flow: githubsim.Flow(c.Flow),
-		Timing: githubsim.Timing{Lease: c.Lease},
+		RunnerURL: c.RunnerURL, Timing: githubsim.Timing{Lease: c.Lease},
 	}
 	stop := program.Stop{Finishing: "requests under way; its state is forgotten", Within: 10 * time.Second, Log: log}
 	return stop.Run(s.ctx, func(ctx context.Context, parts *program.Parts) error {

@@ -60,7 +60,7 @@ func (s *Sim) acquireJob(w http.ResponseWriter, r *http.Request, ru *runner) {
 		ru.session.drop(func(m *message) bool { return m.kind == "RunnerJobRequest" })
 	}
 	s.start(j)
-	reply(w, http.StatusOK, s.jobMessage(j, s.base(r), true))
+	reply(w, http.StatusOK, s.jobMessage(j, s.runnerBase(r), true))
 }
 
 type stepResult struct {

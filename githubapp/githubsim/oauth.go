@@ -36,7 +36,7 @@ func (s *Sim) exchangeToken(w http.ResponseWriter, r *http.Request) {
 	case t.claims.Subject != string(t.claims.Issuer):
 		deny("sub differs from iss")
 		return
-	case t.claims.Audience != s.base(r)+tokenPath:
+	case t.claims.Audience != s.runnerBase(r)+tokenPath:
 		deny("aud is not this token service")
 		return
 	case !now.Before(unix(t.claims.Expires)) || unix(t.claims.NotBefore).After(now.Add(5*time.Minute)):

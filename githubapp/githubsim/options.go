@@ -36,6 +36,8 @@ type Options struct {
 
 	Listen  string // address for Start; default 127.0.0.1:0; loopback only
 	BaseURL string // how clients reach the Sim; default: Start's address, else the request's Host
+	// RunnerURL is how runners reach the Sim, where that differs: from inside a VM.
+	RunnerURL string
 
 	Seed    uint64        // of all randomness; default 1
 	Kind    bool          // no misbehaviour but what Inject asks for
@@ -122,6 +124,9 @@ func (o Options) Validate() error {
 	}
 	if o.BaseURL != "" {
 		errs = append(errs, validURL("base URL", o.BaseURL))
+	}
+	if o.RunnerURL != "" {
+		errs = append(errs, validURL("runner URL", o.RunnerURL))
 	}
 	if o.Listen != "" {
 		host, _, err := net.SplitHostPort(o.Listen)

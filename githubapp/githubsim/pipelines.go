@@ -92,7 +92,7 @@ func (s *Sim) postSession(w http.ResponseWriter, r *http.Request, ru *runner) {
 	in := readJSON[sessionRequest](r)
 	if s.opt.Flow == FlowMigrate {
 		body := sessionBody(ru, in, newGUID())
-		body["brokerMigrationMessage"] = object{"brokerBaseUrl": s.base(r) + brokerPath}
+		body["brokerMigrationMessage"] = object{"brokerBaseUrl": s.runnerBase(r) + brokerPath}
 		reply(w, http.StatusOK, body)
 		return
 	}

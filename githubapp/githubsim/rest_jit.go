@@ -67,7 +67,7 @@ func (s *Sim) generateJIT(c *call) *answer {
 	}
 	s.change()
 	return &answer{status: http.StatusCreated, body: object{
-		"runner": r.view(c.now, s.timing.OfflineAfter), "encoded_jit_config": s.encodedJIT(c.base, r),
+		"runner": r.view(c.now, s.timing.OfflineAfter), "encoded_jit_config": s.encodedJIT(s.runnerBase(c.Request), r),
 	}}
 }
 

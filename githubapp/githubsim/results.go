@@ -40,7 +40,7 @@ func (s *Sim) receive(j *job, r *http.Request, body []byte) any {
 		j.jobLog = name
 	}
 	return object{
-		field:               s.base(r) + blobPath + "/" + j.guid + "/" + name + "?sig=" + j.blobKey,
+		field:               s.runnerBase(r) + blobPath + "/" + j.guid + "/" + name + "?sig=" + j.blobKey,
 		"blob_storage_type": "BLOB_STORAGE_TYPE_AZURE", "soft_size_limit": 1 << 20,
 	}
 }

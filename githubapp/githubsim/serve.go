@@ -20,6 +20,7 @@ type Settings struct {
 	PrivateKey    secret.Text    `json:"private_key,omitempty"`    // PEM; default: generated, and told by the control API
 	WebhookSecret secret.Text    `json:"webhook_secret,omitempty"` // default: generated, and told by the control API
 	WebhookURL    string         `json:"webhook_url,omitempty"`
+	RunnerURL     string         `json:"runner_url,omitempty"` // how runners reach it, where that differs
 	Flow          Flow           `json:"flow,omitempty"`
 	Kind          bool           `json:"kind,omitempty"`
 	Prompt        bool           `json:"prompt,omitempty"`
@@ -34,7 +35,7 @@ type Settings struct {
 // Options returns the settings as options of a Sim.
 func (s Settings) Options(log *slog.Logger) Options {
 	return Options{
-		Listen: s.Listen, AppID: s.AppID, PrivateKey: s.PrivateKey, WebhookSecret: s.WebhookSecret, WebhookURL: s.WebhookURL,
+		Listen: s.Listen, AppID: s.AppID, PrivateKey: s.PrivateKey, WebhookSecret: s.WebhookSecret, WebhookURL: s.WebhookURL, RunnerURL: s.RunnerURL,
 		Flow: s.Flow, Kind: s.Kind, Prompt: s.Prompt, Seed: s.Seed, Latency: s.Latency, FaultRate: s.FaultRate, KeyPool: s.KeyPool, Timing: s.Timing, Log: log,
 	}
 }

@@ -211,7 +211,7 @@ func (s *Sim) stepPoll(w http.ResponseWriter, r *http.Request, ru *runner, ses *
 	if m == nil {
 		return false
 	}
-	body := object{"messageId": m.id, "messageType": m.kind, "body": string(s.messageBody(ru, m, s.base(r)))}
+	body := object{"messageId": m.id, "messageType": m.kind, "body": string(s.messageBody(ru, m, s.runnerBase(r)))}
 	if ses.aesKey != nil {
 		iv, text, err := ses.encrypt([]byte(body["body"].(string)))
 		if err != nil {

@@ -227,6 +227,14 @@ func (s *Sim) base(r *http.Request) string {
 	return "http://127.0.0.1"
 }
 
+// runnerBase is the URL that runners know the Sim by. The caller holds mu.
+func (s *Sim) runnerBase(r *http.Request) string {
+	if s.opt.RunnerURL != "" {
+		return strings.TrimSuffix(s.opt.RunnerURL, "/")
+	}
+	return s.base(r)
+}
+
 // later runs fn under mu once d has passed, unless the Sim is closed by then.
 func (s *Sim) later(d time.Duration, fn func()) {
 	s.timers.after(d, func() {
