@@ -26,73 +26,88 @@ import (
 	"github.com/minifleet/minifleet/vm/options"
 )
 
-// connectNetwork makes what a machine's network needs beside QEMU. QEMU inherits the wire,
-// which is nil with the network isolated; end takes all of it down once QEMU is gone.
-func connectNetwork(log *slog.Logger, p plan) (wire *os.File, end func(), err error) {
+// connectNetwork makes what a machine's network needs beside QEMU, for as long as QEMU lives.
+func connectNetwork(log *slog.Logger, p plan) (network, error) {
 	switch {
 	case p.options.Network == options.NetworkNAT:
-		return startPasst(p)
+		return startPasst(log, p)
 	case len(p.options.Forwards) > 0:
-		end, err = acceptForwards(log, filepath.Join(p.dir, fileForward), p.options.Forwards)
-		return nil, end, err
+		end, err := acceptForwards(log, filepath.Join(p.dir, fileForward), p.options.Forwards)
+		return network{end: end}, err
 	}
-	return nil, func() {}, nil
+	return network{end: func() {}}, nil
+}
+
+// network is what is beside QEMU.
+type network struct {
+	wire *os.File // for QEMU to inherit; nil with the network isolated
+	end  func()   // takes it down
 }
 
 // startPasst gives the machine a way out by passt, a user-mode network stack. Between the
 // two stands a filter: passt would open a connection to whatever address the guest sends
 // to, and the host's own addresses are not to be reached.
-func startPasst(p plan) (wire *os.File, end func(), err error) {
+func startPasst(log *slog.Logger, p plan) (n network, err error) {
+	var files []io.Closer
+	defer func() {
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+		}
+	}()
 	guestOurs, guestTheirs, err := socketPair("guest")
 	if err != nil {
-		return nil, nil, err
+		return network{}, err
 	}
+	files = append(files, guestOurs, guestTheirs)
 	passtOurs, passtTheirs, err := socketPair("passt")
 	if err != nil {
-		guestOurs.Close()
-		guestTheirs.Close()
-		return nil, nil, err
+		return network{}, err
 	}
+	files = append(files, passtOurs)
 	defer passtTheirs.Close()
-	log, err := os.OpenFile(filepath.Join(p.dir, filePasstLog), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	said, err := os.OpenFile(filepath.Join(p.dir, filePasstLog), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
-		guestOurs.Close()
-		guestTheirs.Close()
-		passtOurs.Close()
-		return nil, nil, err
+		return network{}, err
 	}
-	defer log.Close()
-	cmd := exec.Command(p.passt, passtArguments(p.options, nameservers())...) //nolint:noctx // it lives as long as the machine
+	defer said.Close()
+	cmd := exec.Command(p.passt, passtArguments(nameservers())...) //nolint:noctx // it lives as long as the machine
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/local/bin:/usr/bin:/bin"}
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Stdout, cmd.Stderr = said, said
 	cmd.ExtraFiles = []*os.File{passtTheirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		guestOurs.Close()
-		guestTheirs.Close()
-		passtOurs.Close()
-		return nil, nil, fmt.Errorf("start passt: %w", err)
+		return network{}, fmt.Errorf("start passt: %w", err)
 	}
-	var filtering sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	all.Go(func() {
+		if err := cmd.Wait(); ctx.Err() == nil {
+			log.Error("the machine's network has ended", "error", fmt.Sprintf("passt: %v", err), "log", filePasstLog)
+		}
+	})
 	shut := func() { // either's end is the other's
 		guestOurs.Close()
 		passtOurs.Close()
 	}
 	own := &ownAddresses{}
-	filtering.Go(func() {
+	all.Go(func() {
 		defer shut()
 		_ = copyFrames(passtOurs, guestOurs, func(frame []byte) bool { return mayLeave(frame, own.has) })
 	})
-	filtering.Go(func() {
+	all.Go(func() {
 		defer shut()
 		_, _ = io.Copy(guestOurs, passtOurs)
 	})
-	return guestTheirs, func() {
+	n.wire = guestTheirs
+	n.end = func() {
+		cancel()
 		shut()
-		filtering.Wait()
 		_ = cmd.Process.Kill() // it would end by itself, with its socket
-		_ = cmd.Wait()         // killed, it has nothing to say
-	}, nil
+		all.Wait()
+	}
+	return n, nil
 }
 
 // filePasstLog is what passt itself prints, in the bundle.
@@ -100,7 +115,7 @@ const filePasstLog = "passt.log"
 
 // passtArguments has passt serve the descriptor 3 and end with it. IPv6 is left out: the
 // guest's addresses would be the host's neighbours'.
-func passtArguments(_ options.QEMU, resolvers []netip.Addr) []string {
+func passtArguments(resolvers []netip.Addr) []string {
 	a := []string{"--foreground", "--quiet", "--stderr", "--fd", "3", "--ipv4-only", "--no-map-gw", "--tcp-ports", "none", "--udp-ports", "none"}
 	for _, r := range resolvers {
 		a = append(a, "--dns", r.String())
@@ -298,17 +313,18 @@ func serveForward(ctx context.Context, c *net.UnixConn, forwards []options.Forwa
 	})()
 	var back sync.WaitGroup
 	back.Go(func() {
-		_, _ = io.Copy(guest, host)
-		closeWrite(guest)
+		pass(guest, host)
 	})
-	_, _ = io.Copy(host, guest)
-	closeWrite(host)
+	pass(host, guest)
 	back.Wait()
 	return nil
 }
 
-func closeWrite(c net.Conn) {
-	if half, ok := c.(interface{ CloseWrite() error }); ok {
+// pass copies one direction to its end and passes that on. It does not let the kernel
+// splice: the pipes for that, which Go keeps, are more descriptors than the connection's.
+func pass(to, from net.Conn) {
+	_, _ = io.Copy(struct{ io.Writer }{to}, struct{ io.Reader }{from})
+	if half, ok := to.(interface{ CloseWrite() error }); ok {
 		_ = half.CloseWrite() // it has ended already, at worst
 	}
 }

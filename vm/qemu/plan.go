@@ -64,6 +64,9 @@ func newPlan(cfg Config, dir string, spec vm.Spec) (plan, error) {
 		return plan{}, err
 	}
 	if o.Network == options.NetworkNAT {
+		if o.SSH { // Debian's passt of 2023 leaves such connections without an answer
+			return plan{}, errors.New("options: ssh is set, but the network is nat: guests that are reached by SSH need the network isolated")
+		}
 		if p.passt, err = lookUp(cfg.Passt, "passt", "passt"); err != nil {
 			return plan{}, fmt.Errorf("the network nat: %w, or give the pool the network isolated", err)
 		}
@@ -179,10 +182,11 @@ func (p plan) arguments(accelerator string, fd descriptors, incoming bool) []str
 	add := func(args ...string) { a = append(a, args...) }
 	add("-name", "minifleet,process=minifleet-qemu", "-machine", "q35,usb=off,vmport=off,graphics=off", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
 	add("-smp", strconv.Itoa(p.cpus), "-m", strconv.Itoa(p.memoryMiB)+"M")
-	// A relay for forwarded connections is a process; nothing else is.
-	sandbox := "on,obsolete=deny,elevateprivileges=deny,resourcecontrol=deny"
-	if len(p.options.Forwards) == 0 {
-		sandbox += ",spawn=deny"
+	// A forwarded connection takes a process, which begins a session of its own: that is among
+	// what elevateprivileges denies. No process gets more rights than QEMU in any case.
+	sandbox := "on,obsolete=deny,resourcecontrol=deny,elevateprivileges=deny,spawn=deny"
+	if len(p.options.Forwards) > 0 {
+		sandbox = "on,obsolete=deny,resourcecontrol=deny"
 	}
 	add("-sandbox", sandbox)
 	add("-S") // until its writer is noted

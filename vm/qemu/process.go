@@ -95,14 +95,14 @@ func (r *process) launch(cfg vm.OpenConfig, p plan, accelerator string, incoming
 		r.belongs = append(r.belongs, out.Close)
 		fd.console = inherit(out.Input())
 	}
-	wire, closeNetwork, err := connectNetwork(cfg.Log, p)
+	network, err := connectNetwork(cfg.Log, p)
 	if err != nil {
 		return err
 	}
-	r.belongs = append(r.belongs, closeNetwork)
-	if wire != nil {
-		defer wire.Close()
-		fd.net = inherit(wire)
+	r.belongs = append(r.belongs, network.end)
+	if network.wire != nil {
+		defer network.wire.Close()
+		fd.net = inherit(network.wire)
 	}
 	ours, theirs, err := socketPair("qmp")
 	if err != nil {

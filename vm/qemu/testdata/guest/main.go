@@ -43,6 +43,7 @@ func main() {
 	http.HandleFunc("POST /print", func(_ http.ResponseWriter, r *http.Request) { io.Copy(os.Stdout, r.Body) })
 	http.HandleFunc("POST /sh", shell)
 	http.HandleFunc("POST /reach", reach)
+	http.HandleFunc("POST /listen", listen)
 	for every := time.NewTicker(50 * time.Millisecond); ; <-every.C {
 		serve()
 	}
@@ -113,11 +114,11 @@ case $1 in bound|renew)
   echo "ip=$ip router=$router dns=$dns";; esac
 `
 
-// shell runs the body in a shell, after a lease was asked for once if ?net=true.
+// shell runs the body in a shell; /lease.sh takes a DHCP lease.
 func shell(w http.ResponseWriter, r *http.Request) {
 	script, _ := io.ReadAll(r.Body)
 	_ = os.WriteFile("/lease.sh", []byte(lease), 0o755)
-	ctx, cancel := context.WithTimeout(r.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(r.Context(), 40*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/bin/busybox", "sh", "-c", string(script))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -145,4 +146,24 @@ func reach(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		fmt.Fprintf(w, " then %v", err)
 	}
+}
+
+// listen greets everyone who connects to ?port=.
+func listen(w http.ResponseWriter, r *http.Request) {
+	l, err := net.Listen("tcp4", ":"+r.URL.Query().Get("port"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(c, "hello from the guest\n")
+			io.Copy(io.Discard, c) // as a server of SSH waits for its client
+			c.Close()
+		}
+	}()
 }

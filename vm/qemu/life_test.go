@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: MIT
+
+//go:build linux
+
+package qemu_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/minifleet/minifleet/vm"
+	"github.com/minifleet/minifleet/vm/options"
+	"github.com/minifleet/minifleet/vm/vmtest"
+)
+
+// machine is one opened machine under test.
+type machine struct {
+	vm.Instance
+	t     *testing.T
+	ctx   context.Context //nolint:containedctx // a test's own
+	dir   string
+	lock  *vm.Lock
+	ended chan vm.Ending
+
+	mu     sync.Mutex // guards what follows
+	told   vm.Facts
+	writer int
+}
+
+func open(t *testing.T, dir string) *machine {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	t.Cleanup(cancel)
+	spec, err := vm.ReadSpec(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock, err := vm.AcquireLock(ctx, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &machine{t: t, ctx: ctx, dir: dir, lock: lock, ended: make(chan vm.Ending, 2)}
+	m.Instance, err = backend(t).Open(ctx, vm.OpenConfig{
+		Dir: dir, Spec: spec, Lock: lock.File(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		RecordWriter: func(pid int) error {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.writer = pid
+			id, err := vm.IdentifyProcess(pid)
+			if err != nil {
+				return err
+			}
+			return vm.WriteIdentity(dir, vm.FileWriter, id)
+		},
+		Publish: func(f vm.Facts) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.told = f
+		},
+		Ended: func(e vm.Ending) { m.ended <- e },
+	})
+	if err != nil {
+		lock.Close()
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := m.Stop(ctx); err != nil {
+			t.Error(err)
+		}
+		lock.Close()
+	})
+	return m
+}
+
+func start(t *testing.T, dir string) *machine {
+	t.Helper()
+	m := open(t, dir)
+	if err := m.Start(m.ctx); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func (m *machine) facts() vm.Facts {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.told
+}
+
+func (m *machine) pid() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.writer
+}
+
+// call makes one request of the guest.
+func (m *machine) call(method, path, body string) string {
+	m.t.Helper()
+	text, err := m.try(method, path, body)
+	if err != nil {
+		m.t.Errorf("%s %s: %v", method, path, err)
+	}
+	return text
+}
+
+func (m *machine) try(method, path, body string) (string, error) {
+	c, err := m.Connect(m.ctx)
+	if err != nil {
+		return "", err
+	}
+	return vmtest.Call(m.ctx, c, method, path, body)
+}
+
+func (m *machine) awaitEnd() vm.Ending {
+	m.t.Helper()
+	select {
+	case e := <-m.ended:
+		return e
+	case <-m.ctx.Done():
+		m.t.Fatal("the end was not told")
+		return vm.Ending{}
+	}
+}
+
+func TestReasons(t *testing.T) {
+	testImage(t)
+	for name, tt := range map[string]struct {
+		end    func(m *machine)
+		reason vm.Reason
+		detail string
+	}{
+		"power off":   {func(m *machine) { m.try("POST", "/off", "") }, vm.ReasonGuestEnded, "shut down"},
+		"restart":     {func(m *machine) { m.try("POST", "/restart", "") }, vm.ReasonGuestEnded, "restarted"},
+		"panic":       {func(m *machine) { m.try("POST", "/panic", "") }, vm.ReasonGuestEnded, "panicked"},
+		"QEMU killed": {func(m *machine) { unix.Kill(m.pid(), unix.SIGKILL) }, vm.ReasonHypervisorCrashed, "signal: killed"},
+		"QEMU aborts": {func(m *machine) { unix.Kill(m.pid(), unix.SIGABRT) }, vm.ReasonHypervisorCrashed, "signal: aborted"},
+		"QEMU told":   {func(m *machine) { unix.Kill(m.pid(), unix.SIGTERM) }, vm.ReasonHypervisorCrashed, "host-signal"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := start(t, bundle(t, nil))
+			m.call("GET", "/v1/health", "")
+			tt.end(m)
+			if e := m.awaitEnd(); e.Reason != tt.reason || !strings.Contains(e.Detail, tt.detail) {
+				t.Errorf("told %+v, want %s with %q", e, tt.reason, tt.detail)
+			}
+			if _, err := m.Connect(m.ctx); err == nil || m.ctx.Err() != nil {
+				t.Errorf("a stream to a machine that ended: %v", err)
+			}
+		})
+	}
+}
+
+// TestHangingQEMU: a QEMU that answers nothing is ended all the same, and soon.
+func TestHangingQEMU(t *testing.T) {
+	m := start(t, bundle(t, nil))
+	m.call("GET", "/v1/health", "")
+	if err := unix.Kill(m.pid(), unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeoutCause(m.ctx, 100*time.Millisecond, errors.New("the test's cause"))
+	defer cancel()
+	if err := m.Pause(ctx); err == nil || !strings.Contains(err.Error(), "the test's cause") {
+		t.Errorf("pause: %v", err)
+	}
+	ctx, cancel = context.WithTimeout(m.ctx, 5*time.Second)
+	defer cancel()
+	if err := m.Stop(ctx); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+	m.awaitEnd()
+}
+
+// TestWriterOfADeadVMM: QEMU holds the lock as long as it lives, and EndWriter ends it.
+func TestWriterOfADeadVMM(t *testing.T) {
+	m := start(t, bundle(t, nil))
+	m.call("GET", "/v1/health", "")
+	m.lock.Close() // as the vmm's death does
+	if locked, err := vm.IsLocked(m.dir); !locked || err != nil {
+		t.Fatalf("QEMU does not hold the lock: %v, %v", locked, err)
+	}
+	if err := vm.EndWriter(m.ctx, m.dir); err != nil {
+		t.Fatal(err)
+	}
+	if e := m.awaitEnd(); e.Reason != vm.ReasonHypervisorCrashed {
+		t.Errorf("told %+v", e)
+	}
+	if locked, err := vm.IsLocked(m.dir); locked || err != nil {
+		t.Errorf("the lock outlives QEMU: %v, %v", locked, err)
+	}
+}
+
+// TestConsole: what the guest prints is kept.
+func TestConsole(t *testing.T) {
+	m := start(t, bundle(t, nil))
+	m.call("POST", "/print", "a line of the guest's\n")
+	if err := m.Stop(m.ctx); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(m.dir, vm.FileConsole))
+	if err != nil || !strings.Contains(string(b), "a line of the guest's") {
+		t.Errorf("console: %.1000q, %v", b, err)
+	}
+}
+
+// TestReconnects: connections that end while the guest is busy spoil none that follow.
+func TestReconnects(t *testing.T) {
+	m := start(t, bundle(t, nil))
+	for range 5 {
+		ctx, cancel := context.WithCancel(m.ctx)
+		c, err := m.Connect(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Write([]byte(strings.Repeat("x", 100_000)))
+		c.Close()
+		cancel()
+		m.call("GET", "/v1/health", "")
+	}
+}
+
+// TestSavedMachineGoesOn: memory survives, twice from one state, and a state that is no
+// state is refused with its reason and leaves a machine that boots.
+func TestSavedMachineGoesOn(t *testing.T) {
+	m := start(t, bundle(t, nil))
+	if got := m.call("POST", "/count", ""); got != "1" {
+		t.Fatalf("count %s", got)
+	}
+	if err := m.Pause(m.ctx); err != nil {
+		t.Fatal(err)
+	}
+	state := t.TempDir()
+	gone, cancel := context.WithCancel(m.ctx)
+	cancel()
+	if err := m.Save(gone, state); err == nil {
+		t.Error("saved for nobody")
+	}
+	if left, _ := os.ReadDir(state); len(left) != 0 {
+		t.Errorf("a save that failed leaves %v", left)
+	}
+	if err := m.Save(m.ctx, state); err != nil {
+		t.Fatal(err)
+	}
+	one := twin(t, m.dir)
+	if err := m.Start(m.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.call("POST", "/count", ""); got != "2" {
+		t.Errorf("count %s after the save", got)
+	}
+	if err := m.Stop(m.ctx); err != nil {
+		t.Fatal(err)
+	}
+	r := open(t, one)
+	if err := r.Restore(r.ctx, state); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Start(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.call("POST", "/count", ""); got != "2" {
+		t.Errorf("count %s after the restore", got)
+	}
+	if err := r.Stop(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+
+	file := filepath.Join(state, "state.qemu")
+	if err := os.Truncate(file, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	cold := open(t, twin(t, one))
+	if err := cold.Restore(cold.ctx, state); vm.ReasonOf(err, "") != vm.ReasonRestoreFailed {
+		t.Errorf("half a state: %v", err)
+	} else {
+		t.Log(err)
+	}
+	if err := cold.Start(cold.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := cold.call("POST", "/count", ""); got != "1" {
+		t.Errorf("count %s after a cold boot", got)
+	}
+}
+
+func TestRefusedBundles(t *testing.T) {
+	testImage(t)
+	for name, tt := range map[string]struct {
+		spoil func(dir string) error
+		want  string
+	}{
+		"no disk":         {func(dir string) error { return os.Remove(filepath.Join(dir, options.FileDisk)) }, "lacks a file"},
+		"kernel is empty": {func(dir string) error { return os.Truncate(filepath.Join(dir, options.FileKernel), 0) }, "is empty"},
+		"no EFI variables": {func(dir string) error {
+			return errors.Join(os.Remove(filepath.Join(dir, options.FileKernel)), os.WriteFile(filepath.Join(dir, options.FileNVRAM), []byte("x"), 0o600))
+		}, "no variables of OVMF"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := bundle(t, nil)
+			if err := tt.spoil(dir); err != nil {
+				t.Fatal(err)
+			}
+			spec, err := vm.ReadSpec(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = backend(t).Open(t.Context(), vm.OpenConfig{Dir: dir, Spec: spec, Log: slog.New(slog.DiscardHandler)})
+			if vm.ReasonOf(err, "") != vm.ReasonBadConfiguration || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
