@@ -23,6 +23,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/minifleet/minifleet/admin/admintest"
+	"github.com/minifleet/minifleet/fleet"
 )
 
 // contract is openapi.yaml as far as the tests look into it.
@@ -296,7 +297,10 @@ func TestEnumerationsFollowTheDomain(t *testing.T) {
 			return true
 		})
 	}
-	for _, name := range []string{"JobState", "Phase", "WaitCode", "DeliveryStatus", "Wanted", "Observed", "Registration"} {
+	for _, step := range fleet.Steps() {
+		constants["Step"] = append(constants["Step"], step.String())
+	}
+	for _, name := range []string{"JobState", "Phase", "Step", "WaitCode", "DeliveryStatus", "Wanted", "Observed", "Registration"} {
 		var values []string
 		for _, v := range c.at(c.doc, "components", "schemas", name, "enum").([]any) {
 			values = append(values, v.(string))

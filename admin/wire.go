@@ -29,9 +29,20 @@ func wireRunner(r fleet.Runner, hostNames map[fleet.HostID]string) api.Runner {
 		Phase: api.Phase(r.Phase()), Since: wireTime(r.Since), MovedAt: wireTime(r.MovedAt), Progress: r.Progress,
 		Wanted: api.Wanted(r.Wanted), Observed: api.Observed(r.Observed), Registration: api.Registration(r.Registration),
 		Scope: r.Scope.String(), RunnerName: r.RunnerName, GitHubID: r.GitHubID, Attempts: r.Attempt,
-		Job: int64(r.Job), Result: r.Result, Failure: r.Failure, Retired: r.Retired, HoldsSlot: r.HoldsSlot,
+		Job: int64(r.Job), Result: r.Result, Failure: r.Failure, Retired: r.Retired, HoldsSlot: r.HoldsSlot, Steps: wireSteps(r.Took),
 		CreatedAt: wireTime(r.CreatedAt), ArmedAt: wireTime(r.ArmedAt), RetiredAt: wireTime(r.RetiredAt),
 	}
+}
+
+// wireSteps lists the steps that are over.
+func wireSteps(t fleet.StepTimes) []api.StepTime {
+	var out []api.StepTime
+	for _, step := range fleet.Steps() {
+		if took := t[step]; took > 0 {
+			out = append(out, api.StepTime{Step: api.Step(step.String()), Microseconds: took.Microseconds()})
+		}
+	}
+	return out
 }
 
 func wireHost(h fleet.Host, taken int, state api.HostState) api.Host {

@@ -44,6 +44,7 @@ type RunnerReport struct {
 	Failure   string
 	Result    string // succeeded, failed, canceled, ...: "" while unknown or without a job
 	Progress  string
+	Took      StepTimes
 	// For a runner that the controller does not know, or knows less of.
 	Pool       string
 	Scope      Scope

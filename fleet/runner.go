@@ -29,6 +29,7 @@ type Runner struct {
 	Failure   string // why it failed, "" if it did not
 	Result    string // of its job, as the guest saw it
 	Progress  string // of long work, such as an image pull
+	Took      StepTimes
 
 	Registration Registration
 	RunnerName   string // at GitHub, of the newest attempt

@@ -224,11 +224,17 @@ func TestReport(t *testing.T) {
 		a := w.agent("mini-1", 2)
 		id := a.place()
 		r := protocol.RunnerReport{ID: string(id), Observed: "idle", HoldsSlot: true, HasConfig: true, Progress: "p", Pool: "mac"}
+		r.Took = protocol.StepTimes{Runner: 1, Image: 2, Clone: 3, Restore: 4, Boot: 5, Session: 6, Install: 7, Listener: 8, Job: 9, Stop: 10, Delete: 11}
 		if got := a.report(r); got.status != http.StatusNoContent || len(got.body) != 0 {
 			t.Errorf("%d %s", got.status, got.body)
 		}
 		if r := w.runner(id); r.Observed != fleet.ObservedIdle || !r.HasConfig || r.Progress != "p" {
 			t.Errorf("%+v", r)
+		}
+		for _, step := range fleet.Steps() {
+			if want, got := time.Duration(step+1)*time.Microsecond, w.runner(id).Took[step]; got != want {
+				t.Errorf("%s took %s, want %s", step, got, want)
+			}
 		}
 		r.Observed, r.Failure, r.Result, r.HoldsSlot = "gone", "f", "succeeded", false
 		a.report(r)
@@ -311,6 +317,8 @@ func TestReport(t *testing.T) {
 			"pool":            func(r *protocol.Report) { r.Runners[1].Pool = "No Pool" },
 			"scope":           func(r *protocol.Report) { r.Runners[1].Scope = "a/b/c" },
 			"runner name":     func(r *protocol.Report) { r.Runners[1].RunnerName = "a b" },
+			"step < 0":        func(r *protocol.Report) { r.Runners[1].Took.Boot = -1 },
+			"endless step":    func(r *protocol.Report) { r.Runners[1].Took.Delete = protocol.MaxStep.Microseconds() + 1 },
 			"revision < 0":    func(r *protocol.Report) { r.Revision = -1 },
 			"huge revision":   func(r *protocol.Report) { r.Revision = 1<<63 - 1 },
 			"huge sequence":   func(r *protocol.Report) { r.Sequence = 1<<63 - 1 },

@@ -115,6 +115,9 @@ func reportOf(in protocol.Report) (fleet.HostReport, error) {
 			ID: fleet.RunnerID(r.ID), Observed: observed, HoldsSlot: r.HoldsSlot, HasConfig: r.HasConfig,
 			Failure: printable(r.Failure), Result: printable(r.Result), Progress: printable(r.Progress), Pool: r.Pool, RunnerName: r.RunnerName,
 		}
+		if said.Took, err = tookOf(r.Took); err != nil {
+			return out, fmt.Errorf("runner %s: %w", r.ID, err)
+		}
 		if r.RunnerName != "" && !idPattern.MatchString(r.RunnerName) {
 			return out, fmt.Errorf("runner %s: runner_name %.70q is not a name", r.ID, r.RunnerName)
 		}
@@ -127,6 +130,21 @@ func reportOf(in protocol.Report) (fleet.HostReport, error) {
 			}
 		}
 		out.Runners = append(out.Runners, said)
+	}
+	return out, nil
+}
+
+// tookOf reads how long the steps of a runner took.
+func tookOf(in protocol.StepTimes) (out fleet.StepTimes, err error) {
+	for step, us := range [...]int64{
+		fleet.StepRunner: in.Runner, fleet.StepImage: in.Image, fleet.StepClone: in.Clone, fleet.StepRestore: in.Restore,
+		fleet.StepBoot: in.Boot, fleet.StepSession: in.Session, fleet.StepInstall: in.Install, fleet.StepListener: in.Listener,
+		fleet.StepJob: in.Job, fleet.StepStop: in.Stop, fleet.StepDelete: in.Delete,
+	} {
+		if us < 0 || us > protocol.MaxStep.Microseconds() {
+			return out, fmt.Errorf("took.%s %d: want 0 to %d microseconds", fleet.Step(step), us, protocol.MaxStep.Microseconds())
+		}
+		out[step] = time.Duration(us) * time.Microsecond
 	}
 	return out, nil
 }

@@ -115,6 +115,7 @@ func (t *tx) observe(r fleet.Runner, said fleet.RunnerReport) error {
 	next.HoldsSlot = said.HoldsSlot && next.Observed != fleet.ObservedGone
 	next.HasConfig = r.HasConfig || said.HasConfig
 	next.Progress = said.Progress
+	next.Took = r.Took.With(said.Took)
 	if next.Failure == "" {
 		next.Failure = said.Failure
 	}
@@ -200,7 +201,7 @@ func (t *tx) adopt(host fleet.HostID, said fleet.RunnerReport) error {
 	r := fleet.Runner{
 		ID: said.ID, Pool: said.Pool, Host: host, Reason: fleet.AdoptedReason,
 		Wanted: fleet.WantGone, Scope: said.Scope, Observed: said.Observed, HoldsSlot: said.HoldsSlot, HasConfig: said.HasConfig,
-		Failure: said.Failure, Result: said.Result, Retired: "unknown to the controller and without a config",
+		Failure: said.Failure, Result: said.Result, Took: said.Took, Retired: "unknown to the controller and without a config",
 	}
 	if said.HasConfig {
 		r.Wanted, r.Retired = fleet.WantArmed, ""

@@ -123,6 +123,26 @@ func testReport(t *testing.T, open opener) {
 			t.Errorf("since %s, moved %s, %q", r.Since, r.MovedAt, r.Progress)
 		}
 	})
+	t.Run("the times of steps", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 2)
+		id := w.place(h)
+		s := said(id, fleet.ObservedStandby)
+		for _, step := range fleet.Steps()[:fleet.StepListener] {
+			s.Took[step] = time.Duration(step+1) * time.Millisecond
+		}
+		w.report(h, s)
+		want := s.Took
+		// An agent that was started again knows only what it saw itself.
+		s = said(id, fleet.ObservedGone)
+		s.HoldsSlot, s.Took = false, fleet.StepTimes{fleet.StepStop: 7 * time.Microsecond}
+		w.report(h, s)
+		want[fleet.StepStop] = 7 * time.Microsecond
+		if r := w.runner(id); r.Took != want {
+			t.Errorf("got %v, want %v", r.Took, want)
+		}
+	})
 	t.Run("missing", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t, open)

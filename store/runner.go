@@ -14,7 +14,7 @@ import (
 )
 
 const runnerColumns = `id, pool, host, reason, wanted, scope, armed_at, retired_at, retired,
-	observed, holds_slot, has_config, failure, result, progress,
+	observed, holds_slot, has_config, failure, result, progress, took,
 	registration, runner_name, github_id, attempt, delete_after, job, job_done,
 	since, moved_at, created_at, version`
 
@@ -27,9 +27,10 @@ func scanRunner(row scanner) (fleet.Runner, error) {
 		armed, retired, deleteAfter, since, moved   int64
 		created                                     int64
 		wanted, observed, registration, host, ident string
+		took                                        string
 	)
 	err := row.Scan(&ident, &r.Pool, &host, &r.Reason, &wanted, &scope, &armed, &retired, &r.Retired,
-		&observed, &r.HoldsSlot, &r.HasConfig, &r.Failure, &r.Result, &r.Progress,
+		&observed, &r.HoldsSlot, &r.HasConfig, &r.Failure, &r.Result, &r.Progress, &took,
 		&registration, &r.RunnerName, &r.GitHubID, &r.Attempt, &deleteAfter, &r.Job, &r.JobDone,
 		&since, &moved, &created, &r.Version)
 	if err != nil {
@@ -37,7 +38,7 @@ func scanRunner(row scanner) (fleet.Runner, error) {
 	}
 	r.ID, r.Host = fleet.RunnerID(ident), fleet.HostID(host)
 	r.Wanted, r.Observed, r.Registration = fleet.Wanted(wanted), fleet.Observed(observed), fleet.Registration(registration)
-	r.Scope = storedScope(scope)
+	r.Scope, r.Took = storedScope(scope), storedTook(took)
 	r.ArmedAt, r.RetiredAt, r.DeleteAfter = fromMicros(armed), fromMicros(retired), fromMicros(deleteAfter)
 	r.Since, r.MovedAt, r.CreatedAt = fromMicros(since), fromMicros(moved), fromMicros(created)
 	return r, nil
@@ -70,6 +71,7 @@ func runnerFields() []field {
 		{"failure", func(r fleet.Runner) any { return r.Failure }},
 		{"result", func(r fleet.Runner) any { return r.Result }},
 		{"progress", func(r fleet.Runner) any { return r.Progress }},
+		{"took", func(r fleet.Runner) any { return tookText(r.Took) }},
 		{"registration", func(r fleet.Runner) any { return string(r.Registration) }},
 		{"runner_name", func(r fleet.Runner) any { return r.RunnerName }},
 		{"github_id", func(r fleet.Runner) any { return r.GitHubID }},
@@ -85,9 +87,9 @@ func (t *tx) insertRunner(r fleet.Runner) error {
 	r.Since, r.MovedAt, r.CreatedAt, r.Version = t.now, t.now, t.now, 1
 	t.touched.runner(r.ID, r.Host)
 	err := t.exec(`INSERT INTO runners (`+runnerColumns+`, is_over)
-		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27)`,
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27,$28)`,
 		string(r.ID), r.Pool, string(r.Host), r.Reason, string(r.Wanted), r.Scope.String(), micros(r.ArmedAt), micros(r.RetiredAt), r.Retired,
-		string(r.Observed), bit(r.HoldsSlot), bit(r.HasConfig), r.Failure, r.Result, r.Progress,
+		string(r.Observed), bit(r.HoldsSlot), bit(r.HasConfig), r.Failure, r.Result, r.Progress, tookText(r.Took),
 		string(r.Registration), r.RunnerName, r.GitHubID, r.Attempt, micros(r.DeleteAfter), int64(r.Job), bit(r.JobDone),
 		micros(r.Since), micros(r.MovedAt), micros(r.CreatedAt), r.Version, bit(r.Over()))
 	if err != nil {

@@ -83,6 +83,10 @@ func sampleRunners() []fleet.Runner {
 	return []fleet.Runner{
 		{
 			ID: "r-busy", Pool: "macos-15", Host: "h1", Reason: "most free slots", Wanted: fleet.WantArmed, Scope: fleet.Scope{Owner: "acme"},
+			Took: fleet.StepTimes{
+				fleet.StepImage: 40 * time.Millisecond, fleet.StepClone: 310 * time.Microsecond, fleet.StepBoot: 59*time.Second + 709690*time.Microsecond,
+				fleet.StepListener: 1250 * time.Millisecond, fleet.StepJob: 3 * time.Second,
+			},
 			ArmedAt: before(270 * time.Second), Observed: fleet.ObservedBusy, HoldsSlot: true, HasConfig: true, Progress: "step 3",
 			Registration: fleet.RegBusy, RunnerName: "mf-s1te-macos-15-busy", GitHubID: 901, Attempt: 1, Job: 12,
 			Since: before(4 * time.Minute), MovedAt: before(time.Minute), CreatedAt: before(5 * time.Minute), Version: 9,

@@ -217,6 +217,51 @@ func (e Registration) Valid() bool {
 	}
 }
 
+// Defines values for Step.
+const (
+	StepBoot     Step = "boot"
+	StepClone    Step = "clone"
+	StepDelete   Step = "delete"
+	StepImage    Step = "image"
+	StepInstall  Step = "install"
+	StepJob      Step = "job"
+	StepListener Step = "listener"
+	StepRestore  Step = "restore"
+	StepRunner   Step = "runner"
+	StepSession  Step = "session"
+	StepStop     Step = "stop"
+)
+
+// Valid indicates whether the value is a known member of the Step enum.
+func (e Step) Valid() bool {
+	switch e {
+	case StepBoot:
+		return true
+	case StepClone:
+		return true
+	case StepDelete:
+		return true
+	case StepImage:
+		return true
+	case StepInstall:
+		return true
+	case StepJob:
+		return true
+	case StepListener:
+		return true
+	case StepRestore:
+		return true
+	case StepRunner:
+		return true
+	case StepSession:
+		return true
+	case StepStop:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for WaitCode.
 const (
 	WaitCodeArming      WaitCode = "arming"
@@ -689,6 +734,9 @@ type Runner struct {
 	// Since When the phase began.
 	Since time.Time `json:"since"`
 
+	// Steps How long its steps took, those that are over. Left out before the first.
+	Steps []StepTime `json:"steps,omitempty,omitzero"`
+
 	// Wanted What the controller wants of a runner. `up`: a VM without a registration. `armed`: one with a
 	// registration. `drain`: gone, unless it runs a job. `gone`: gone.
 	Wanted Wanted `json:"wanted"`
@@ -700,6 +748,29 @@ type RunnerPage struct {
 
 	// Next The cursor of the next page. Left out on the last one.
 	Next string `json:"next,omitempty,omitzero"`
+}
+
+// Step A part of a runner's way that its host measures, in this order; no two overlap. `runner`: the pool's
+// pinned runner was brought to the host. `image`: the image was found, fetched and checked. `clone`: it
+// was cloned. `restore`: a saved state was read back. `boot`: from the VM's start, or the end of its
+// restore, to the guest's first answer. `session`: from there until the session was ready in which the
+// runner runs. `install`: the pinned runner was put into the guest. `listener`: from the hand-over of
+// the registration until the runner listened. `job`: from there until it took a job. `stop`: the VM was
+// powered off. `delete`: its files were deleted.
+type Step string
+
+// StepTime How long one step took, by a clock that nobody sets.
+type StepTime struct {
+	Microseconds int64 `json:"microseconds"`
+
+	// Step A part of a runner's way that its host measures, in this order; no two overlap. `runner`: the pool's
+	// pinned runner was brought to the host. `image`: the image was found, fetched and checked. `clone`: it
+	// was cloned. `restore`: a saved state was read back. `boot`: from the VM's start, or the end of its
+	// restore, to the guest's first answer. `session`: from there until the session was ready in which the
+	// runner runs. `install`: the pinned runner was put into the guest. `listener`: from the hand-over of
+	// the registration until the runner listened. `job`: from there until it took a job. `stop`: the VM was
+	// powered off. `delete`: its files were deleted.
+	Step Step `json:"step"`
 }
 
 // Timeline The way of a runner through its phases.

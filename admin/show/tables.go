@@ -3,6 +3,7 @@
 package show
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -156,14 +157,62 @@ func Timeline(w io.Writer, t api.Timeline, now time.Time) error {
 		}
 		rows[i] = []string{m.At.UTC().Format("2006-01-02 15:04:05.000Z"), string(m.Phase), took, m.Detail}
 	}
-	return table(w, []string{"AT", "PHASE", "TOOK", "DETAIL"}, rows)
+	if err := table(w, []string{"AT", "PHASE", "TOOK", "DETAIL"}, rows); err != nil || len(r.Steps) == 0 {
+		return err
+	}
+	if err := say(w, "measured by the host:"); err != nil {
+		return err
+	}
+	return steps(w, r.Steps)
+}
+
+// steps prints how long each step took and its share of them all.
+func steps(w io.Writer, list []api.StepTime) error {
+	total := stepsTotal(list)
+	rows := make([][]string, len(list), len(list)+1)
+	for i, s := range list {
+		rows[i] = []string{string(s.Step), exact(stepTook(s)), share(stepTook(s), total)}
+	}
+	rows = append(rows, []string{"all", exact(total), "100 %"})
+	return table(w, []string{"STEP", "TOOK", "SHARE"}, rows)
+}
+
+// stepsLine is the same in one line, the longest first.
+func stepsLine(list []api.StepTime) string {
+	total := stepsTotal(list)
+	list = slices.SortedStableFunc(slices.Values(list), func(a, b api.StepTime) int { return cmp.Compare(b.Microseconds, a.Microseconds) })
+	parts := make([]string, len(list))
+	for i, s := range list {
+		parts[i] = fmt.Sprintf("%s %s (%s)", s.Step, exact(stepTook(s)), share(stepTook(s), total))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func stepTook(s api.StepTime) time.Duration { return time.Duration(s.Microseconds) * time.Microsecond }
+
+func stepsTotal(list []api.StepTime) (sum time.Duration) {
+	for _, s := range list {
+		sum += stepTook(s)
+	}
+	return sum
+}
+
+// share is a part of a whole in percent.
+func share(part, whole time.Duration) string {
+	if whole <= 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.1f %%", 100*part.Seconds()/whole.Seconds())
 }
 
 // exact is a duration as a timeline needs it: a boot takes seconds, and their
 // fractions matter.
 func exact(d time.Duration) string {
 	d = max(0, d)
-	if d < time.Minute {
+	switch {
+	case d < 10*time.Millisecond:
+		return d.Round(10 * time.Microsecond).String()
+	case d < time.Minute:
 		return d.Round(time.Millisecond).String()
 	}
 	return d.Round(time.Second).String()
@@ -190,6 +239,9 @@ func Explanation(w io.Writer, e api.Explanation, now time.Time) error {
 	}
 	if r := e.Runner; r.ID != "" {
 		lines = append(lines, fmt.Sprintf("runner: %s at host %s, %s for %s", r.ID, firstOf(r.HostName, r.Host, "-"), r.Phase, age(r.Since, now)))
+		if len(r.Steps) > 0 {
+			lines = append(lines, "its time: "+stepsLine(r.Steps))
+		}
 	}
 	for _, line := range lines {
 		if err := say(w, line); err != nil {

@@ -171,8 +171,30 @@ type RunnerReport struct {
 	Pool      string `json:"pool"`
 	Scope     string `json:"scope,omitempty"`
 	// RunnerName is the name at GitHub of the config that the guest was given.
-	RunnerName string `json:"runner_name,omitempty"`
+	RunnerName string    `json:"runner_name,omitempty"`
+	Took       StepTimes `json:"took,omitzero"`
 }
+
+// StepTimes is how long each step of a runner took, in microseconds and by a clock that
+// nobody sets; 0 is a step that was not taken, not yet, or while no agent looked. A step
+// that took less counts as one microsecond. No two overlap.
+type StepTimes struct {
+	Runner   int64 `json:"runner,omitempty"`   // bringing the pool's pinned runner to the host
+	Image    int64 `json:"image,omitempty"`    // finding, fetching and checking the image
+	Clone    int64 `json:"clone,omitempty"`    // cloning it
+	Restore  int64 `json:"restore,omitempty"`  // reading a saved state back
+	Boot     int64 `json:"boot,omitempty"`     // VM's start, or the end of its restore, to the guest's first answer
+	Session  int64 `json:"session,omitempty"`  // from there until the session was ready in which the runner runs
+	Install  int64 `json:"install,omitempty"`  // putting the pinned runner into the guest
+	Listener int64 `json:"listener,omitempty"` // JIT config's hand-over to a runner that listens
+	Job      int64 `json:"job,omitempty"`      // from there until it took a job
+	Stop     int64 `json:"stop,omitempty"`     // powering the VM off
+	Delete   int64 `json:"delete,omitempty"`   // deleting its files
+}
+
+// MaxStep bounds the time of one step. GitHub ends a job after five days, and a runner
+// that waits longer than that for one has long been replaced.
+const MaxStep = 31 * 24 * time.Hour
 
 // MintRequest asks for a JIT config for an armed runner whose guest has none.
 type MintRequest struct {

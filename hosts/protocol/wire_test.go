@@ -85,9 +85,16 @@ var golden = []struct {
 		"RunnerReport",
 		protocol.RunnerReport{
 			ID: "r-1", Observed: "busy", HoldsSlot: true, HasConfig: true, Failure: "f", Result: "succeeded", Progress: "10 %", Pool: "mac", Scope: "acme", RunnerName: "n",
+			Took: protocol.StepTimes{Boot: 2000000},
 		},
-		`{"id":"r-1","observed":"busy","holds_slot":true,"has_config":true,"failure":"f","result":"succeeded","progress":"10 %","pool":"mac","scope":"acme","runner_name":"n"}`,
+		`{"id":"r-1","observed":"busy","holds_slot":true,"has_config":true,"failure":"f","result":"succeeded","progress":"10 %","pool":"mac","scope":"acme","runner_name":"n","took":{"boot":2000000}}`,
 		`{"id":"","observed":"","holds_slot":false,"has_config":false,"pool":""}`,
+	},
+	{
+		"StepTimes",
+		protocol.StepTimes{Runner: 1, Image: 2, Clone: 3, Restore: 4, Boot: 5, Session: 6, Install: 7, Listener: 8, Job: 9, Stop: 10, Delete: 11},
+		`{"runner":1,"image":2,"clone":3,"restore":4,"boot":5,"session":6,"install":7,"listener":8,"job":9,"stop":10,"delete":11}`,
+		`{}`,
 	},
 	{"MintRequest", protocol.MintRequest{Instance: "i"}, `{"instance":"i"}`, `{"instance":""}`},
 	{"Minted", protocol.Minted{Name: "n", JITConfig: "c"}, `{"name":"n","jit_config":"c"}`, `{"name":"","jit_config":""}`},
