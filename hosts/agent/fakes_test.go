@@ -524,6 +524,7 @@ func (m *machines) get(t *testing.T, id string) *machine {
 type machine struct {
 	host *machines
 	id   string
+	took agent.Took
 
 	mu         sync.Mutex // guards the rest
 	changed    chan struct{}
@@ -641,6 +642,8 @@ func (m *machine) die(why string) {
 	m.change(func() { m.running, m.why = false, why; close(m.ended) })
 	m.host.change(func() { m.host.running-- })
 }
+
+func (m *machine) Took() agent.Took { return m.took }
 
 func (m *machine) Guest() agent.Guest { return m }
 

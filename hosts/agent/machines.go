@@ -55,6 +55,8 @@ type Machine interface {
 	// Start boots the VM and returns when it runs, without waiting for the guest. It is
 	// called once, and after an error nothing runs.
 	Start(ctx context.Context) error
+	// Took returns how long its making took, as far as it is made.
+	Took() Took
 	// Guest reaches the guest program; nil if there is no way to.
 	Guest() Guest
 	// Wait returns when nothing of the VM runs any more, with a sentence that says why.

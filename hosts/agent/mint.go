@@ -88,6 +88,7 @@ func (s *service) minted(ctx context.Context, m mintAnswer) (ending, bool) {
 func (s *service) deliver(ctx context.Context, config secret.Text) (ending, bool) {
 	call, cancel := context.WithTimeout(ctx, guestCall)
 	defer cancel()
+	s.watch.handed = time.Now()
 	err := s.guest.Run(call, config, nil)
 	if err == nil || errors.Is(err, guest.ErrHasConfig) {
 		crashpoint.Reached(crashpoint.ConfigDelivered)

@@ -90,6 +90,7 @@ func wire(v protocol.RunnerReport) protocol.RunnerReport {
 		v.Scope = ""
 	}
 	v.Failure, v.Progress = cut(v.Failure, protocol.MaxText), cut(v.Progress, protocol.MaxText)
+	v.Took = bounded(v.Took)
 	return v
 }
 

@@ -37,6 +37,7 @@ type runner struct {
 	slot     int // its number; 0 if it has none
 	mac      bool
 	progress time.Time // when progress was shown last
+	started  time.Time // when the VM was, by this agent; zero for one that was adopted
 	unburied *tombstone
 }
 
@@ -222,7 +223,12 @@ func (r *runner) begin(ctx context.Context) ending {
 	if err := r.whileWanted(ctx, r.prepare); err != nil {
 		return ending{failure: failureOf(err, "prepare the VM"), never: r.machine == nil && r.record == record{}}
 	}
-	r.show(fleet.ObservedBooting, func(v *protocol.RunnerReport) { v.HoldsSlot, v.Progress = true, "" })
+	took := r.machine.Took()
+	r.show(fleet.ObservedBooting, func(v *protocol.RunnerReport) {
+		v.HoldsSlot, v.Progress = true, ""
+		v.Took.Image, v.Took.Clone = stepIf(took.Image), stepIf(took.Clone)
+	})
+	r.started = time.Now()
 	if err := r.whileWanted(ctx, r.machine.Start); err != nil {
 		return ending{failure: failureOf(err, "start the VM")}
 	}

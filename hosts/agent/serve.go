@@ -44,6 +44,7 @@ type service struct {
 	mintAt    time.Time // nor before this
 	mintPause backoff
 
+	watch    stopwatch
 	relapses int // from idle back to starting, which a listener that restarts itself does
 
 	endAsked bool      // the guest was told to end its listener
@@ -75,6 +76,7 @@ func (r *runner) serve(ctx context.Context) ending {
 		news: make(chan guestNews), exit: make(chan string), mints: make(chan mintAnswer, 1),
 		mintPause: backoff{first: mintFirstWait, most: mintMostWait},
 	}
+	s.watch = stopwatch{started: r.started, restore: r.machine.Took().Restore}
 	if s.guest == nil {
 		return ending{failure: "the VM runs but there is no way to its guest"}
 	}
@@ -219,13 +221,26 @@ func (s *service) take(n guestNews) {
 		s.notGiven()
 	}
 	s.inherited = false
+	s.measure(n.status.Phase)
 	s.lost = s.lost || restarted && s.delivered && !n.status.HasConfig
 	s.show(observedOf(n.status.Phase, s.given), func(v *protocol.RunnerReport) {
 		v.HasConfig, v.Progress = s.given, ""
+		s.watch.onto(&v.Took)
 		if n.status.Runner.Result != "" {
 			v.Result = string(n.status.Runner.Result)
 		}
 	})
+}
+
+// measure notes which steps a guest in this phase has behind it.
+func (s *service) measure(p guest.Phase) {
+	s.watch.answered()
+	switch p {
+	case guest.PhaseIdle:
+		s.watch.listens()
+	case guest.PhaseBusy:
+		s.watch.works()
+	}
 }
 
 // observedOf puts a guest's phase into the word of the protocol.

@@ -134,6 +134,7 @@ func (s *Simulated) Create(ctx context.Context, order Order, progress func(strin
 	m := &simulatedVM{host: s, id: order.ID, changed: make(chan struct{}), ended: make(chan struct{})}
 	m.step("assigned")
 	progress("pretending to clone")
+	cloning := time.Now()
 	if !sleep(ctx, s.vary(s.cfg.Prepare)) {
 		return nil, context.Cause(ctx)
 	}
@@ -141,6 +142,7 @@ func (s *Simulated) Create(ctx context.Context, order Order, progress func(strin
 		s.cfg.Counts.Failures.Add(1)
 		return nil, errors.New("simulated failure: the clone cannot be made")
 	}
+	m.took.Clone = time.Since(cloning)
 	s.cfg.Counts.Created.Add(1)
 	m.status = guest.Status{Protocol: guest.Protocol, Instance: strings.Repeat("0", 32), Revision: 1, Phase: guest.PhaseReady}
 	m.life, m.kill = context.WithCancel(context.WithoutCancel(ctx))
@@ -152,6 +154,7 @@ type simulatedVM struct {
 	host *Simulated
 	id   string
 	flaw flaw
+	took Took
 	life context.Context // of the goroutine that plays the runner; it outlives every call
 	kill context.CancelFunc
 	play sync.WaitGroup
@@ -188,6 +191,8 @@ func (m *simulatedVM) Start(context.Context) error {
 	m.host.cfg.Counts.Running.Add(1)
 	return nil
 }
+
+func (m *simulatedVM) Took() Took { return m.took }
 
 func (m *simulatedVM) Guest() Guest { return m }
 

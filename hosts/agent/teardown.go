@@ -33,28 +33,40 @@ func (r *runner) teardown(ctx context.Context, end ending) {
 		}
 	})
 	keep := r.keepFailure(ctx, end)
+	stopping := time.Now()
 	if !r.stop(ctx) {
 		return
 	}
+	stopped := stepSince(stopping)
 	crashpoint.Reached(crashpoint.VMStopped)
 	if r.slot > 0 {
 		r.agent.slots.free(r.slot)
 		r.slot = 0
 	}
-	r.show(fleet.ObservedDestroying, func(v *protocol.RunnerReport) { v.HoldsSlot = false })
+	r.show(fleet.ObservedDestroying, func(v *protocol.RunnerReport) {
+		v.HoldsSlot = false
+		if r.machine != nil {
+			v.Took.Stop = stopped
+		}
+	})
+	removed := int64(0)
 	if !end.never {
 		keep()
 		if !r.bury(ctx) {
 			return
 		}
 		crashpoint.Reached(crashpoint.TombstoneWritten)
+		removing := time.Now()
 		if !r.remove(ctx) {
 			return
+		}
+		if r.machine != nil {
+			removed = stepSince(removing)
 		}
 		crashpoint.Reached(crashpoint.RecordDropped)
 		r.buryAgain()
 	}
-	r.show(fleet.ObservedGone, nil)
+	r.show(fleet.ObservedGone, func(v *protocol.RunnerReport) { v.Took.Delete = removed })
 	r.agent.mu.Lock()
 	r.over = true
 	r.agent.mu.Unlock()

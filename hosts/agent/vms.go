@@ -183,6 +183,7 @@ func (v *VMs) Create(ctx context.Context, o Order, progress func(string)) (Machi
 	if err := v.checkOrder(o); err != nil {
 		return nil, err
 	}
+	began := time.Now()
 	image, err := v.images.Ensure(ctx, o.Image, func(p imagecache.Progress) {
 		progress(fmt.Sprintf("image %s: %d of %d MiB", o.Image, p.DoneBytes>>20, p.TotalBytes>>20))
 	})
@@ -197,6 +198,7 @@ func (v *VMs) Create(ctx context.Context, o Order, progress func(string)) (Machi
 	if err != nil {
 		return nil, err
 	}
+	cloning := time.Now()
 	dir, err := vm.Create(ctx, vm.CreateConfig{
 		Dir: v.cfg.Dir, ImageDir: image.Dir, Clone: v.clone, Spec: spec,
 		Progress: func(p vm.Progress) {
@@ -206,7 +208,9 @@ func (v *VMs) Create(ctx context.Context, o Order, progress func(string)) (Machi
 	if err != nil {
 		return nil, err
 	}
-	return v.newVM(dir), nil
+	m := v.newVM(dir)
+	m.took.Image, m.took.Clone = cloning.Sub(began), time.Since(cloning)
+	return m, nil
 }
 
 // Scan finds what an earlier agent left, adopts what runs, and deletes what was never

@@ -28,6 +28,7 @@ type vmMachine struct {
 	program string // of the vmm
 	as      *vm.Account
 	client  *guest.Client
+	took    Took
 
 	mu      sync.Mutex // guards the rest
 	machine *vm.Machine
@@ -91,6 +92,8 @@ func (m *vmMachine) Start(ctx context.Context) error {
 	m.set(machine)
 	return nil
 }
+
+func (m *vmMachine) Took() Took { return m.took }
 
 func (m *vmMachine) Guest() Guest { return m.client }
 
