@@ -18,8 +18,8 @@ const (
 	StepClone                // its clone was made
 	StepRestore              // a saved state was read back
 	StepBoot                 // from the VM's start, or the end of its restore, to the guest's first answer
-	StepSession              // from there until the session was ready in which the runner runs
 	StepInstall              // the pinned runner was put into the guest
+	StepSession              // from there until the session was ready in which the runner runs
 	StepListener             // from the JIT config's hand-over until the runner listened
 	StepJob                  // from there until it took a job
 	StepStop                 // the VM was powered off
@@ -28,7 +28,7 @@ const (
 )
 
 var stepNames = [stepCount]string{
-	"runner", "image", "clone", "restore", "boot", "session", "install", "listener", "job", "stop", "delete",
+	"runner", "image", "clone", "restore", "boot", "install", "session", "listener", "job", "stop", "delete",
 }
 
 // Steps lists all steps in their usual order.

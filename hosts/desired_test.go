@@ -224,7 +224,7 @@ func TestReport(t *testing.T) {
 		a := w.agent("mini-1", 2)
 		id := a.place()
 		r := protocol.RunnerReport{ID: string(id), Observed: "idle", HoldsSlot: true, HasConfig: true, Progress: "p", Pool: "mac"}
-		r.Took = protocol.StepTimes{Runner: 1, Image: 2, Clone: 3, Restore: 4, Boot: 5, Session: 6, Install: 7, Listener: 8, Job: 9, Stop: 10, Delete: 11}
+		r.Took = protocol.StepTimes{Runner: 1, Image: 2, Clone: 3, Restore: 4, Boot: 5, Install: 6, Session: 7, Listener: 8, Job: 9, Stop: 10, Delete: 11}
 		if got := a.report(r); got.status != http.StatusNoContent || len(got.body) != 0 {
 			t.Errorf("%d %s", got.status, got.body)
 		}

@@ -753,8 +753,8 @@ type RunnerPage struct {
 // Step A part of a runner's way that its host measures, in this order; no two overlap. `runner`: the pool's
 // pinned runner was brought to the host. `image`: the image was found, fetched and checked. `clone`: it
 // was cloned. `restore`: a saved state was read back. `boot`: from the VM's start, or the end of its
-// restore, to the guest's first answer. `session`: from there until the session was ready in which the
-// runner runs. `install`: the pinned runner was put into the guest. `listener`: from the hand-over of
+// restore, to the guest's first answer. `install`: the pinned runner was put into the guest. `session`:
+// from there until the session was ready in which the runner runs. `listener`: from the hand-over of
 // the registration until the runner listened. `job`: from there until it took a job. `stop`: the VM was
 // powered off. `delete`: its files were deleted.
 type Step string
@@ -766,8 +766,8 @@ type StepTime struct {
 	// Step A part of a runner's way that its host measures, in this order; no two overlap. `runner`: the pool's
 	// pinned runner was brought to the host. `image`: the image was found, fetched and checked. `clone`: it
 	// was cloned. `restore`: a saved state was read back. `boot`: from the VM's start, or the end of its
-	// restore, to the guest's first answer. `session`: from there until the session was ready in which the
-	// runner runs. `install`: the pinned runner was put into the guest. `listener`: from the hand-over of
+	// restore, to the guest's first answer. `install`: the pinned runner was put into the guest. `session`:
+	// from there until the session was ready in which the runner runs. `listener`: from the hand-over of
 	// the registration until the runner listened. `job`: from there until it took a job. `stop`: the VM was
 	// powered off. `delete`: its files were deleted.
 	Step Step `json:"step"`

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/hosts/protocol"
+	"github.com/minifleet/minifleet/imagecache/archives"
 	"github.com/minifleet/minifleet/secret"
 )
 
@@ -38,6 +40,7 @@ type Agent struct {
 	instance   string
 	machine    string // of the hardware
 	clock      exchangeClock
+	archives   *archives.Cache // nil without a state folder: a host without VMs
 
 	lives      sync.WaitGroup // one for each runner
 	pruning    sync.Mutex     // one at a time clears the failures folder
@@ -79,6 +82,11 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	}
 	if err := a.state.probe(); err != nil {
 		a.trouble("state", a.unwritable(err).Error())
+	}
+	if a.cfg.StateDir != "" {
+		if a.archives, err = archives.Open(archives.Config{Dir: filepath.Join(a.cfg.StateDir, dirArchives), Log: a.log}); err != nil {
+			return errors.Join(err, a.state.close())
+		}
 	}
 	inner, cancel := context.WithCancelCause(ctx)
 	err = a.serve(inner)

@@ -4,6 +4,7 @@ package agent_test
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -526,26 +527,31 @@ type machine struct {
 	id   string
 	took agent.Took
 
-	mu         sync.Mutex // guards the rest
-	changed    chan struct{}
-	guest      guest.Status
-	answers    bool // the guest does
-	configs    []string
-	runErr     error         // what Run answers
-	runLost    bool          // Run works and says that it did not
-	grace      time.Duration // of the last End
-	asks       int           // calls of Status
-	ends       int
-	ignores    bool // End
-	startErr   error
-	stopGate   chan struct{} // Stop waits for it
-	removeGate chan struct{} // Remove waits for it
-	stops      int
-	running    bool
-	removed    bool
-	released   int
-	ended      chan struct{}
-	why        string
+	mu           sync.Mutex // guards the rest
+	changed      chan struct{}
+	guest        guest.Status
+	answers      bool // the guest does
+	configs      []string
+	runErr       error         // what Run answers
+	runLost      bool          // Run works and says that it did not
+	grace        time.Duration // of the last End
+	asks         int           // calls of Status
+	ends         int
+	ignores      bool // End
+	startErr     error
+	stopGate     chan struct{} // Stop waits for it
+	removeGate   chan struct{} // Remove waits for it
+	healths      int           // calls of Health
+	sessionAfter int           // so many of them the session is ready
+	installs     []string
+	installGate  chan struct{} // InstallRunner waits for it
+	installErr   error
+	stops        int
+	running      bool
+	removed      bool
+	released     int
+	ended        chan struct{}
+	why          string
 }
 
 func (m *machine) change(f func()) {
@@ -716,6 +722,34 @@ func (m *machine) Status(ctx context.Context, after uint64, wait time.Duration) 
 			return guest.Status{}, ctx.Err()
 		}
 	}
+}
+
+func (m *machine) Health(context.Context) (guest.Health, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.healths++
+	return guest.Health{Protocol: 1, SessionReady: m.healths > m.sessionAfter}, nil
+}
+
+func (m *machine) InstallRunner(ctx context.Context, size int64, digest []byte, r io.Reader) error {
+	b, err := io.ReadAll(io.LimitReader(r, size))
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	gate := m.installGate
+	m.mu.Unlock()
+	if gate != nil {
+		select {
+		case <-gate:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	m.change(func() { m.installs = append(m.installs, hex.EncodeToString(digest)+" "+string(b)) })
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.installErr
 }
 
 func (m *machine) Run(_ context.Context, jit secret.Text, _ map[string]string) error {

@@ -74,7 +74,9 @@ type Machine interface {
 
 // Guest is the guest program as guest.Client reaches it.
 type Guest interface {
+	Health(ctx context.Context) (guest.Health, error)
 	Status(ctx context.Context, after uint64, wait time.Duration) (guest.Status, error)
+	InstallRunner(ctx context.Context, size int64, digest []byte, r io.Reader) error
 	Run(ctx context.Context, jit secret.Text, env map[string]string) error
 	End(ctx context.Context, grace time.Duration) error
 	Tail(ctx context.Context) (string, error)

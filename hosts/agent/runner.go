@@ -12,6 +12,7 @@ import (
 	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/hosts/protocol"
+	"github.com/minifleet/minifleet/imagecache/archives"
 )
 
 // runner is one runner on this host. Its life is one goroutine, which alone moves it;
@@ -36,8 +37,10 @@ type runner struct {
 	machine  Machine
 	slot     int // its number; 0 if it has none
 	mac      bool
-	progress time.Time // when progress was shown last
-	started  time.Time // when the VM was, by this agent; zero for one that was adopted
+	progress time.Time         // when progress was shown last
+	pinned   *archives.Archive // the pool's runner, until the guest has it; nil without one
+	fetched  time.Duration     // how long that took
+	started  time.Time         // when the VM was, by this agent; zero for one that was adopted
 	unburied *tombstone
 }
 
@@ -210,6 +213,7 @@ func (r *runner) live(ctx context.Context, first func(context.Context) ending) {
 	if ctx.Err() == nil {
 		r.teardown(ctx, end)
 	}
+	r.unpin()
 	if r.machine != nil {
 		r.machine.Release()
 	}
@@ -226,7 +230,7 @@ func (r *runner) begin(ctx context.Context) ending {
 	took := r.machine.Took()
 	r.show(fleet.ObservedBooting, func(v *protocol.RunnerReport) {
 		v.HoldsSlot, v.Progress = true, ""
-		v.Took.Image, v.Took.Clone = stepIf(took.Image), stepIf(took.Clone)
+		v.Took.Runner, v.Took.Image, v.Took.Clone = stepIf(r.fetched), stepIf(took.Image), stepIf(took.Clone)
 	})
 	r.started = time.Now()
 	if err := r.whileWanted(ctx, r.machine.Start); err != nil {
@@ -302,6 +306,12 @@ func (r *runner) prepare(ctx context.Context) error {
 	r.agent.trouble("state", "")
 	r.record = rec
 	d := o.desire
+	if err := r.fetchRunner(ctx, d.Runner); err != nil {
+		if full(err) {
+			r.agent.trouble("room", "there was no room for a pool's runner: "+err.Error())
+		}
+		return err
+	}
 	machine, err := r.agent.cfg.Machines.Create(ctx, Order{
 		ID: r.id, Pool: d.Pool, Slot: r.slot, Mac: r.mac, Image: d.Image, Backend: d.Backend,
 		Guest: d.Guest, Network: d.Network, CPUs: d.CPUs, MemoryMiB: d.MemoryMiB,

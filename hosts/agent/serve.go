@@ -25,6 +25,7 @@ type service struct {
 	news  chan guestNews  // of the guest
 	exit  chan string     // the VM has ended by itself, and why
 	mints chan mintAnswer // of the mint that is under way
+	steps chan readied    // of the way to a standby, whichever is over
 
 	seen    guest.Status // newest; Protocol 0 if none came yet
 	silence time.Time    // since when the guest does not answer; zero if it does
@@ -33,6 +34,9 @@ type service struct {
 	given     bool // the guest holds, or may hold, a JIT config
 	delivered bool // we know that it does
 	inherited bool // that it may is known from an earlier agent's books only
+
+	ready   bool // all is done between the guest's first answer and a standby
+	readies bool // it is under way
 
 	unsure    bool      // a config was handed over, and no answer says that it arrived
 	unsureAt  time.Time // when to ask next
@@ -73,7 +77,7 @@ func (r *runner) serve(ctx context.Context) ending {
 	s := &service{
 		runner: r, guest: r.machine.Guest(), started: time.Now(),
 		given: r.record.Given, inherited: r.record.Given,
-		news: make(chan guestNews), exit: make(chan string), mints: make(chan mintAnswer, 1),
+		news: make(chan guestNews), exit: make(chan string), mints: make(chan mintAnswer, 1), steps: make(chan readied),
 		mintPause: backoff{first: mintFirstWait, most: mintMostWait},
 	}
 	s.watch = stopwatch{started: r.started, restore: r.machine.Took().Restore}
@@ -103,6 +107,10 @@ func (r *runner) serve(ctx context.Context) ending {
 			s.take(n)
 		case why := <-s.exit:
 			return s.exited(why)
+		case step := <-s.steps:
+			if end, done := s.readied(step); done {
+				return end
+			}
 		case m := <-s.mints:
 			if end, done := s.minted(ctx, m); done {
 				return end
@@ -129,17 +137,20 @@ func (s *service) step(ctx context.Context, o orders, helpers *sync.WaitGroup) (
 	switch {
 	case s.given:
 		at = stageGiven
-	case s.booted():
+	case s.ready:
 		at = stageStandby
 	}
 	if gone, failure := o.leave(at); gone {
 		return ending{failure: failure}, true
 	}
+	if at == stageBooting && s.booted() && !s.readies {
+		s.makeReady(ctx, o, helpers)
+	}
 	now := time.Now()
 	switch {
 	case at == stageGiven && o.desire.Wanted == protocol.WantGone:
 		return s.end(ctx, o)
-	case at == stageBooting && now.Sub(s.started) >= s.agent.cfg.BootTimeout:
+	case at == stageBooting && !s.booted() && now.Sub(s.started) >= s.agent.cfg.BootTimeout:
 		return ending{failure: fmt.Sprintf("the guest did not answer within %s of the VM's start%s", s.agent.cfg.BootTimeout, s.why())}, true
 	case at == stageStandby && !s.silence.IsZero() && now.Sub(s.silence) >= s.agent.cfg.GuestTimeout:
 		return ending{failure: fmt.Sprintf("the guest of a standby stopped answering for %s%s", s.agent.cfg.GuestTimeout, s.why())}, true
@@ -223,11 +234,23 @@ func (s *service) take(n guestNews) {
 	s.inherited = false
 	s.measure(n.status.Phase)
 	s.lost = s.lost || restarted && s.delivered && !n.status.HasConfig
-	s.show(observedOf(n.status.Phase, s.given), func(v *protocol.RunnerReport) {
-		v.HasConfig, v.Progress = s.given, ""
+	s.showSeen()
+}
+
+// showSeen shows what the guest has said last.
+func (s *service) showSeen() {
+	observed := observedOf(s.seen.Phase, s.given)
+	if observed == fleet.ObservedStandby && !s.ready {
+		observed = fleet.ObservedBooting
+	}
+	s.show(observed, func(v *protocol.RunnerReport) {
+		v.HasConfig = s.given
+		if observed != fleet.ObservedBooting {
+			v.Progress = ""
+		}
 		s.watch.onto(&v.Took)
-		if n.status.Runner.Result != "" {
-			v.Result = string(n.status.Runner.Result)
+		if s.seen.Runner.Result != "" {
+			v.Result = string(s.seen.Runner.Result)
 		}
 	})
 }

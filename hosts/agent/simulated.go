@@ -288,6 +288,12 @@ func (m *simulatedVM) Status(ctx context.Context, after uint64, wait time.Durati
 	}
 }
 
+func (m *simulatedVM) Health(context.Context) (guest.Health, error) {
+	return guest.Health{Protocol: guest.Protocol, SessionReady: true}, nil
+}
+
+func (m *simulatedVM) InstallRunner(context.Context, int64, []byte, io.Reader) error { return nil }
+
 func (m *simulatedVM) Run(_ context.Context, config secret.Text, _ map[string]string) error {
 	taken := false
 	m.say(func(s *guest.Status) {

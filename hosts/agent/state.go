@@ -30,6 +30,7 @@ const (
 	dirRunners     = "runners"         // records of runners that have, or may have, a VM
 	dirTombstones  = "tombstones"      // last reports of runners whose VM is gone
 	dirFailures    = "failures"        // diagnostics
+	dirArchives    = "archives"        // of runners that pools pin
 
 	tempPrefix = ".new-" // of files that are being written
 
@@ -62,6 +63,8 @@ type record struct {
 	// RunnerName is the config's name at GitHub. A controller that was restored from
 	// an older copy of its database learns it anew.
 	RunnerName string `json:"runner_name,omitempty"`
+	// Installed is the digest of the runner that was put into the guest.
+	Installed string `json:"installed,omitempty"`
 }
 
 // tombstone is the last report of a runner, kept so that its id never lives again.

@@ -86,6 +86,6 @@ func (w *stopwatch) works() {
 
 // onto puts what was measured into a report.
 func (w *stopwatch) onto(t *protocol.StepTimes) {
-	t.Restore, t.Boot, t.Install = w.took.Restore, w.took.Boot, w.took.Install
+	t.Restore, t.Boot, t.Install, t.Session = w.took.Restore, w.took.Boot, w.took.Install, w.took.Session
 	t.Listener, t.Job = w.took.Listener, w.took.Job
 }

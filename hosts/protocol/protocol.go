@@ -184,8 +184,8 @@ type StepTimes struct {
 	Clone    int64 `json:"clone,omitempty"`    // cloning it
 	Restore  int64 `json:"restore,omitempty"`  // reading a saved state back
 	Boot     int64 `json:"boot,omitempty"`     // VM's start, or the end of its restore, to the guest's first answer
-	Session  int64 `json:"session,omitempty"`  // from there until the session was ready in which the runner runs
 	Install  int64 `json:"install,omitempty"`  // putting the pinned runner into the guest
+	Session  int64 `json:"session,omitempty"`  // from there until the session was ready in which the runner runs
 	Listener int64 `json:"listener,omitempty"` // JIT config's hand-over to a runner that listens
 	Job      int64 `json:"job,omitempty"`      // from there until it took a job
 	Stop     int64 `json:"stop,omitempty"`     // powering the VM off

@@ -92,8 +92,8 @@ var golden = []struct {
 	},
 	{
 		"StepTimes",
-		protocol.StepTimes{Runner: 1, Image: 2, Clone: 3, Restore: 4, Boot: 5, Session: 6, Install: 7, Listener: 8, Job: 9, Stop: 10, Delete: 11},
-		`{"runner":1,"image":2,"clone":3,"restore":4,"boot":5,"session":6,"install":7,"listener":8,"job":9,"stop":10,"delete":11}`,
+		protocol.StepTimes{Runner: 1, Image: 2, Clone: 3, Restore: 4, Boot: 5, Install: 6, Session: 7, Listener: 8, Job: 9, Stop: 10, Delete: 11},
+		`{"runner":1,"image":2,"clone":3,"restore":4,"boot":5,"install":6,"session":7,"listener":8,"job":9,"stop":10,"delete":11}`,
 		`{}`,
 	},
 	{"MintRequest", protocol.MintRequest{Instance: "i"}, `{"instance":"i"}`, `{"instance":""}`},
