@@ -285,7 +285,7 @@ func (c *Cache) request(ctx context.Context, source *url.URL, have int64) (_ io.
 	}
 	b := &body{cancel: cancel, stall: c.cfg.Stall}
 	b.timer = time.AfterFunc(c.cfg.Stall, b.stalled)
-	resp, err := c.http.Do(req)
+	resp, err := c.http.Do(req) //nolint:bodyclose // it is part of what is returned
 	if err != nil {
 		b.timer.Stop()
 		return nil, 0, 0, broken(ctx, err)
