@@ -47,7 +47,7 @@ func (c runCommand) Run(s *surroundings) error {
 		return err
 	}
 	machines, err := agent.NewVMs(agent.VMsConfig{
-		Dir: filepath.Join(cfg.StateDir, agent.DirVMs), ImagesDir: cfg.ImagesDir, Backend: cfg.backend(), QEMU: qemu,
+		Dir: filepath.Join(cfg.StateDir, agent.DirVMs), ImagesDir: cfg.ImagesDir, Backend: cfg.backend(), QEMU: qemu, SSH: cfg.ssh(),
 		VMMProgram: cfg.VMM, GuestProgram: cfg.Guest, Account: account, AllowCopy: cfg.AllowCopy, BootDelay: cfg.BootDelay, MaxLife: cfg.MaxLife, Log: log,
 	})
 	if err != nil {

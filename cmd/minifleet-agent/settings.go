@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/minifleet/minifleet/config"
+	"github.com/minifleet/minifleet/guest/remote"
 	"github.com/minifleet/minifleet/hosts/agent"
 	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/secret"
@@ -40,6 +41,8 @@ type settings struct {
 	VMM                string        `yaml:"vmm" help:"path of minifleet-vmm; empty looks beside this program"`
 	Guest              string        `yaml:"guest" help:"path of minifleet-guest, for the process backend; empty looks beside this program"`
 	SessionUser        string        `yaml:"session_user" help:"user as whom VMs run, on a Mac in that user's login session; the agent must be root"`
+	GuestsDir          string        `yaml:"guests_dir" help:"folder of minifleet-guest for guests that are reached over SSH: minifleet-guest-OS-ARCH or OS-ARCH/minifleet-guest; empty looks beside this program"`
+	SSH                sshLogin      `yaml:"ssh" help:"how guests of pools with guest: ssh are reached"`
 	BootDelay          time.Duration `yaml:"boot_delay" default:"0s" help:"how long guests of the process backend pretend to boot"`
 	BootTimeout        time.Duration `yaml:"boot_timeout" default:"5m" help:"longest time from a VM's start to its guest's first answer"`
 	GuestTimeout       time.Duration `yaml:"guest_timeout" default:"1m" help:"longest silence of a standby's guest"`
@@ -62,6 +65,23 @@ type qemu struct {
 type forward struct {
 	Guest string `yaml:"guest" required:"true" help:"address and port that guests call, within 10.0.2.0/24"`
 	Host  string `yaml:"host" required:"true" help:"address and port where their calls arrive"`
+}
+
+type sshLogin struct {
+	User         string      `yaml:"user" help:"user of the image to log in as; empty refuses pools with guest: ssh"`
+	Key          secret.Text `yaml:"key" help:"private key, without a passphrase"`
+	KeyFile      string      `yaml:"key_file" help:"file that holds it"`
+	Password     secret.Text `yaml:"password" help:"in place of a key, or where the key is refused"`
+	PasswordFile string      `yaml:"password_file" help:"file that holds it"`
+	RunnerDir    string      `yaml:"runner_dir" default:"actions-runner" help:"folder of the runner in the guest; a relative one is in the user's folder"`
+}
+
+// ssh returns the settings as the agent takes them.
+func (s *settings) ssh() agent.SSHConfig {
+	return agent.SSHConfig{
+		Credentials: remote.Credentials{User: s.SSH.User, Key: s.SSH.Key, Password: s.SSH.Password},
+		GuestsDir:   s.GuestsDir, RunnerDir: s.SSH.RunnerDir,
+	}
 }
 
 // config returns the settings as the agent takes them, or what is wrong with them.
@@ -102,6 +122,9 @@ func (s *settings) Validate() error {
 	}
 	if err := agent.CheckBackend(s.backend()); err != nil {
 		errs = append(errs, err)
+	}
+	if err := s.ssh().Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("ssh: %w", err))
 	}
 	if _, err := s.QEMU.config(); err != nil {
 		errs = append(errs, err)
@@ -160,6 +183,12 @@ func load(path string, getenv func(string) string) (settings, error) {
 	for name, field := range map[string]*string{"minifleet-vmm": &s.VMM, "minifleet-guest": &s.Guest} {
 		if *field == "" {
 			*field = filepath.Join(filepath.Dir(self), name)
+		}
+	}
+	if s.GuestsDir == "" {
+		s.GuestsDir = filepath.Dir(self)
+		if filepath.Base(s.GuestsDir) == runtime.GOOS+"-"+runtime.GOARCH { // as make build leaves it
+			s.GuestsDir = filepath.Dir(s.GuestsDir)
 		}
 	}
 	return s, nil

@@ -37,8 +37,8 @@ const (
 	// $1: folder of this boot, $2: program, $3: folder of the runner. Who makes the folder
 	// starts the program; nobody does a second time.
 	startScript = `umask 077; mkdir "$1" 2>/dev/null || { [ -d "$1" ] && exit 0; echo "the folder $1 cannot be made" >&2; exit 13; }; ` +
-		`cd "$1" || exit 13; s=; command -v setsid >/dev/null 2>&1 && s=setsid; ` +
-		`nohup $s "$2" --listen "unix:$1/guest.sock" --runner-dir "$3" </dev/null >guest.log 2>&1 & echo $! >pid`
+		`cd "$1" || exit 13; s=setsid; command -v setsid >/dev/null 2>&1 || { s=; trap "" HUP; }; ` +
+		`$s "$2" --listen "unix:$1/guest.sock" --runner-dir "$3" </dev/null >guest.log 2>&1 & echo $! >pid`
 
 	// $1: folder of this boot.
 	stateScript = `cd "$1" || exit 14; kill -0 "$(cat pid)" 2>/dev/null && echo minifleet:runs; [ -S guest.sock ] && echo minifleet:listens; ` +

@@ -25,11 +25,12 @@ const GuestSSH = "ssh"
 
 // checkOrder refuses what this host cannot make.
 func (v *VMs) checkOrder(o Order) error {
+	if err := v.checkGuest(o); err != nil {
+		return err
+	}
 	switch {
 	case o.Backend != "" && o.Backend != string(v.cfg.Backend):
 		return fmt.Errorf("pool %s asks for the backend %s and this host has %s: change the pool or place it elsewhere", o.Pool, o.Backend, v.cfg.Backend)
-	case o.Guest != "":
-		return fmt.Errorf("pool %s reaches its guests by %.40q, which this agent cannot: upgrade it, or put minifleet-guest into the image", o.Pool, o.Guest)
 	case o.Network == "" || v.cfg.Backend == vm.BackendQEMU:
 		return nil
 	case v.cfg.Backend == vm.BackendVZ && o.Network == options.NetworkNAT:

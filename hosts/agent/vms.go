@@ -53,6 +53,8 @@ type VMsConfig struct {
 	AllowCopy bool
 	// QEMU is for the backend of that name.
 	QEMU QEMUConfig
+	// SSH is for pools whose images have only an SSH server.
+	SSH SSHConfig
 	// BootDelay makes the process backend's guests pretend to boot.
 	BootDelay time.Duration
 	// MaxLife ends a VM whatever it does. Zero means a week.
@@ -88,6 +90,9 @@ func NewVMs(cfg VMsConfig) (*VMs, error) {
 	case vm.BackendVZ:
 	default:
 		return nil, CheckBackend(cfg.Backend)
+	}
+	if err := cfg.SSH.Validate(); err != nil {
+		return nil, fmt.Errorf("ssh: %w", err)
 	}
 	if err := checkProgram("vmm", cfg.VMMProgram); err != nil {
 		return nil, err
@@ -208,7 +213,7 @@ func (v *VMs) Create(ctx context.Context, o Order, progress func(string)) (Machi
 	if err != nil {
 		return nil, err
 	}
-	m := v.newVM(dir)
+	m := v.newVM(dir, o.Guest, spec.Image)
 	m.took.Image, m.took.Clone = cloning.Sub(began), time.Since(cloning)
 	return m, nil
 }
@@ -231,7 +236,7 @@ func (v *VMs) Scan(ctx context.Context) ([]Found, error) {
 			continue
 		}
 		n := readNotes(b.Spec)
-		m := v.newVM(b.Dir)
+		m := v.newVM(b.Dir, n.guest, b.Spec.Image)
 		found[i] = Found{ID: b.ID, Pool: n.pool, Slot: n.slot, Mac: n.mac, Machine: m, Ending: describe(b.State.Reason, b.State.Detail)}
 		if b.Condition != vm.Ended && n.slot > 0 && n.identity != (options.Identity{}) {
 			if err := v.identities.keep(n.slot, n.identity); err != nil {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/minifleet/minifleet/guest"
+	"github.com/minifleet/minifleet/guest/remote"
 	"github.com/minifleet/minifleet/vm"
 )
 
@@ -29,6 +30,7 @@ type vmMachine struct {
 	as      *vm.Account
 	client  *guest.Client
 	took    Took
+	way     *remote.Guest // to the guest program, of an image that has only SSH
 
 	mu      sync.Mutex // guards the rest
 	machine *vm.Machine
@@ -37,11 +39,15 @@ type vmMachine struct {
 }
 
 // newVM returns the machine of a bundle. How its guest program is reached is decided here
-// alone: by the one stream that every backend has. Of images without the program, GuestSSH
-// in an order or a bundle's notes, the client is another.
-func (v *VMs) newVM(dir string) *vmMachine {
+// alone: by the one stream that every backend has, or, by GuestSSH in an order or a bundle's
+// notes, over SSH to an image without the program.
+func (v *VMs) newVM(dir, by string, image vm.ImageRef) *vmMachine {
 	m := &vmMachine{dir: dir, program: v.cfg.VMMProgram, as: v.cfg.Account}
-	m.client = guest.NewClient(m.dial)
+	dial := m.dial
+	if by == GuestSSH {
+		dial = v.overSSH(m, image.Digest)
+	}
+	m.client = guest.NewClient(dial)
 	return m
 }
 
@@ -197,6 +203,9 @@ func (m *vmMachine) Remove(ctx context.Context) error {
 
 func (m *vmMachine) Release() {
 	m.client.Close()
+	if m.way != nil {
+		m.way.Close()
+	}
 	if machine, _ := m.current(); machine != nil {
 		machine.Detach()
 	}
