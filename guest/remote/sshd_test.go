@@ -463,6 +463,38 @@ func TestShellsThatTalk(t *testing.T) {
 	s.health(c)
 }
 
+// TestToolsOfAMac: there is neither setsid nor, on older ones, sha256sum.
+func TestToolsOfAMac(t *testing.T) {
+	tools := t.TempDir()
+	for _, name := range []string{"uname", "cat", "mkdir", "chmod", "mv", "rm", "cut", "tail"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(path, filepath.Join(tools, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sum, err := exec.LookPath("sha256sum")
+	if err != nil {
+		t.Skip("there is no sha256sum to stand in for shasum")
+	}
+	if err := os.WriteFile(filepath.Join(tools, "shasum"), []byte("#!/bin/sh\n[ \"$*\" = \"-a 256\" ] && exec "+sum+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := newSSHD(t)
+	s.config[len(s.config)-1] += " PATH=" + tools // to the user's environment
+	_, c := s.way()
+	h := s.health(c)
+	s.killSessions()
+	if again := s.health(c); again.Instance != h.Instance {
+		t.Error("the guest program ended with the connection")
+	}
+	if n := strings.Count(s.log.String(), "was copied"); n != 1 {
+		t.Errorf("it was copied %d times", n)
+	}
+}
+
 // logBuffer collects what several goroutines and processes write.
 type logBuffer struct {
 	mu   sync.Mutex
