@@ -85,7 +85,7 @@ func newSSHD(t *testing.T, config ...string) *sshd {
 	if err := os.Mkdir(s.home, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	s.newHostKey("ed25519")
+	s.newHostKey("host_key", "ed25519")
 	key, public := newKey(t)
 	s.userKey = key
 	s.write("authorized_keys", ssh.MarshalAuthorizedKey(public))
@@ -160,9 +160,9 @@ func (s *sshd) write(name string, b []byte) {
 	}
 }
 
-func (s *sshd) newHostKey(kind string) {
+func (s *sshd) newHostKey(file, kind string) {
 	s.t.Helper()
-	path := filepath.Join(s.dir, "host_key")
+	path := filepath.Join(s.dir, file)
 	os.Remove(path)
 	os.Remove(path + ".pub")
 	if out, err := exec.CommandContext(s.t.Context(), "ssh-keygen", "-q", "-t", kind, "-N", "", "-f", path).CombinedOutput(); err != nil {
@@ -446,11 +446,31 @@ func TestChangedHostKey(t *testing.T) {
 			g, c := s.way()
 			s.health(c)
 			g.Close()
-			s.newHostKey(kind)
+			s.newHostKey("host_key", kind)
 			g, _ = s.way()
 			s.refused(g, remote.StepHostKey, "clones of this image are known by")
 			// Another image has a key of its own.
 			_, c = s.way(func(cfg *remote.Config) { cfg.Image = "sha256:other" })
+			s.health(c)
+		})
+	}
+}
+
+// TestHostKeysOfSeveralTypes: an image that got another key beside the one that it is known
+// by shows that one when asked for it.
+func TestHostKeysOfSeveralTypes(t *testing.T) {
+	for first, second := range map[string]string{"ed25519": "ecdsa", "ecdsa": "rsa", "rsa": "ed25519"} {
+		t.Run(second+" beside "+first, func(t *testing.T) {
+			s := newSSHD(t)
+			s.newHostKey("host_key", first)
+			g, c := s.way()
+			s.health(c)
+			g.Close()
+			s.newHostKey("other_key", second)
+			s.mu.Lock()
+			s.config = append([]string{"HostKey " + filepath.Join(s.dir, "other_key")}, s.config...)
+			s.mu.Unlock()
+			_, c = s.way()
 			s.health(c)
 		})
 	}
@@ -483,7 +503,9 @@ func TestToolsOfAMac(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newSSHD(t)
+	s.mu.Lock()
 	s.config[len(s.config)-1] += " PATH=" + tools // to the user's environment
+	s.mu.Unlock()
 	_, c := s.way()
 	h := s.health(c)
 	s.killSessions()
