@@ -88,6 +88,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			return errors.Join(err, a.state.close())
 		}
 	}
+	defer a.slots.stop()
 	inner, cancel := context.WithCancelCause(ctx)
 	err = a.serve(inner)
 	cancel(errStopped)

@@ -429,6 +429,9 @@ type machines struct {
 	create  func(agent.Order) error
 	setup   func(*machine) // of a new machine
 	creates []agent.Order
+
+	leftovers int // what EndLeftovers finds
+	cleared   int // its calls
 }
 
 func newMachines() *machines {
@@ -457,6 +460,13 @@ func (m *machines) Images(context.Context) ([]string, error) {
 
 // IsMac goes by the image's name.
 func (m *machines) IsMac(image string) (bool, error) { return strings.HasPrefix(image, "macos"), nil }
+
+func (m *machines) EndLeftovers(context.Context) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.cleared++
+	return m.leftovers, nil
+}
 
 func (m *machines) Create(ctx context.Context, o agent.Order, progress func(string)) (agent.Machine, error) {
 	m.mu.Lock()

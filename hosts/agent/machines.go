@@ -20,6 +20,9 @@ type Machines interface {
 	Create(ctx context.Context, order Order, progress func(string)) (Machine, error)
 	// IsMac reports whether a VM of the image is one of those that macOS runs two of.
 	IsMac(image string) (bool, error)
+	// EndLeftovers ends what outlived VMs of this host and counts as a VM to its system,
+	// and returns how many it ended.
+	EndLeftovers(ctx context.Context) (int, error)
 	// Images lists the names of the images that need no download.
 	Images(ctx context.Context) ([]string, error)
 }
@@ -53,7 +56,7 @@ type Found struct {
 // Machine is one VM. Its methods may be called at the same time.
 type Machine interface {
 	// Start boots the VM and returns when it runs, without waiting for the guest. It is
-	// called once, and after an error nothing runs.
+	// called once. An error has the vm.Reason of a VM that ended; after any, Stop is due.
 	Start(ctx context.Context) error
 	// Took returns how long its making took, as far as it is made.
 	Took() Took

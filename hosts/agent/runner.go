@@ -233,7 +233,7 @@ func (r *runner) begin(ctx context.Context) ending {
 		v.Took.Runner, v.Took.Image, v.Took.Clone = stepIf(r.fetched), stepIf(took.Image), stepIf(took.Clone)
 	})
 	r.started = time.Now()
-	if err := r.whileWanted(ctx, r.machine.Start); err != nil {
+	if err := r.whileWanted(ctx, r.boot); err != nil {
 		return ending{failure: failureOf(err, "start the VM")}
 	}
 	return r.serve(ctx)
@@ -305,13 +305,18 @@ func (r *runner) prepare(ctx context.Context) error {
 	crashpoint.Reached(crashpoint.RecordWritten)
 	r.agent.trouble("state", "")
 	r.record = rec
-	d := o.desire
-	if err := r.fetchRunner(ctx, d.Runner); err != nil {
+	if err := r.fetchRunner(ctx, rec.Desire.Runner); err != nil {
 		if full(err) {
 			r.agent.trouble("room", "there was no room for a pool's runner: "+err.Error())
 		}
 		return err
 	}
+	return r.clone(ctx)
+}
+
+// clone makes the VM.
+func (r *runner) clone(ctx context.Context) error {
+	d := r.record.Desire
 	machine, err := r.agent.cfg.Machines.Create(ctx, Order{
 		ID: r.id, Pool: d.Pool, Slot: r.slot, Mac: r.mac, Image: d.Image, Backend: d.Backend,
 		Guest: d.Guest, Network: d.Network, CPUs: d.CPUs, MemoryMiB: d.MemoryMiB,

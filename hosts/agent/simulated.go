@@ -126,6 +126,9 @@ func (s *Simulated) Scan(context.Context) ([]Found, error) { return nil, nil }
 // IsMac knows no macOS guests.
 func (s *Simulated) IsMac(string) (bool, error) { return false, nil }
 
+// EndLeftovers finds none.
+func (s *Simulated) EndLeftovers(context.Context) (int, error) { return 0, nil }
+
 // Images returns what the configuration says.
 func (s *Simulated) Images(context.Context) ([]string, error) { return s.cfg.Images, nil }
 

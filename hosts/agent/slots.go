@@ -6,6 +6,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 )
 
 // maxMacGuests is how many macOS guests macOS runs at once: its kernel refuses a third,
@@ -19,9 +20,16 @@ const maxMacGuests = 2
 type slots struct {
 	mu      sync.Mutex // guards the rest
 	total   int
-	macs    int          // macOS guests that are let in at once
-	taken   map[int]bool // by number: whether a macOS guest has it
-	waiting []waiter     // first come, first served, among those for whom there is room
+	macs    int           // macOS guests that are let in at once
+	retry   *time.Timer   // lets one more of them in again; nil if none is kept out
+	taken   map[int]tenant // by number
+	waiting []waiter      // first come, first served, among those for whom there is room
+}
+
+// tenant is what has a slot.
+type tenant struct {
+	mac  bool
+	runs bool
 }
 
 // waiter waits for a slot; granted holds one number at most.
@@ -31,7 +39,7 @@ type waiter struct {
 }
 
 func newSlots(total int) slots {
-	return slots{total: total, macs: maxMacGuests, taken: map[int]bool{}}
+	return slots{total: total, macs: maxMacGuests, taken: map[int]tenant{}}
 }
 
 // take waits for a slot, for a macOS guest or another one, and returns its number.
@@ -65,7 +73,7 @@ func (s *slots) force(n int, mac bool) int {
 	if _, taken := s.taken[n]; n < 1 || taken {
 		n = s.lowestFree(s.total + 1)
 	}
-	s.taken[n] = mac
+	s.taken[n] = tenant{mac: mac, runs: true}
 	return n
 }
 
@@ -81,32 +89,68 @@ func (s *slots) freeLocked(n int) {
 	s.grant()
 }
 
-// limitMacs lets at most n macOS guests in from now on. It ends none.
-func (s *slots) limitMacs(n int) {
+// running notes that the VM of a slot runs, and reports whether as many macOS guests do
+// as ever may. Then none is kept out any more.
+func (s *slots) running(n int) (allMacs bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.macs = n
-	s.grant()
+	s.taken[n] = tenant{mac: s.taken[n].mac, runs: true}
+	if s.countMacs(true) < maxMacGuests {
+		return false
+	}
+	s.allowMacs()
+	return true
+}
+
+// restMacs lets one macOS guest fewer in than may run, until the time is over or so many
+// run all the same. It ends none.
+func (s *slots) restMacs(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.allowMacs()
+	s.macs = maxMacGuests - 1
+	s.retry = time.AfterFunc(d, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.allowMacs()
+		s.grant()
+	})
+}
+
+// stop ends what would happen later.
+func (s *slots) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.allowMacs()
+}
+
+// allowMacs keeps no macOS guest out. The caller holds mu.
+func (s *slots) allowMacs() {
+	if s.retry != nil {
+		s.retry.Stop()
+	}
+	s.macs, s.retry = maxMacGuests, nil
 }
 
 // grant gives free slots to those who wait. One that has to wait for another macOS guest
 // to end holds up nobody else.
 func (s *slots) grant() {
 	s.waiting = slices.DeleteFunc(s.waiting, func(w waiter) bool {
-		if len(s.taken) >= s.total || w.mac && s.countMacs() >= s.macs {
+		if len(s.taken) >= s.total || w.mac && s.countMacs(false) >= s.macs {
 			return false
 		}
 		n := s.lowestFree(1)
-		s.taken[n] = w.mac
+		s.taken[n] = tenant{mac: w.mac}
 		w.granted <- n
 		return true
 	})
 }
 
-func (s *slots) countMacs() int {
+// countMacs counts the macOS guests, or those that run.
+func (s *slots) countMacs(running bool) int {
 	count := 0
-	for _, mac := range s.taken {
-		if mac {
+	for _, p := range s.taken {
+		if p.mac && (p.runs || !running) {
 			count++
 		}
 	}

@@ -268,6 +268,18 @@ func (v *VMs) Scan(ctx context.Context) ([]Found, error) {
 	return kept, ctx.Err()
 }
 
+// EndLeftovers is package vm's.
+func (v *VMs) EndLeftovers(ctx context.Context) (int, error) { return vm.EndLeftovers(ctx, v.cfg.Dir) }
+
+// explain adds to an error that has a reason what to do about it.
+func explain(err error) error {
+	reason := vm.ReasonOf(err, "")
+	if advice := reason.Sentence(); reason.Failed() && advice != "" {
+		return fmt.Errorf("%w (%s)", err, advice)
+	}
+	return err
+}
+
 // describe makes a sentence of why a VM ended, and of what to do where it failed.
 func describe(reason vm.Reason, detail string) string {
 	if reason == "" {

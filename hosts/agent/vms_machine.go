@@ -93,10 +93,23 @@ func (m *vmMachine) adopt(ctx context.Context) error {
 func (m *vmMachine) Start(ctx context.Context) error {
 	machine, err := vm.StartAs(ctx, m.dir, m.program, m.as)
 	if err != nil {
-		return err
+		return explain(err)
 	}
 	m.set(machine)
-	return nil
+	for revision := int64(0); ; {
+		s, err := machine.State(ctx, revision, vm.MaxStateWait)
+		if err != nil {
+			return err
+		}
+		switch s.Phase {
+		case vm.PhaseStarting:
+			revision = s.Revision
+		case vm.PhaseFinal:
+			return vm.WithReason(s.Reason, errors.New(describe(s.Reason, s.Detail)))
+		default: // it runs, or did
+			return nil
+		}
+	}
 }
 
 func (m *vmMachine) Took() Took { return m.took }

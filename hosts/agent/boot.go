@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/minifleet/minifleet/vm"
+)
+
+// macRest is how long one macOS guest fewer is let in after macOS has refused one. What
+// takes its place is another program's, or left over of a VM: neither goes soon.
+const macRest = 15 * time.Minute
+
+// concernMacs is the trouble of a host on which fewer macOS guests run than may.
+const concernMacs = "macOS guests"
+
+// boot starts the VM. Where macOS refuses it because two of its guests run, of which at
+// least one cannot be ours since there are slots for two, what is left over of ours is
+// ended, and a new VM is tried: once. If that is refused too, one macOS guest fewer is
+// let in for a while. The host says so until two run at once again.
+func (r *runner) boot(ctx context.Context) error {
+	err := r.startOnce(ctx)
+	if vm.ReasonOf(err, "") == vm.ReasonTwoVMLimit && ctx.Err() == nil {
+		ended, lookErr := r.agent.cfg.Machines.EndLeftovers(ctx)
+		r.log.Warn("macOS refuses another macOS guest; it is tried once more", slog.Int("leftovers_ended", ended), slog.Any("error", errors.Join(err, lookErr)))
+		err = r.bootAnew(ctx)
+	}
+	switch {
+	case err == nil && r.agent.slots.running(r.slot):
+		r.agent.trouble(concernMacs, "")
+	case vm.ReasonOf(err, "") == vm.ReasonTwoVMLimit:
+		r.agent.slots.restMacs(macRest)
+		r.agent.trouble(concernMacs, fmt.Sprintf("macOS refused a macOS guest because two run, and not all are Minifleet's: one at a time is made now, "+
+			"and a second one tried every %s: end VMs of other programs, or restart the host if there are none", macRest))
+	}
+	return err
+}
+
+// startOnce starts the VM that there is.
+func (r *runner) startOnce(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, r.agent.cfg.BootTimeout, fmt.Errorf("the VM did not start within %s", r.agent.cfg.BootTimeout))
+	defer cancel()
+	return r.machine.Start(ctx)
+}
+
+// bootAnew starts another VM in the place of one that did not start: no disk has two lives.
+func (r *runner) bootAnew(ctx context.Context) error {
+	if err := r.machine.Stop(ctx); err != nil {
+		return err
+	}
+	if err := r.machine.Remove(ctx); err != nil {
+		return err
+	}
+	r.machine.Release()
+	r.machine = nil
+	if err := r.clone(ctx); err != nil {
+		return err
+	}
+	return r.startOnce(ctx)
+}

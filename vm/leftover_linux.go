@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: MIT
+
+package vm
+
+import "context"
+
+// hypervisorFiles finds nothing: see EndLeftovers.
+func hypervisorFiles(context.Context) (map[int][]string, error) { return nil, nil }
