@@ -67,6 +67,7 @@ type Image struct {
 	Digest      string // "sha256:" and 64 of 0-9 and a-f
 	Dir         string // what a machine is cloned from
 	Bytes       int64  // the sum of its files' sizes
+	Stored      int64  // how much of that the disk has: holes are not stored
 	GuestOS     string
 	Description string
 
@@ -178,7 +179,7 @@ func (c *Cache) load(ctx context.Context, name string, progress func(Progress)) 
 	c.hashes[name] = sum.hashes
 	c.mu.Unlock()
 	return &Image{
-		Name: name, Digest: sum.digest, Dir: dir, Bytes: sum.bytes, GuestOS: m.GuestOS, Description: m.Description,
+		Name: name, Digest: sum.digest, Dir: dir, Bytes: sum.bytes, Stored: sum.stored, GuestOS: m.GuestOS, Description: m.Description,
 		release: func() {},
 	}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -331,5 +332,60 @@ func TestOpenRefuses(t *testing.T) {
 		if _, err := imagecache.Open(imagecache.Config{Dir: dir}); err == nil {
 			t.Errorf("%q was accepted", dir)
 		}
+	}
+}
+
+func TestWhatTheDiskHasOfAnImage(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "sparse"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "sparse", imagecache.FileManifest), []byte(`{"schema":1,"name":"sparse","guest_os":"darwin"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	disk := filepath.Join(dir, "sparse", "disk.img")
+	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(disk, 64<<20); err != nil {
+		t.Fatal(err)
+	}
+	c, err := imagecache.Open(imagecache.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := c.Ensure(t.Context(), "sparse", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.Release()
+	if img.Bytes < 64<<20 || img.Stored < 1<<20 || img.Stored > 8<<20 {
+		t.Errorf("of %d bytes %d are stored: want a bit more than a MiB", img.Bytes, img.Stored)
+	}
+}
+
+func TestManifestByReference(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "tahoe"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "tahoe", imagecache.FileManifest), []byte(`{"schema":1,"name":"tahoe","guest_os":"darwin"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := imagecache.Open(imagecache.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := c.Manifest("tahoe"); err != nil || m.GuestOS != "darwin" {
+		t.Errorf("%+v, %v", m, err)
+	}
+	var missing *imagecache.NotFoundError
+	if _, err := c.Manifest("sonoma"); !errors.As(err, &missing) || !slices.Equal(missing.Available, []string{"tahoe"}) {
+		t.Errorf("an image that is not there: %v", err)
+	}
+	if _, err := c.Manifest("../tahoe"); err == nil {
+		t.Error("a path is taken for a name")
 	}
 }

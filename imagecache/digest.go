@@ -37,6 +37,7 @@ func (h fileHash) stillHolds(now fileHash) bool {
 type digested struct {
 	digest string
 	bytes  int64
+	stored int64
 	hashes map[string]fileHash // by path
 }
 
@@ -50,10 +51,12 @@ func digest(ctx context.Context, dir string, known map[string]fileHash, progress
 	if err != nil {
 		return digested{}, err
 	}
+	stored := int64(0)
 	r := reader{known: known, hashes: map[string]fileHash{}, progress: progress}
 	for _, f := range files {
 		if f.mode.IsRegular() {
 			r.at.TotalBytes += f.size
+			stored += f.stored
 		}
 	}
 	listing := sha256.New()
@@ -74,6 +77,7 @@ func digest(ctx context.Context, dir string, known map[string]fileHash, progress
 	return digested{
 		digest: digestPrefix + hex.EncodeToString(listing.Sum(nil)),
 		bytes:  r.at.TotalBytes,
+		stored: stored,
 		hashes: r.hashes,
 	}, nil
 }
@@ -82,6 +86,7 @@ type listed struct {
 	path   string // relative, with slashes
 	mode   fs.FileMode
 	size   int64
+	stored int64
 	target string
 }
 
@@ -104,6 +109,9 @@ func list(ctx context.Context, dir string) ([]listed, error) {
 			return err
 		}
 		f := listed{path: filepath.ToSlash(rel), mode: info.Mode(), size: info.Size()}
+		if s, ok := info.Sys().(*syscall.Stat_t); ok {
+			f.stored = s.Blocks * 512 // whatever the size of the volume's own blocks
+		}
 		switch f.mode.Type() {
 		case 0, fs.ModeDir:
 		case fs.ModeSymlink:

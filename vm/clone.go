@@ -31,30 +31,40 @@ type Progress struct {
 	Copying     bool  // the file system did not clone, so data is being copied
 }
 
-// ProbeClone reports whether files in dir can be cloned copy-on-write, by doing it. If
-// they cannot, errors.Is(err, ErrCloneUnsupported) holds.
-func ProbeClone(dir string) error {
-	tmp, err := os.MkdirTemp(dir, prefixNew+"probe-")
+// ProbeClone reports whether files in the folder from can be cloned copy-on-write into
+// the folder to, by doing it; they may be the same. If they cannot,
+// errors.Is(err, ErrCloneUnsupported) holds.
+func ProbeClone(from, to string) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("probe for copy-on-write clones from %s to %s: %w", from, to, err)
+		}
+	}()
+	src, err := probeFolder(from)
 	if err != nil {
-		return fmt.Errorf("probe for copy-on-write clones: %w", err)
+		return err
 	}
-	defer os.RemoveAll(tmp)
-	src := filepath.Join(tmp, "a")
+	defer os.RemoveAll(src)
+	dst, err := probeFolder(to)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dst)
 	// More than one block, so that a file system that keeps small files elsewhere has to
 	// show what it does with blocks.
-	if err := os.WriteFile(src, make([]byte, 64<<10), 0o600); err != nil {
-		return fmt.Errorf("probe for copy-on-write clones: %w", err)
+	path := filepath.Join(src, "a")
+	if err := os.WriteFile(path, make([]byte, 64<<10), 0o600); err != nil {
+		return err
 	}
-	s, err := os.Open(src)
+	f, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("probe for copy-on-write clones: %w", err)
+		return err
 	}
-	defer s.Close()
-	if err := reflink(s, filepath.Join(tmp, "b")); err != nil {
-		return fmt.Errorf("probe for copy-on-write clones in %s: %w", dir, err)
-	}
-	return nil
+	defer f.Close()
+	return reflink(f, filepath.Join(dst, "b"))
 }
+
+func probeFolder(dir string) (string, error) { return os.MkdirTemp(dir, prefixNew+"probe-") }
 
 // cloner clones regular files, one after the other.
 type cloner struct {

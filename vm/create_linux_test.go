@@ -52,7 +52,7 @@ func TestReadOnlyFolder(t *testing.T) {
 		if !errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), vms) {
 			t.Errorf("create: %v; want a refusal that names the folder", err)
 		}
-		if err := vm.ProbeClone(vms); !errors.Is(err, os.ErrPermission) || errors.Is(err, vm.ErrCloneUnsupported) {
+		if err := vm.ProbeClone(vms, vms); !errors.Is(err, os.ErrPermission) || errors.Is(err, vm.ErrCloneUnsupported) {
 			t.Errorf("probe: %v", err)
 		}
 		if found, err := vm.Scan(t.Context(), vms); err != nil || len(found) != 0 {
@@ -154,7 +154,7 @@ func TestReflink(t *testing.T) {
 			t.Errorf("umount: %v: %s", err, out)
 		}
 	}()
-	if err := vm.ProbeClone(vms); err != nil {
+	if err := vm.ProbeClone(vms, vms); err != nil {
 		t.Fatal(err)
 	}
 	image := filepath.Join(vms, ".image")

@@ -257,7 +257,7 @@ func TestCreateCalledOff(t *testing.T) {
 func TestCreateWithoutCopyOnWrite(t *testing.T) {
 	t.Parallel()
 	vms := newVMs(t)
-	probe := vm.ProbeClone(vms)
+	probe := vm.ProbeClone(vms, vms)
 	if left := names(t, vms); len(left) != 0 {
 		t.Errorf("the probe left %v", left)
 	}

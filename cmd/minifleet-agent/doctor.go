@@ -102,7 +102,8 @@ func standing(dir string) string {
 }
 
 func clones(dir string) (bool, error) {
-	err := vm.ProbeClone(standing(dir))
+	dir = standing(dir)
+	err := vm.ProbeClone(dir, dir)
 	if errors.Is(err, vm.ErrCloneUnsupported) {
 		return false, nil
 	}

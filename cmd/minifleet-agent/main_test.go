@@ -55,6 +55,7 @@ func TestConfigCheck(t *testing.T) {
 		"forward's guest":  {good + "qemu:\n  forwards:\n  - guest: 10.0.2.100\n    host: 192.0.2.7:443\n", nil, []string{"qemu.forwards[0].guest", "10.0.2.100:443"}},
 		"forward's host":   {good + "qemu:\n  forwards:\n  - guest: 10.0.2.100:443\n    host: proxy:443\n", nil, []string{"qemu.forwards[0].host", "proxy"}},
 		"forward outside":  {good + "qemu:\n  forwards:\n  - guest: 10.0.3.100:443\n    host: 192.0.2.7:443\n", nil, []string{"10.0.2.0/24"}},
+		"reserve":          {good + "disk_reserve_mib: -1\n", nil, []string{"disk_reserve_mib is -1"}},
 		"network":          {good + "qemu:\n  network: bridged\n", nil, []string{"qemu", "bridged", "isolated or nat"}},
 		"accelerator":      {good + "qemu:\n  accelerator: hvf\n", nil, []string{"qemu", "hvf"}},
 		"plain http":       {strings.Replace(good, "https", "http", 1), nil, []string{"loopback only"}},

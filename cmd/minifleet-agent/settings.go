@@ -35,6 +35,7 @@ type settings struct {
 	CAFile             string        `yaml:"ca_file" help:"PEM certificates to trust instead of the system's"`
 	Slots              int           `yaml:"slots" default:"2" help:"VMs that may run at once; macOS allows two macOS guests"`
 	AllowCopy          bool          `yaml:"allow_copy" default:"false" help:"copy images in full where the volume has no copy-on-write clones"`
+	DiskReserve        int           `yaml:"disk_reserve_mib" default:"0" help:"MiB that must be free for what a new VM will write; 0 is a quarter of its image"`
 	ImagesDir          string        `yaml:"images_dir" required:"true" help:"folder of the images, on the volume of state_dir"`
 	Backend            string        `yaml:"backend" help:"kind of VM: vz, qemu, or process, which has no isolation and is for development; empty is vz on a Mac and qemu on Linux"`
 	QEMU               qemu          `yaml:"qemu" help:"how machines of the backend qemu are made"`
@@ -131,6 +132,9 @@ func (s *settings) Validate() error {
 	}
 	if _, err := program.NewLog(os.Stderr, s.LogLevel, s.LogFormat); err != nil {
 		errs = append(errs, err)
+	}
+	if s.DiskReserve < 0 || s.DiskReserve > 1<<30 {
+		errs = append(errs, fmt.Errorf("disk_reserve_mib is %d: give 0 to %d", s.DiskReserve, 1<<30))
 	}
 	check := s.agentConfig(nil)
 	check.Machines = &agent.VMs{}

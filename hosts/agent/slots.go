@@ -20,10 +20,10 @@ const maxMacGuests = 2
 type slots struct {
 	mu      sync.Mutex // guards the rest
 	total   int
-	macs    int           // macOS guests that are let in at once
-	retry   *time.Timer   // lets one more of them in again; nil if none is kept out
+	macs    int            // macOS guests that are let in at once
+	retry   *time.Timer    // lets one more of them in again; nil if none is kept out
 	taken   map[int]tenant // by number
-	waiting []waiter      // first come, first served, among those for whom there is room
+	waiting []waiter       // first come, first served, among those for whom there is room
 }
 
 // tenant is what has a slot.

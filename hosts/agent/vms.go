@@ -5,7 +5,6 @@ package agent
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -57,6 +56,9 @@ type VMsConfig struct {
 	SSH SSHConfig
 	// BootDelay makes the process backend's guests pretend to boot.
 	BootDelay time.Duration
+	// DiskReserve is how many bytes have to be free for what a new VM will write. Zero
+	// means a quarter of what its image takes.
+	DiskReserve int64
 	// MaxLife ends a VM whatever it does. Zero means a week.
 	MaxLife time.Duration
 	// Log receives what happens. Nil means nowhere.
@@ -68,6 +70,7 @@ type VMs struct {
 	cfg    VMsConfig
 	images *imagecache.Cache
 	clone  vm.CloneMode
+	copies bool // clones are copies
 
 	identities *identities // of the slots
 }
@@ -118,16 +121,8 @@ func NewVMs(cfg VMsConfig) (*VMs, error) {
 	if cfg.AllowCopy {
 		v.clone = vm.CloneAllowCopy
 	}
-	switch err := vm.ProbeClone(cfg.Dir); {
-	case err == nil:
-	case full(err): // the agent has to clear up, and finds out with the next clone
-		cfg.Log.Error("the volume of the VMs is full", slog.String("folder", cfg.Dir), slog.Any("error", err))
-	case errors.Is(err, vm.ErrCloneUnsupported) && cfg.AllowCopy:
-		cfg.Log.Warn("images are copied in full for each VM, because this volume has no copy-on-write clones", slog.String("folder", cfg.Dir))
-	case errors.Is(err, vm.ErrCloneUnsupported):
-		return nil, fmt.Errorf("%w: put state_dir and images_dir on one APFS, XFS or btrfs volume, or set allow_copy: true to copy every image in full for every VM", err)
-	default:
-		return nil, fmt.Errorf("state_dir: %w", err)
+	if err := v.checkVolumes(); err != nil {
+		return nil, err
 	}
 	return v, nil
 }
@@ -198,6 +193,9 @@ func (v *VMs) Create(ctx context.Context, o Order, progress func(string)) (Machi
 	defer image.Release()
 	if o.Mac != v.isMac(image.GuestOS) {
 		return nil, fmt.Errorf("image %s is not for the guest that it was for when its VM was let in: try again", o.Image)
+	}
+	if err := v.checkRoom(image); err != nil {
+		return nil, err
 	}
 	spec, err := v.spec(o, image)
 	if err != nil {
