@@ -57,6 +57,8 @@ type site struct {
 	dir  string // state
 	bin  string
 	imgs string
+
+	setup func(*agent.VMsConfig) // nil for the process backend
 }
 
 // listenerScript is a runner that does what the folder in its config says.
@@ -188,10 +190,14 @@ func (s *site) killVMs() {
 func (s *site) start() (stop func()) {
 	s.t.Helper()
 	log := slog.New(slog.NewTextHandler(s.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	vms, err := agent.NewVMs(agent.VMsConfig{
-		Dir: filepath.Join(s.dir, agent.DirVMs), ImagesDir: s.imgs, Backend: "process", AllowCopy: true,
+	cfg := agent.VMsConfig{
+		Dir: filepath.Join(s.dir, agent.DirVMs), ImagesDir: s.imgs, Backend: vm.BackendProcess, AllowCopy: true,
 		VMMProgram: filepath.Join(s.bin, "minifleet-vmm"), GuestProgram: filepath.Join(s.bin, "minifleet-guest"), Log: log,
-	})
+	}
+	if s.setup != nil {
+		s.setup(&cfg)
+	}
+	vms, err := agent.NewVMs(cfg)
 	if err != nil {
 		s.t.Fatal(err)
 	}
