@@ -177,8 +177,9 @@ func TestNAT(t *testing.T) {
 	_, router, _ := strings.Cut(lease, "router=")
 	router, _, _ = strings.Cut(router, " ")
 	refuses(t, m, secret, router)
-	// As another than the one it is given, so that the host's address is not its own.
-	t.Log(m.call("POST", "/sh", "B=/bin/busybox; $B ifconfig eth0 "+beside(router)+" netmask 255.255.255.0; $B route add default gw "+router+"; $B ifconfig eth0"))
+	// As another than the one it is given, with every way through the router: passt then
+	// takes the host's address for one like any other, and only the filter does not.
+	t.Log(m.call("POST", "/sh", "B=/bin/busybox; $B ifconfig eth0 "+beside(router)+" netmask 255.255.255.255 && $B route add -host "+router+" dev eth0 && $B route add default gw "+router+" && $B route -n"))
 	refuses(t, m, secret, router)
 }
 
