@@ -321,3 +321,11 @@ func TestRefusedBundles(t *testing.T) {
 		})
 	}
 }
+
+// TestRealGuest boots the image as it is, with the product's own guest program in it.
+func TestRealGuest(t *testing.T) {
+	m := start(t, create(t, testImage(t), options.QEMU{
+		Identity: options.Identity{MAC: "02:00:00:00:00:08"}, Network: options.NetworkIsolated, Accelerator: "tcg",
+	}))
+	m.call("GET", "/v1/health", "")
+}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/minifleet/minifleet/internal/leakcheck"
+	"github.com/minifleet/minifleet/internal/testimage"
 	"github.com/minifleet/minifleet/vm"
 	"github.com/minifleet/minifleet/vm/options"
 	"github.com/minifleet/minifleet/vm/qemu"
@@ -48,22 +49,10 @@ func missing(t *testing.T, format string, args ...any) {
 	t.Skipf(format, args...)
 }
 
-// testImage returns an image whose kernel and modules boot; see `make test-image`.
+// testImage returns an image whose kernel and modules boot.
 func testImage(t *testing.T) string {
 	t.Helper()
-	for _, program := range []string{"qemu-system-x86_64"} {
-		if _, err := exec.LookPath(program); err != nil {
-			missing(t, "%s is not installed: apt-get install qemu-system-x86", program)
-		}
-	}
-	dir := os.Getenv("MINIFLEET_TEST_IMAGE_QEMU")
-	if dir == "" {
-		dir = "../../e2e/bin/image"
-	}
-	if _, err := os.Stat(filepath.Join(dir, options.FileKernel)); err != nil {
-		missing(t, "no image to boot (%v): run make test-image", err)
-	}
-	return dir
+	return testimage.Need(t).Image(testimage.Guest)
 }
 
 // initrd appends the test guest to the image's own initial file system, as its first
@@ -108,10 +97,6 @@ func bundle(t *testing.T, change func(*options.QEMU)) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kernel, err := filepath.Abs(filepath.Join(image, options.FileKernel))
-	if err != nil {
-		t.Fatal(err)
-	}
 	first = append(first, make([]byte, -len(first)&511)...)
 	dir := t.TempDir()
 	for name, b := range map[string][]byte{
@@ -123,7 +108,7 @@ func bundle(t *testing.T, change func(*options.QEMU)) string {
 			t.Fatal(err)
 		}
 	}
-	if out, err := exec.Command("cp", kernel, filepath.Join(dir, options.FileKernel)).CombinedOutput(); err != nil {
+	if out, err := exec.Command("cp", filepath.Join(image, options.FileKernel), dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	o := options.QEMU{Identity: options.Identity{MAC: "02:00:00:00:00:07"}, Network: options.NetworkIsolated, Accelerator: "tcg", Console: true}
