@@ -92,7 +92,8 @@ type Instance interface {
 	Stop(ctx context.Context) error
 
 	// Pause halts the machine's processors; disk and memory are then at rest. Pausing a
-	// paused machine does nothing. Start continues it.
+	// paused machine does nothing. Start continues it. After an error the machine runs on;
+	// if ctx has ended nobody knows whether it does, and it is of no more use.
 	Pause(ctx context.Context) error
 
 	// Save writes the paused machine's memory and devices into the empty folder dir,

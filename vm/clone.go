@@ -69,6 +69,7 @@ func probeFolder(dir string) (string, error) { return os.MkdirTemp(dir, prefixNe
 // cloner clones regular files, one after the other.
 type cloner struct {
 	mode   CloneMode
+	ours   bool // the source is a bundle: what is the bundle's own stays behind
 	notify func(Progress)
 	at     Progress
 }

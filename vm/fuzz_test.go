@@ -3,6 +3,8 @@
 package vm_test
 
 import (
+	"bytes"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -70,6 +72,23 @@ func FuzzParseStatus(f *testing.F) {
 		whole := b[:strings.LastIndexByte(string(b), '\n')+1]
 		if cut, err := vm.ParseStatus(append(whole[:len(whole):len(whole)], `{"revi`...)); err != nil || !reflect.DeepEqual(cut, states) {
 			t.Fatalf("with a line that was cut off: %d states instead of %d, %v", len(cut), len(states), err)
+		}
+	})
+}
+
+// FuzzReadSaveRequest lets no request name a folder that is not one plain absolute path.
+func FuzzReadSaveRequest(f *testing.F) {
+	f.Fuzz(func(t *testing.T, b []byte) {
+		q, err := vm.ReadSaveRequest(bytes.NewReader(b))
+		short(t, err)
+		if err != nil {
+			if q != (vm.SaveRequest{}) {
+				t.Fatalf("refused, and yet %+v", q)
+			}
+			return
+		}
+		if !filepath.IsAbs(q.Dir) || filepath.Clean(q.Dir) != q.Dir || strings.Contains(q.Dir, "\x00") || len(q.Dir) > vm.MaxSavedPath {
+			t.Fatalf("%+v got through", q)
 		}
 	})
 }

@@ -21,11 +21,14 @@ import (
 //
 //	GET  /v1/state?after=REV&wait=DURATION   the State; waits while its revision is REV
 //	POST /v1/stop                            asks for the end; 202 and the State; repeatable
+//	POST /v1/save                            with a SaveRequest: saves the running machine, once in
+//	                                         its life; 200 and the State when it runs again
 //
 // An error is a status of 400 or above with an ErrorBody.
 const (
 	PathState = "/v1/state"
 	PathStop  = "/v1/stop"
+	PathSave  = "/v1/save"
 )
 
 // MaxStateWait bounds how long one query waits for a change.
@@ -62,16 +65,26 @@ func (c client) state(ctx context.Context, after int64, wait time.Duration) (Sta
 	ctx, cancel := context.WithTimeoutCause(ctx, wait+answerTime, errors.New("the vmm does not answer"))
 	defer cancel()
 	q := "?after=" + strconv.FormatInt(after, 10) + "&wait=" + wait.String()
-	return c.call(ctx, http.MethodGet, PathState+q)
+	return c.call(ctx, http.MethodGet, PathState+q, nil)
 }
 
 func (c client) stop(ctx context.Context) (State, error) {
-	return c.call(ctx, http.MethodPost, PathStop)
+	return c.call(ctx, http.MethodPost, PathStop, nil)
 }
 
-func (c client) call(ctx context.Context, method, path string) (State, error) {
+func (c client) save(ctx context.Context, r SaveRequest) (State, error) {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return State{}, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, SaveTime+ContinueTime+answerTime, errors.New("the vmm does not answer"))
+	defer cancel()
+	return c.call(ctx, http.MethodPost, PathSave, bytes.NewReader(b))
+}
+
+func (c client) call(ctx context.Context, method, path string, body io.Reader) (State, error) {
 	var s State
-	req, err := http.NewRequestWithContext(ctx, method, "http://vmm"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://vmm"+path, body)
 	if err != nil {
 		return s, err
 	}

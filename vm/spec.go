@@ -32,6 +32,7 @@ const (
 	MaxBootDelay       = time.Hour
 	MaxAnnotations     = 64
 	MaxAnnotationBytes = 32 << 10 // of all keys and values together
+	MaxSavedPath       = 1 << 10  // of the path of a saved state's folder
 )
 
 // Spec says what a machine is. It is written into the bundle once, when the bundle
@@ -48,6 +49,10 @@ type Spec struct {
 	Image ImageRef
 	// Annotations are the agent's own notes, which must survive its restart.
 	Annotations map[string]string
+	// Restore is the absolute path of a saved state's folder, as SaveRequest has it: the
+	// machine continues from there instead of booting, and its disks must be clones of
+	// those in it. "" boots. The process backend saves nothing.
+	Restore string
 	// Process is set if, and only if, Backend is BackendProcess.
 	Process *ProcessSpec
 	// Options are what any other backend needs, as one JSON object in its own terms:
@@ -95,8 +100,22 @@ func (s Spec) Validate() error {
 	if len(s.Image.Name) > 512 || len(s.Image.Digest) > 512 {
 		bad("the image's name or digest is longer than 512 bytes")
 	}
-	errs = append(errs, validateAnnotations(s.Annotations), s.validateBackend())
+	errs = append(errs, validateAnnotations(s.Annotations), s.validateRestore(), s.validateBackend())
 	return errors.Join(errs...)
+}
+
+func (s Spec) validateRestore() error {
+	switch {
+	case s.Restore == "":
+		return nil
+	case s.Backend == BackendProcess:
+		return errors.New("restore is set: the process backend has no saved states")
+	default:
+		if err := checkSavedPath(s.Restore); err != nil {
+			return fmt.Errorf("restore: %w", err)
+		}
+		return nil
+	}
 }
 
 func (s Spec) validateBackend() error {

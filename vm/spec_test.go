@@ -118,6 +118,33 @@ func TestParseSpecRefuses(t *testing.T) {
 	}
 }
 
+func TestRestoreInSpec(t *testing.T) {
+	t.Parallel()
+	spec := vm.Spec{ID: "q", Backend: vm.BackendQEMU, CPUs: 1, MemoryMiB: 1, MaxLife: 1, Restore: "/var/lib/states/1-a"}
+	b, err := spec.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := vm.ParseSpec(b); err != nil || got.Restore != spec.Restore {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for name, path := range map[string]string{
+		"relative": "states/1", "climbs": "/var/../states", "ends in a slash": "/states/", "zero byte": "/states/\x00", "no text": "/states/\xff",
+		"long": "/" + strings.Repeat("s", vm.MaxSavedPath),
+	} {
+		bad := spec
+		bad.Restore = path
+		if err := bad.Validate(); err == nil || !strings.Contains(err.Error(), "restore: the path") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	process := fullSpec()
+	process.Restore = spec.Restore
+	if err := process.Validate(); err == nil || !strings.Contains(err.Error(), "no saved states") {
+		t.Errorf("the process backend: %v", err)
+	}
+}
+
 func TestValidateTellsAll(t *testing.T) {
 	t.Parallel()
 	err := vm.Spec{ID: "UPPER"}.Validate()

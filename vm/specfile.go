@@ -28,6 +28,7 @@ type specFile struct {
 	MaxLife     duration          `json:"max_life"`
 	Image       *ImageRef         `json:"image,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
+	Restore     string            `json:"restore,omitempty"`
 	Process     *processFile      `json:"process,omitempty"`
 	Options     json.RawMessage   `json:"options,omitempty"`
 }
@@ -103,7 +104,7 @@ func (s Spec) Encode() ([]byte, error) {
 func (f specFile) spec() Spec {
 	s := Spec{
 		ID: f.ID, Backend: f.Backend, CPUs: f.CPUs, MemoryMiB: f.MemoryMiB, MaxLife: time.Duration(f.MaxLife),
-		Annotations: f.Annotations, Options: f.Options,
+		Annotations: f.Annotations, Restore: f.Restore, Options: f.Options,
 	}
 	if f.Image != nil {
 		s.Image = *f.Image
@@ -119,7 +120,7 @@ func (f specFile) spec() Spec {
 func (s Spec) file() specFile {
 	f := specFile{
 		Schema: SpecSchema, ID: s.ID, Backend: s.Backend, CPUs: s.CPUs, MemoryMiB: s.MemoryMiB, MaxLife: duration(s.MaxLife),
-		Annotations: s.Annotations, Options: s.Options,
+		Annotations: s.Annotations, Restore: s.Restore, Options: s.Options,
 	}
 	if s.Image != (ImageRef{}) {
 		f.Image = &s.Image

@@ -43,6 +43,7 @@ func (s *supervisor) listen() (*server, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+vm.PathState, s.serveState)
 	mux.HandleFunc("POST "+vm.PathStop, s.serveStop)
+	mux.HandleFunc("POST "+vm.PathSave, s.serveSave)
 	srv := &server{guest: guest, http: &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 10 * time.Second,

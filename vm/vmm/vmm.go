@@ -90,6 +90,9 @@ type supervisor struct {
 	backend vm.Backend
 	end     context.CancelCauseFunc // ends the life; the first cause counts
 	ended   chan struct{}           // closed by the backend's Ended
+	over    <-chan struct{}         // closed when the life ends
+	saves   chan saveOrder          // to operate
+	saved   bool                    // a save was begun; only operate's
 }
 
 // run has the machine live, writes its last word, and only then lets the clients go.
@@ -97,6 +100,7 @@ func (s *supervisor) run(parent context.Context) error {
 	life, end := context.WithCancelCause(context.WithoutCancel(parent))
 	defer end(nil)
 	s.end, s.ended = end, make(chan struct{})
+	s.over, s.saves = life.Done(), make(chan saveOrder)
 	stop := context.AfterFunc(parent, func() {
 		end(&ending{vm.ReasonStopped, "a signal told the vmm to end"})
 	})
@@ -213,9 +217,13 @@ func (s *supervisor) openConfig() vm.OpenConfig {
 	}
 }
 
-// operate starts the opened machine and ends it when its life is over.
+// operate starts the opened machine and ends it when its life is over. It makes all calls
+// to the instance but Connect, one after the other.
 func (s *supervisor) operate(life context.Context, inst vm.Instance) *ending {
-	err := inst.Start(life)
+	err := s.restore(life, inst)
+	if err == nil {
+		err = inst.Start(life)
+	}
 	started := err == nil
 	var greeted chan struct{}
 	if started {
@@ -227,7 +235,13 @@ func (s *supervisor) operate(life context.Context, inst vm.Instance) *ending {
 			defer close(greeted)
 			s.greet(life, inst)
 		}()
-		<-life.Done()
+		for life.Err() == nil {
+			select {
+			case <-life.Done():
+			case order := <-s.saves:
+				order.done <- s.save(life, inst, order)
+			}
+		}
 		<-greeted
 	}
 	fin := s.causeOr(life, failure(err, vm.ReasonBackendFailed))
