@@ -191,32 +191,6 @@ func TestVersion(t *testing.T) {
 	}
 }
 
-func TestStateKey(t *testing.T) {
-	t.Parallel()
-	key := StateKey{HostBuild: "25A1", ImageDigest: "sha256:1", CPUs: 4, MemoryMiB: 8192, VMMVersion: "v1"}
-	same, err := key.Name()
-	if again, _ := key.Name(); err != nil || same != again || same == "" {
-		t.Errorf("%q, %q, %v", same, again, err)
-	}
-	for name, change := range map[string]func(*StateKey){
-		"host":    func(k *StateKey) { k.HostBuild = "25A2" },
-		"image":   func(k *StateKey) { k.ImageDigest = "sha256:2" },
-		"CPUs":    func(k *StateKey) { k.CPUs = 5 },
-		"memory":  func(k *StateKey) { k.MemoryMiB = 4096 },
-		"version": func(k *StateKey) { k.VMMVersion = "v2" },
-		"shifted": func(k *StateKey) { k.HostBuild, k.ImageDigest = "25A1 sha256:", "1" },
-	} {
-		k := key
-		change(&k)
-		if other, err := k.Name(); err != nil || other == same {
-			t.Errorf("%s: %q, %v", name, other, err)
-		}
-	}
-	if _, err := (StateKey{}).Name(); err == nil {
-		t.Error("an empty key has a name")
-	}
-}
-
 func TestErrorsHaveReasons(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
