@@ -29,13 +29,13 @@ func FuzzSettings(f *testing.F) {
 			}
 			return
 		}
-		if !fleet.ValidName(s.Name) || s.Slots < 1 || s.Slots > 1000 || s.KeepFailures < 0 || !filepath.IsAbs(s.StateDir) || !filepath.IsAbs(s.ImagesDir) {
+		if !fleet.ValidName(s.Name) || s.Slots < 1 || s.Slots > 1000 || s.KeepFailures < 0 || s.SavedStates.bytes() < 0 || !filepath.IsAbs(s.StateDir) || !filepath.IsAbs(s.ImagesDir) {
 			t.Errorf("taken: %+v", s)
 		}
 		if !strings.HasPrefix(strings.ToLower(s.Controller), "https://") && !strings.HasPrefix(strings.ToLower(s.Controller), "http://") {
 			t.Errorf("controller %q", s.Controller)
 		}
-		for _, d := range []time.Duration{s.BootDelay, s.BootTimeout, s.GuestTimeout, s.EndGrace, s.MaxLife} {
+		for _, d := range []time.Duration{s.BootDelay, s.BootTimeout, s.GuestTimeout, s.EndGrace, s.MaxLife, s.SavedStates.Timeout} {
 			if d < 0 {
 				t.Errorf("time %v in %+v", d, s)
 			}

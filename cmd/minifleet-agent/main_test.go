@@ -61,6 +61,7 @@ func TestConfigCheck(t *testing.T) {
 		"plain http":       {strings.Replace(good, "https", "http", 1), nil, []string{"loopback only"}},
 		"relative folder":  {strings.Replace(good, "/var/lib/minifleet\n", "state\n", 1), nil, []string{"state_dir", "absolute"}},
 		"bad name":         {strings.Replace(good, "mini-1", "Mini 1", 1), nil, []string{"name", "lower-case"}},
+		"saved states":     {good + "saved_states: {enabled: true, size_gib: 0, timeout: 0s}\n", nil, []string{"saved_states.size_gib is 0"}},
 		"log level":        {good + "log_level: loud\n", nil, []string{"log_level", "loud"}},
 		"by the variable":  {good, map[string]string{"MINIFLEET_AGENT_SLOTS": "0"}, []string{"slots is 0"}},
 		"all at one time":  {"name: A\nbackend: x\n", nil, []string{"controller is missing", "state_dir is missing"}},

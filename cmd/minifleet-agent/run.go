@@ -49,7 +49,8 @@ func (c runCommand) Run(s *surroundings) error {
 	machines, err := agent.NewVMs(agent.VMsConfig{
 		Dir: filepath.Join(cfg.StateDir, agent.DirVMs), ImagesDir: cfg.ImagesDir, Backend: cfg.backend(), QEMU: qemu, SSH: cfg.ssh(),
 		VMMProgram: cfg.VMM, GuestProgram: cfg.Guest, Account: account, AllowCopy: cfg.AllowCopy, DiskReserve: int64(cfg.DiskReserve) << 20,
-		BootDelay: cfg.BootDelay, MaxLife: cfg.MaxLife, Log: log,
+		SavedStates: cfg.SavedStates.bytes(),
+		BootDelay:   cfg.BootDelay, MaxLife: cfg.MaxLife, Log: log,
 	})
 	if err != nil {
 		return err

@@ -39,6 +39,7 @@ type settings struct {
 	ImagesDir          string        `yaml:"images_dir" required:"true" help:"folder of the images, on the volume of state_dir"`
 	Backend            string        `yaml:"backend" help:"kind of VM: vz, qemu, or process, which has no isolation and is for development; empty is vz on a Mac and qemu on Linux"`
 	QEMU               qemu          `yaml:"qemu" help:"how machines of the backend qemu are made"`
+	SavedStates        saved         `yaml:"saved_states" help:"states of booted VMs, from which later ones continue instead of booting"`
 	VMM                string        `yaml:"vmm" help:"path of minifleet-vmm; empty looks beside this program"`
 	Guest              string        `yaml:"guest" help:"path of minifleet-guest, for the process backend; empty looks beside this program"`
 	SessionUser        string        `yaml:"session_user" help:"user as whom VMs run, on a Mac in that user's login session; the agent must be root"`
@@ -83,6 +84,33 @@ func (s *settings) ssh() agent.SSHConfig {
 		Credentials: remote.Credentials{User: s.SSH.User, Key: s.SSH.Key, Password: s.SSH.Password},
 		GuestsDir:   s.GuestsDir, RunnerDir: s.SSH.RunnerDir,
 	}
+}
+
+type saved struct {
+	Enabled bool          `yaml:"enabled" default:"false" help:"save a state of the first VM of each image in each slot; not with the backend process"`
+	SizeGiB int           `yaml:"size_gib" default:"100" help:"what all states may take on the disk; clones count in full, though they share their blocks with the image"`
+	Timeout time.Duration `yaml:"timeout" default:"1m" help:"longest time from the start of a VM with a state to its guest's first answer; then it boots instead"`
+}
+
+// maxSavedGiB is far more than any host has.
+const maxSavedGiB = 1 << 20
+
+func (s saved) validate() error {
+	if s.SizeGiB < 1 || s.SizeGiB > maxSavedGiB {
+		return fmt.Errorf("saved_states.size_gib is %d: give 1 to %d", s.SizeGiB, maxSavedGiB)
+	}
+	if s.Timeout <= 0 {
+		return fmt.Errorf("saved_states.timeout is %v: give more than 0", s.Timeout)
+	}
+	return nil
+}
+
+// bytes is the limit of all states, 0 if none are kept.
+func (s saved) bytes() int64 {
+	if !s.Enabled {
+		return 0
+	}
+	return int64(s.SizeGiB) << 30
 }
 
 // config returns the settings as the agent takes them, or what is wrong with them.
@@ -130,6 +158,9 @@ func (s *settings) Validate() error {
 	if _, err := s.QEMU.config(); err != nil {
 		errs = append(errs, err)
 	}
+	if err := s.SavedStates.validate(); err != nil {
+		errs = append(errs, err)
+	}
 	if _, err := program.NewLog(os.Stderr, s.LogLevel, s.LogFormat); err != nil {
 		errs = append(errs, err)
 	}
@@ -157,7 +188,7 @@ func (s *settings) agentConfig(log *slog.Logger) agent.Config {
 	return agent.Config{
 		Controller: s.Controller, Name: s.Name, StateDir: s.StateDir, OtherUser: s.SessionUser != "", EnrolmentToken: s.EnrolmentToken, CAFile: s.CAFile,
 		Slots: s.Slots, Backends: []string{string(s.backend())}, Version: program.Version(),
-		BootTimeout: s.BootTimeout, GuestTimeout: s.GuestTimeout, EndGrace: s.EndGrace, KeepFailures: s.KeepFailures,
+		BootTimeout: s.BootTimeout, RestoreTimeout: s.SavedStates.Timeout, GuestTimeout: s.GuestTimeout, EndGrace: s.EndGrace, KeepFailures: s.KeepFailures,
 		ReportEvery: s.ReportEvery, ImagesEvery: s.ImagesEvery, LookEvery: s.LookEvery, Log: log,
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/minifleet/minifleet/crashpoint"
@@ -46,6 +47,7 @@ type Agent struct {
 	pruning    sync.Mutex     // one at a time clears the failures folder
 	forgetting sync.Mutex     // one at a time forgets runners
 	wake       chan struct{}  // holds one token while a report is due
+	unfit      atomic.Int64   // saved states that were of no use, in this agent's life
 
 	mu       sync.Mutex // guards the rest, and what runner.go says it guards
 	obeyed   obeyed

@@ -25,6 +25,9 @@ const concernMacs = "macOS guests"
 // let in for a while. The host says so until two run at once again.
 func (r *runner) boot(ctx context.Context) error {
 	err := r.startOnce(ctx)
+	if m, ok := r.machine.(Saved); ok && m.Restored() && err != nil && ctx.Err() == nil && vm.ReasonOf(err, "") != vm.ReasonTwoVMLimit {
+		err = r.bootCold(ctx, m, err)
+	}
 	if vm.ReasonOf(err, "") == vm.ReasonTwoVMLimit && ctx.Err() == nil {
 		ended, lookErr := r.agent.cfg.Machines.EndLeftovers(ctx)
 		r.log.Warn("macOS refuses another macOS guest; it is tried once more", slog.Int("leftovers_ended", ended), slog.Any("error", errors.Join(err, lookErr)))
@@ -50,7 +53,9 @@ func (r *runner) startOnce(ctx context.Context) error {
 
 // bootAnew starts another VM in the place of one that did not start: no disk has two lives.
 func (r *runner) bootAnew(ctx context.Context) error {
-	if err := r.machine.Stop(ctx); err != nil {
+	stop, cancel := context.WithTimeout(ctx, stopPatience)
+	defer cancel()
+	if err := r.machine.Stop(stop); err != nil {
 		return err
 	}
 	if err := r.machine.Remove(ctx); err != nil {
@@ -61,5 +66,6 @@ func (r *runner) bootAnew(ctx context.Context) error {
 	if err := r.clone(ctx); err != nil {
 		return err
 	}
+	r.started = time.Now()
 	return r.startOnce(ctx)
 }

@@ -45,6 +45,9 @@ type Config struct {
 	// BootTimeout bounds the time from a VM's start to the guest's first answer. Zero
 	// means 5 min.
 	BootTimeout time.Duration
+	// RestoreTimeout bounds the time from the start of a VM that continues from a saved
+	// state to its guest's first answer; then it boots instead. Zero means 1 min.
+	RestoreTimeout time.Duration
 	// EndGrace is how long a listener that must end may take, where the controller does
 	// not say. Zero means 30 s.
 	EndGrace time.Duration
@@ -71,6 +74,7 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	c.BootTimeout = cmp.Or(c.BootTimeout, 5*time.Minute)
+	c.RestoreTimeout = cmp.Or(c.RestoreTimeout, time.Minute)
 	c.EndGrace = cmp.Or(c.EndGrace, 30*time.Second)
 	c.GuestTimeout = cmp.Or(c.GuestTimeout, time.Minute)
 	c.KeepFailures = cmp.Or(c.KeepFailures, 20)
@@ -100,7 +104,7 @@ func (c Config) Validate() error {
 	if c.Machines == nil {
 		bad("machines is missing")
 	}
-	if c.BootTimeout < 0 || c.EndGrace < 0 || c.GuestTimeout < 0 || min(c.ReportEvery, c.ImagesEvery, c.LookEvery) < 0 || c.KeepFailures < 0 {
+	if c.BootTimeout < 0 || c.EndGrace < 0 || c.GuestTimeout < 0 || min(c.ReportEvery, c.ImagesEvery, c.LookEvery, c.RestoreTimeout) < 0 || c.KeepFailures < 0 {
 		bad("times and counts must not be negative")
 	}
 	return errors.Join(errs...)

@@ -39,6 +39,7 @@ type Order struct {
 	Network   string // "" lets Machines choose
 	CPUs      int    // 0 = its default
 	MemoryMiB int    // 0 = its default
+	Cold      bool   // it boots, whatever state is saved
 }
 
 // Found is a VM that an earlier agent left.

@@ -74,7 +74,7 @@ func (s *service) makeReady(ctx context.Context, o orders, helpers *sync.WaitGro
 				done.installed, done.install = want.SHA256, time.Since(began)
 			}
 			began := time.Now()
-			waited, err := s.awaitSession(ctx)
+			waited, err := s.awaitSession(ctx, s.guest)
 			if waited {
 				done.session = time.Since(began)
 			}
@@ -109,14 +109,14 @@ func (s *service) install(ctx context.Context, want protocol.RunnerArchive) erro
 }
 
 // awaitSession waits until the guest can start a runner, and reports whether it had to.
-func (s *service) awaitSession(ctx context.Context) (waited bool, err error) {
-	limit := s.agent.cfg.BootTimeout
+func (r *runner) awaitSession(ctx context.Context, g Guest) (waited bool, err error) {
+	limit := r.agent.cfg.BootTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf(
 		"the guest answers, and the session in which its runner runs was not there within %s: have the image log its user in by itself", limit))
 	defer cancel()
 	for {
 		ask, done := context.WithTimeout(ctx, guestCall)
-		health, err := s.guest.Health(ask)
+		health, err := g.Health(ask)
 		done()
 		switch {
 		case ctx.Err() != nil:
@@ -124,9 +124,9 @@ func (s *service) awaitSession(ctx context.Context) (waited bool, err error) {
 		case err == nil && health.SessionReady:
 			return waited, nil
 		case err != nil:
-			s.log.Debug("the guest does not say whether its session is ready", slog.Any("error", err))
+			r.log.Debug("the guest does not say whether its session is ready", slog.Any("error", err))
 		case !waited:
-			s.showStep("waiting for the session in which the runner runs")
+			r.showStep("waiting for the session in which the runner runs")
 		}
 		waited = true
 		if !sleep(ctx, sessionEvery) {
@@ -135,8 +135,8 @@ func (s *service) awaitSession(ctx context.Context) (waited bool, err error) {
 	}
 }
 
-func (s *service) showStep(text string) {
-	s.show(fleet.ObservedBooting, func(v *protocol.RunnerReport) { v.Progress = text })
+func (r *runner) showStep(text string) {
+	r.show(fleet.ObservedBooting, func(v *protocol.RunnerReport) { v.Progress = text })
 }
 
 // readied makes the guest a standby, or draws the conclusion from that it cannot be one.

@@ -37,10 +37,13 @@ type runner struct {
 	machine  Machine
 	slot     int // its number; 0 if it has none
 	mac      bool
+	cold     bool              // its VM boots, whatever state is saved
 	progress time.Time         // when progress was shown last
 	pinned   *archives.Archive // the pool's runner, until the guest has it; nil without one
 	fetched  time.Duration     // how long that took
 	started  time.Time         // when the VM was, by this agent; zero for one that was adopted
+	restored time.Duration     // from there to the first answer of a VM that was restored
+	saving   time.Duration     // how long the VM was saved for others
 	unburied *tombstone
 }
 
@@ -154,7 +157,7 @@ func (a *Agent) takeOver(ctx context.Context, f Found, rec record, buried bool) 
 	// What was wanted before is no order: the controller says it anew.
 	r.desire.Wanted, r.desire.UnlessBusy = protocol.WantUp, false
 	r.view.Pool, r.view.Scope, r.view.HasConfig, r.view.RunnerName = rec.Desire.Pool, rec.Desire.Scope, rec.Given, rec.RunnerName
-	life := r.serve
+	life := r.resume
 	switch {
 	case buried:
 		r.view.Observed = string(fleet.ObservedDestroying)
@@ -235,6 +238,9 @@ func (r *runner) begin(ctx context.Context) ending {
 	r.started = time.Now()
 	if err := r.whileWanted(ctx, r.boot); err != nil {
 		return ending{failure: failureOf(err, "start the VM")}
+	}
+	if end, over := r.wake(ctx); over {
+		return end
 	}
 	return r.serve(ctx)
 }
@@ -319,7 +325,7 @@ func (r *runner) clone(ctx context.Context) error {
 	d := r.record.Desire
 	machine, err := r.agent.cfg.Machines.Create(ctx, Order{
 		ID: r.id, Pool: d.Pool, Slot: r.slot, Mac: r.mac, Image: d.Image, Backend: d.Backend,
-		Guest: d.Guest, Network: d.Network, CPUs: d.CPUs, MemoryMiB: d.MemoryMiB,
+		Guest: d.Guest, Network: d.Network, CPUs: d.CPUs, MemoryMiB: d.MemoryMiB, Cold: r.cold,
 	}, r.showProgress)
 	if full(err) {
 		r.agent.trouble("room", "there was no room for the last VM: "+err.Error())

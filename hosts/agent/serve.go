@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -80,7 +81,10 @@ func (r *runner) serve(ctx context.Context) ending {
 		news: make(chan guestNews), exit: make(chan string), mints: make(chan mintAnswer, 1), steps: make(chan readied),
 		mintPause: backoff{first: mintFirstWait, most: mintMostWait},
 	}
-	s.watch = stopwatch{started: r.started, restore: r.machine.Took().Restore}
+	s.watch = stopwatch{restore: cmp.Or(r.restored, r.machine.Took().Restore)}
+	if !r.started.IsZero() {
+		s.watch.started = r.started.Add(r.saving)
+	}
 	if s.guest == nil {
 		return ending{failure: "the VM runs but there is no way to its guest"}
 	}

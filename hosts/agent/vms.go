@@ -50,6 +50,8 @@ type VMsConfig struct {
 	Account *vm.Account
 	// AllowCopy lets clones be copies where copy-on-write does not work.
 	AllowCopy bool
+	// SavedStates is how many bytes saved states may take together; none are kept with 0.
+	SavedStates int64
 	// QEMU is for the backend of that name.
 	QEMU QEMUConfig
 	// SSH is for pools whose images have only an SSH server.
@@ -73,6 +75,7 @@ type VMs struct {
 	copies bool // clones are copies
 
 	identities *identities // of the slots
+	saved      savedStates
 }
 
 // NewVMs checks all that can be checked before the first VM, above all that clones cost
@@ -124,6 +127,7 @@ func NewVMs(cfg VMsConfig) (*VMs, error) {
 	if err := v.checkVolumes(); err != nil {
 		return nil, err
 	}
+	v.saved = openStates(cfg)
 	return v, nil
 }
 
@@ -158,6 +162,7 @@ func (v *VMs) Images(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	v.pruneStates(entries)
 	names := make([]string, 0, len(entries))
 	for _, e := range entries {
 		names = append(names, e.Name)
@@ -202,16 +207,12 @@ func (v *VMs) Create(ctx context.Context, o Order, progress func(string)) (Machi
 		return nil, err
 	}
 	cloning := time.Now()
-	dir, err := vm.Create(ctx, vm.CreateConfig{
-		Dir: v.cfg.Dir, ImageDir: image.Dir, Clone: v.clone, Spec: spec,
-		Progress: func(p vm.Progress) {
-			progress(fmt.Sprintf("clone: %d files, %d MiB copied", p.Files, p.CopiedBytes>>20))
-		},
+	m, err := v.cloneFrom(ctx, o, spec, image.Dir, func(p vm.Progress) {
+		progress(fmt.Sprintf("clone: %d files, %d MiB copied", p.Files, p.CopiedBytes>>20))
 	})
 	if err != nil {
 		return nil, err
 	}
-	m := v.newVM(dir, o.Guest, spec.Image)
 	m.took.Image, m.took.Clone = cloning.Sub(began), time.Since(cloning)
 	return m, nil
 }
@@ -235,6 +236,7 @@ func (v *VMs) Scan(ctx context.Context) ([]Found, error) {
 		}
 		n := readNotes(b.Spec)
 		m := v.newVM(b.Dir, n.guest, b.Spec.Image)
+		m.keepsake.restored = b.Spec.Restore != ""
 		found[i] = Found{ID: b.ID, Pool: n.pool, Slot: n.slot, Mac: n.mac, Machine: m, Ending: describe(b.State.Reason, b.State.Detail)}
 		if b.Condition != vm.Ended && n.slot > 0 && n.identity != (options.Identity{}) {
 			if err := v.identities.keep(n.slot, n.identity); err != nil {

@@ -32,6 +32,8 @@ type vmMachine struct {
 	took    Took
 	way     *remote.Guest // to the guest program, of an image that has only SSH
 
+	keepsake keepsake // but for taken, which mu guards, set once
+
 	mu      sync.Mutex // guards the rest
 	machine *vm.Machine
 	ended   bool // it does not run, and why it does not
@@ -215,6 +217,7 @@ func (m *vmMachine) Remove(ctx context.Context) error {
 }
 
 func (m *vmMachine) Release() {
+	m.Continued() // nobody uses the state any more
 	m.client.Close()
 	if m.way != nil {
 		m.way.Close()

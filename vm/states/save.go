@@ -14,7 +14,7 @@ import (
 )
 
 // Lacks reports whether a state of the slot and the key is worth making: there is none,
-// and none was tried in vain a short while ago.
+// and none was tried, or used, in vain a short while ago.
 func (s *Store) Lacks(slot int, key Key) bool {
 	name, err := about{Slot: slot, Key: key}.name()
 	if err != nil {
@@ -101,7 +101,7 @@ func (s *Store) make(ctx context.Context, name string, a about, save func(contex
 }
 
 func (s *Store) noRoom(bytes int64) error {
-	return fmt.Errorf("it takes %d MiB and all saved states may take %d, of which some are in use: raise saved_states.size", bytes>>20, s.cfg.MaxBytes>>20)
+	return fmt.Errorf("it takes %d MiB and all saved states may take %d, of which some are in use: raise saved_states.size_gib", bytes>>20, s.cfg.MaxBytes>>20)
 }
 
 // place gives a whole state its name, durably.

@@ -40,7 +40,7 @@ type Store struct {
 	mu     sync.Mutex           // guards the rest, never held over input or output
 	states map[string]*entry    // by name
 	making map[string]bool      // folders that are being filled
-	failed map[string]time.Time // when a save failed last, by name
+	failed map[string]time.Time // when a save, or a restore, failed last, by name
 }
 
 // entry is one whole state on the disk.
@@ -52,7 +52,8 @@ type entry struct {
 	doomed string    // why it is to go; "" for one that stays
 }
 
-// saveAgain is how long after a save that failed the next one of its kind is tried.
+// saveAgain is how long after a save or a restore that failed the next save of its kind
+// is tried.
 const saveAgain = time.Hour
 
 // Open finds what an earlier process has kept, and deletes what it left half made.
@@ -183,10 +184,12 @@ func (t *State) Release() {
 	t.store.clear()
 }
 
-// Drop deletes a state that has proved to be of no use.
+// Drop deletes a state that has proved to be of no use. The next of its kind may prove to
+// be the same, so it is not lacking for a while.
 func (t *State) Drop(why string) {
 	t.store.mu.Lock()
 	t.entry.taken, t.entry.doomed = false, why
+	t.store.failed[filepath.Base(t.entry.dir)] = time.Now()
 	t.store.mu.Unlock()
 	t.store.clear()
 }
