@@ -149,10 +149,11 @@ type folder struct {
 
 // entry clones one thing of the image root, whose path in it is rel.
 func (c *cloner) entry(ctx context.Context, root, rel, dst string, e fs.DirEntry, folders *[]folder) error {
-	if filepath.Dir(rel) == "." && reserved(rel) {
-		if c.ours {
-			return nil
-		}
+	top := filepath.Dir(rel) == "."
+	if c.ours && top && left(rel) {
+		return nil
+	}
+	if top && reserved(rel) {
 		return fmt.Errorf("image %s: the name %s belongs to the bundle: rename it in the image", root, rel)
 	}
 	to := filepath.Join(dst, rel)

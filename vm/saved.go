@@ -93,10 +93,16 @@ func (m *Machine) Save(ctx context.Context, dir string, mode CloneMode) error {
 }
 
 // CloneDisks clones all that the image brought into the bundle dir, and nothing of the
-// bundle's own, into the empty folder dst. Nothing may write to the disks meanwhile.
+// bundle's own or its backend's, into the empty folder dst. Nothing may write to the disks meanwhile.
 func CloneDisks(ctx context.Context, dir, dst string, mode CloneMode) error {
 	c := cloner{mode: mode, ours: true}
 	return c.tree(ctx, dir, dst)
+}
+
+// left reports whether name, at the top of a bundle, is no part of its disks: it is the
+// bundle's own, or a log or a socket of its backend.
+func left(name string) bool {
+	return reserved(name) || strings.HasSuffix(name, ".log") || strings.HasSuffix(name, ".sock")
 }
 
 // HoldSaved keeps the folder of a saved state from being deleted until release is called
