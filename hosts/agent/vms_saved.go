@@ -46,7 +46,7 @@ func openStates(cfg VMsConfig) savedStates {
 		if s.vmm, err = states.ProgramVersion(cfg.VMMProgram); err != nil {
 			return err
 		}
-		s.store, err = states.Open(states.Config{Dir: dir, MaxBytes: cfg.SavedStates, Log: cfg.Log})
+		s.store, err = states.Open(states.Config{Dir: dir, MaxBytes: cfg.SavedStates, Account: cfg.Account, Log: cfg.Log})
 		return err
 	}()
 	if err != nil {

@@ -104,7 +104,13 @@ func writeAbout(dir string, a about) error {
 		return err
 	}
 	path := filepath.Join(dir, fileAbout)
-	if err := os.WriteFile(path, append(b, '\n'), 0o600); err != nil {
+	// Whoever filled the folder may have put something in the way.
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	return os.Chtimes(path, a.MadeAt, a.MadeAt)

@@ -88,7 +88,13 @@ func (s *Store) make(ctx context.Context, name string, a about, save func(contex
 			err = errors.Join(err, os.RemoveAll(tmp))
 		}
 	}()
+	if err := s.give(tmp); err != nil {
+		return err
+	}
 	if err := save(ctx, tmp); err != nil {
+		return err
+	}
+	if err := s.takeBack(tmp); err != nil {
 		return err
 	}
 	if a.Bytes, err = settle(tmp); err != nil {
@@ -98,6 +104,22 @@ func (s *Store) make(ctx context.Context, name string, a about, save func(contex
 		return s.noRoom(a.Bytes)
 	}
 	return s.place(tmp, name, a)
+}
+
+// give lets the vmm's user, if it is another one, fill a folder.
+func (s *Store) give(dir string) error {
+	if s.cfg.Account == nil {
+		return nil
+	}
+	return os.Lchown(dir, s.cfg.Account.UID, s.cfg.Account.GID)
+}
+
+// takeBack leaves that user the right to read it.
+func (s *Store) takeBack(dir string) error {
+	if s.cfg.Account == nil {
+		return nil
+	}
+	return errors.Join(os.Lchown(dir, os.Geteuid(), os.Getegid()), os.Chmod(dir, 0o755))
 }
 
 func (s *Store) noRoom(bytes int64) error {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -313,6 +314,42 @@ func TestHeldByAVMM(t *testing.T) {
 	save(t, s, 3, k) // clears up by the way
 	if has(s, 1, k) || entries(t, dir) != 1 {
 		t.Errorf("%d entries are left", entries(t, dir))
+	}
+}
+
+// Where vmms run as another user, that one can fill a state and read it, and not change
+// what is whole.
+func TestAnotherUsersVMM(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can run vmms as another user")
+	}
+	dir, k := t.TempDir(), key("sha256:1")
+	s, err := states.Open(states.Config{Dir: dir, MaxBytes: 1 << 30, Account: &vm.Account{Name: "other", UID: 12345, GID: 12345}})
+	must(t, err)
+	look := func(path string, uid uint32, perm fs.FileMode) {
+		t.Helper()
+		info, err := os.Lstat(path)
+		must(t, err)
+		if got := info.Sys().(*syscall.Stat_t).Uid; got != uid || info.Mode().Perm() != perm {
+			t.Errorf("%s is of %d with %v, want %d with %v", path, got, info.Mode().Perm(), uid, perm)
+		}
+	}
+	must(t, s.Save(t.Context(), 1, k, func(ctx context.Context, dir string) error {
+		look(dir, 12345, 0o700)
+		return fill(ctx, dir)
+	}))
+	st := s.Take(1, k)
+	defer st.Release()
+	look(dir, 0, 0o711)
+	look(st.Dir(), 0, 0o755)
+	// What lies in the way of the agent's own file is not followed.
+	elsewhere := filepath.Join(t.TempDir(), "file")
+	err = s.Save(t.Context(), 2, k, func(ctx context.Context, dir string) error {
+		return errors.Join(fill(ctx, dir), os.Symlink(elsewhere, filepath.Join(dir, "state.json")))
+	})
+	if _, e := os.Stat(elsewhere); err == nil || !errors.Is(e, fs.ErrNotExist) {
+		t.Errorf("a planted link: %v, %v", err, e)
 	}
 }
 

@@ -25,6 +25,9 @@ type Config struct {
 	Dir string
 	// MaxBytes bounds all states together, as they are allocated on the disk.
 	MaxBytes int64
+	// Account, if set, is the user as whom vmms run. A state is then written and read by
+	// that user, and changed by nobody but root once it is whole.
+	Account *vm.Account
 	// Log defaults to none.
 	Log *slog.Logger
 }
@@ -71,7 +74,11 @@ func Open(cfg Config) (*Store, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open the folder of saved states: %w", err)
 	}
-	if err := os.Chmod(cfg.Dir, 0o700); err != nil {
+	mode := fs.FileMode(0o700)
+	if cfg.Account != nil {
+		mode = 0o711 // the way to the states, which it does not list
+	}
+	if err := os.Chmod(cfg.Dir, mode); err != nil {
 		return nil, fmt.Errorf("open the folder of saved states: %w", err)
 	}
 	if err := s.adopt(); err != nil {
