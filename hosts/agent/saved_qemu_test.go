@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,11 +17,6 @@ import (
 	"github.com/minifleet/minifleet/internal/testimage"
 	"github.com/minifleet/minifleet/vm"
 )
-
-// clock is what a guest with a clock offers.
-type clock interface {
-	SetClock(ctx context.Context, now time.Time) error
-}
 
 // A real VM is saved once, and three others continue from its state, each from clones of
 // its own. One that was damaged is found out.
@@ -102,9 +98,16 @@ func TestSavedStatesOnQEMU(t *testing.T) {
 		if !m.Restored() || m.Lacking() || s.Instance != saved.Instance || s.HasConfig {
 			t.Errorf("restored %t, lacking %t, %+v after %+v", m.Restored(), m.Lacking(), s, saved)
 		}
-		if c, ok := m.Guest().(clock); ok {
-			if err := c.SetClock(ctx, time.Now()); err != nil {
+		for _, now := range []time.Time{time.Date(2031, 5, 1, 0, 0, 0, 0, time.UTC), time.Now()} {
+			g := m.Guest().(*guest.Client)
+			if err := g.SetClock(ctx, now); err != nil {
 				t.Error(err)
+			}
+			var out strings.Builder
+			code, err := g.Exec(ctx, guest.ExecRequest{Argv: []string{"date", "+%s"}}, &out, nil)
+			seconds, parseErr := strconv.ParseInt(strings.TrimSpace(out.String()), 10, 64)
+			if late := time.Unix(seconds, 0).Sub(now); code != 0 || err != nil || parseErr != nil || late.Abs() > time.Minute {
+				t.Errorf("the guest's clock is %q after it was set to %v: %d, %v", out.String(), now, code, err)
 			}
 		}
 		m.Continued()
@@ -123,14 +126,17 @@ func TestSavedStatesOnQEMU(t *testing.T) {
 	if err := os.Truncate(files[0], 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	m := begin(4)
-	why, err := m.Wait(ctx)
-	if err != nil || !strings.Contains(why, string(vm.ReasonRestoreFailed)) {
-		t.Errorf("a damaged state: %q, %v", why, err)
+	damaged, err := v.Create(ctx, order(4), func(string) {})
+	if err != nil {
+		t.Fatal(err)
 	}
-	m.Unfit(why)
-	end(m)
-	m = begin(4) // the same VM, anew
+	why := damaged.Start(ctx)
+	if vm.ReasonOf(why, "") != vm.ReasonRestoreFailed {
+		t.Errorf("a damaged state: %v", why)
+	}
+	damaged.(agent.Saved).Unfit(fmt.Sprint(why))
+	end(damaged.(agent.Saved))
+	m := begin(4) // the same VM, anew
 	if m.Restored() || m.Lacking() {
 		t.Errorf("after a damaged state: restored %t, lacking %t", m.Restored(), m.Lacking())
 	}

@@ -103,11 +103,11 @@ func (m *vmMachine) Start(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		switch s.Phase {
-		case vm.PhaseStarting:
-			revision = s.Revision
-		case vm.PhaseFinal:
+		switch {
+		case s.Phase == vm.PhaseFinal:
 			return vm.WithReason(s.Reason, errors.New(describe(s.Reason, s.Detail)))
+		case s.RunningAt.IsZero(): // it starts, or could not be started and is cleared away
+			revision = s.Revision
 		default: // it runs, or did
 			return nil
 		}
