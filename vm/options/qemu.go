@@ -30,6 +30,10 @@ type QEMU struct {
 	// SSH forwards a port of the host's loopback to the guest's port 22. Which one, the
 	// machine's state tells.
 	SSH bool `json:"ssh,omitempty"`
+	// Durable has what the guest flushes reach the disk, and has the guest shut down before
+	// its machine is powered off, as the building of an image needs it. Without it a stop
+	// is at once and a crash of the host loses the disk, which suits a clone.
+	Durable bool `json:"durable,omitempty"`
 	// Accelerator is "kvm", "tcg", or "" to try KVM by booting and fall back.
 	Accelerator string `json:"accelerator,omitempty"`
 	// Console writes what the guest prints into the bundle, bounded.

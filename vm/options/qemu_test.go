@@ -16,7 +16,7 @@ import (
 
 func TestQEMUSurvivesARoundTrip(t *testing.T) {
 	want := options.QEMU{
-		Identity: options.Identity{MAC: "02:00:00:00:00:01"}, Network: options.NetworkIsolated, SSH: true, Accelerator: "tcg", Console: true,
+		Identity: options.Identity{MAC: "02:00:00:00:00:01"}, Network: options.NetworkIsolated, SSH: true, Durable: true, Accelerator: "tcg", Console: true,
 		Forwards: []options.Forward{{Guest: netip.MustParseAddrPort("10.0.2.100:80"), Host: netip.MustParseAddrPort("127.0.0.1:8080")}},
 	}
 	b, err := json.Marshal(want)

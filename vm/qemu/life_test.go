@@ -329,3 +329,33 @@ func TestRealGuest(t *testing.T) {
 	}))
 	m.call("GET", "/v1/health", "")
 }
+
+// TestDurable: a guest whose disk is to last is asked to shut down, and one that does not
+// listen is powered off all the same.
+func TestDurable(t *testing.T) {
+	for name, tt := range map[string]struct {
+		make   func(o options.QEMU) string
+		limit  time.Duration
+		reason vm.Reason
+	}{
+		"a guest that obeys": {func(o options.QEMU) string { return create(t, testImage(t), o) }, time.Minute, vm.ReasonGuestEnded},
+		"one that does not": {func(options.QEMU) string {
+			return bundle(t, func(o *options.QEMU) { o.Durable = true })
+		}, 2 * time.Second, vm.ReasonHypervisorCrashed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := start(t, tt.make(options.QEMU{
+				Identity: options.Identity{MAC: "02:00:00:00:00:09"}, Network: options.NetworkIsolated, Accelerator: "tcg", Durable: true,
+			}))
+			m.call("GET", "/v1/health", "")
+			ctx, cancel := context.WithTimeout(t.Context(), tt.limit)
+			defer cancel()
+			if err := m.Stop(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if e := <-m.ended; e.Reason != tt.reason {
+				t.Errorf("it ended with %+v, want %s", e, tt.reason)
+			}
+		})
+	}
+}

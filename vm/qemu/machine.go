@@ -144,12 +144,16 @@ func (m *machine) isStopped() bool {
 	}
 }
 
-// Stop powers the machine off. The guest is not asked, and QEMU for a moment only.
+// Stop powers the machine off: the guest is not asked, unless its disk is to last, and QEMU
+// for a moment only.
 func (m *machine) Stop(ctx context.Context) error {
 	m.stopOnce.Do(func() { close(m.stopped) })
 	m.guest.Close()
 	if m.qemu == nil {
 		return nil
+	}
+	if m.plan.options.Durable && m.running && !m.paused {
+		m.qemu.pressButton(ctx)
 	}
 	if err := m.qemu.powerOff(ctx); err != nil {
 		return err

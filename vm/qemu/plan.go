@@ -208,8 +208,11 @@ func (p plan) arguments(accelerator string, fd descriptors, incoming bool) []str
 		add("-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+quote(p.firmware))
 		add("-drive", "if=pflash,unit=1,format=raw,file="+quote(p.nvram))
 	}
-	// A clone is thrown away with its machine: what the guest flushes needs no disk.
-	add("-drive", "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file="+quote(p.disk))
+	cache := "unsafe" // a clone is thrown away with its machine: what the guest flushes needs no disk
+	if p.options.Durable {
+		cache = "writeback"
+	}
+	add("-drive", "if=none,id=disk,format=raw,cache="+cache+",discard=unmap,file="+quote(p.disk))
 	add("-device", "virtio-blk-pci,drive=disk,bootindex=1")
 	add("-netdev", p.netdev(fd), "-device", "virtio-net-pci,netdev="+idNet+",romfile=,mac="+p.options.MAC)
 	add("-device", "virtio-serial-pci,id=serial0,max_ports=4")

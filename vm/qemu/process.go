@@ -195,6 +195,28 @@ func (r *process) tidy() {
 	}
 }
 
+// buttonLimit is how long a guest may take to shut down. It is well below what a vmm waits
+// for a stop.
+const buttonLimit = 8 * time.Second
+
+// pressButton asks the guest to shut down and waits for that: not for longer than half of
+// the time that there is.
+func (r *process) pressButton(ctx context.Context) {
+	limit := buttonLimit
+	if deadline, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(deadline)/2)
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	if r.qmp.call(ctx, "system_powerdown", nil, nil) != nil {
+		return
+	}
+	select {
+	case <-r.gone:
+	case <-ctx.Done():
+	}
+}
+
 // kill ends QEMU for certain: the signal goes by the process's descriptor (pidfd), so that
 // it can reach no other.
 func (r *process) kill() { _ = r.cmd.Process.Kill() }
