@@ -108,11 +108,17 @@ func (s *service) install(ctx context.Context, want protocol.RunnerArchive) erro
 	return s.guest.InstallRunner(ctx, archive.Size, digest, f)
 }
 
+// errNoSession is the cause with which the wait for a guest's session ends.
+type errNoSession struct{ limit time.Duration }
+
+func (e errNoSession) Error() string {
+	return fmt.Sprintf("the guest answers, and the session in which its runner runs was not there within %s: have the image log its user in by itself", e.limit)
+}
+
 // awaitSession waits until the guest can start a runner, and reports whether it had to.
 func (r *runner) awaitSession(ctx context.Context, g Guest) (waited bool, err error) {
 	limit := r.agent.cfg.BootTimeout
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf(
-		"the guest answers, and the session in which its runner runs was not there within %s: have the image log its user in by itself", limit))
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, errNoSession{limit})
 	defer cancel()
 	for {
 		ask, done := context.WithTimeout(ctx, guestCall)

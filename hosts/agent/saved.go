@@ -54,19 +54,26 @@ func (r *runner) wake(ctx context.Context) (ending, bool) {
 	}
 	if m.Restored() {
 		err := r.whileWanted(ctx, func(ctx context.Context) error { return r.awaitRestored(ctx, m) })
-		if err == nil {
+		adopted := r.started.IsZero()
+		if err == nil && !adopted {
+			r.restored = time.Since(r.started)
+		}
+		if err == nil || adopted && errors.Is(err, errNotFresh) { // an earlier agent armed it, and could not note that
 			m.Continued()
-			if !r.started.IsZero() {
-				r.restored = time.Since(r.started)
-			}
 			return ending{}, false
 		}
 		if _, left := errors.AsType[errLeft](err); left || ctx.Err() != nil {
 			m.Continued() // or not: nothing was found out about the state
 			return ending{failure: failureOf(err, "")}, true
 		}
-		if err := r.whileWanted(ctx, func(ctx context.Context) error { return r.bootCold(ctx, m, err) }); err != nil {
-			return ending{failure: failureOf(err, "")}, true
+		anew := func(ctx context.Context) error {
+			if err := r.replaceCold(ctx, m, err); err != nil {
+				return err
+			}
+			return r.boot(ctx)
+		}
+		if err := r.whileWanted(ctx, anew); err != nil {
+			return ending{failure: failureOf(err, "boot the VM instead of restoring it")}, true
 		}
 		m = r.machine.(Saved) //nolint:forcetypeassert // of the same maker
 	}
@@ -75,11 +82,14 @@ func (r *runner) wake(ctx context.Context) (ending, bool) {
 	}
 	err := r.whileWanted(ctx, func(ctx context.Context) error { return r.save(ctx, m) })
 	left, isLeft := errors.AsType[errLeft](err)
+	lacks, isLacking := errors.AsType[errNoSession](err)
 	switch {
 	case isLeft:
 		return ending{failure: left.failure}, true
 	case errors.Is(err, errNoAnswer):
 		return ending{failure: fmt.Sprintf("the guest did not answer within %s of the VM's start", r.agent.cfg.BootTimeout)}, true
+	case isLacking:
+		return ending{failure: lacks.Error()}, true
 	case err != nil && ctx.Err() == nil:
 		// Whether it still runs is found out by those who serve it.
 		r.log.Warn("no state was saved of a VM", slog.Any("error", err))
@@ -89,6 +99,9 @@ func (r *runner) wake(ctx context.Context) (ending, bool) {
 
 // errNoAnswer is the cause with which the wait for a guest that boots ends.
 var errNoAnswer = errors.New("its guest did not answer in time")
+
+// errNotFresh says of a guest that it has, or had, a config.
+var errNotFresh = errors.New("not ready for a first config: such a state must never be kept")
 
 // awaitRestored returns when the guest of a restored VM answers and knows what time it is,
 // and holds no secret; or with an error that says why it is of no use.
@@ -110,7 +123,11 @@ func (r *runner) save(ctx context.Context, m Saved) error {
 	if err := greet(boot, m); err != nil {
 		return err
 	}
-	if _, err := r.awaitSession(boot, m.Guest()); err != nil {
+	err := whileRuns(ctx, m, func(ctx context.Context) error {
+		_, err := r.awaitSession(ctx, m.Guest())
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	r.show(fleet.ObservedBooting, func(v *protocol.RunnerReport) { v.Progress = "saving a state for the VMs to come" })
@@ -135,11 +152,31 @@ func setClock(ctx context.Context, g Guest) error {
 // greet waits for the first answer of a guest that has, and had, no config. It ends with
 // the VM.
 func greet(ctx context.Context, m Machine) error {
-	if m.Guest() == nil {
+	g := m.Guest()
+	if g == nil {
 		return errors.New("there is no way to its guest")
 	}
+	return whileRuns(ctx, m, func(ctx context.Context) error {
+		pause := backoff{first: greetFirst, most: greetMost}
+		for {
+			ask, done := context.WithTimeout(ctx, guestCall)
+			status, err := g.Status(ask, 0, 0)
+			done()
+			switch {
+			case err == nil && (status.HasConfig || status.Phase != guest.PhaseReady):
+				return fmt.Errorf("its guest is %q and %w", status.Phase, errNotFresh)
+			case err == nil:
+				return nil
+			case !sleep(ctx, pause.next()):
+				return fmt.Errorf("%w (%w)", context.Cause(ctx), err)
+			}
+		}
+	})
+}
+
+// whileRuns runs a step that is called off when the VM ends.
+func whileRuns(ctx context.Context, m Machine, step func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
@@ -148,34 +185,7 @@ func greet(ctx context.Context, m Machine) error {
 		}
 	}()
 	defer func() { cancel(nil); <-watched }()
-	pause := backoff{first: greetFirst, most: greetMost}
-	for {
-		ask, done := context.WithTimeout(ctx, guestCall)
-		status, err := m.Guest().Status(ask, 0, 0)
-		done()
-		switch {
-		case err == nil && (status.HasConfig || status.Phase != guest.PhaseReady):
-			return fmt.Errorf("its guest is %q and not ready for a first config: such a state must never be kept", status.Phase)
-		case err == nil:
-			return nil
-		case !sleep(ctx, pause.next()):
-			return fmt.Errorf("%w (%w)", context.Cause(ctx), err)
-		}
-	}
-}
-
-// bootCold replaces the VM of this runner, which does not continue from its saved state, by
-// one that boots from the image: in the same slot and the same life.
-func (r *runner) bootCold(ctx context.Context, m Saved, why error) error {
-	r.agent.unfit.Add(1)
-	r.log.Warn("a saved state is of no use and is deleted; the VM boots anew",
-		slog.Any("error", why), slog.Int64("times", r.agent.unfit.Load()))
-	m.Unfit(why.Error())
-	r.cold = true
-	if err := r.bootAnew(ctx); err != nil {
-		return fmt.Errorf("boot the VM in place of one that could not be restored: %w", err)
-	}
-	return nil
+	return step(ctx)
 }
 
 // resume serves the VM of an earlier agent. One that was restored and holds no config may

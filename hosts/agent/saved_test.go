@@ -14,6 +14,7 @@ import (
 	"github.com/minifleet/minifleet/guest"
 	"github.com/minifleet/minifleet/hosts/agent"
 	"github.com/minifleet/minifleet/hosts/protocol"
+	"github.com/minifleet/minifleet/vm"
 )
 
 // savers makes VMs that have to do with saved states.
@@ -254,6 +255,64 @@ func TestNotWantedWhileAStateIsAtStake(t *testing.T) {
 	}
 }
 
+// What it waits for in vain is said, and it is waited for once.
+func TestGuestToBeSavedHasNoSession(t *testing.T) {
+	inSavingWorld(t, func(_ int, s *saver) { s.lacking, s.sessionAfter = true, 1<<30 }, func(w *world, s *savers) {
+		began := time.Now()
+		w.c.want(up("r1"))
+		w.c.patience = 20 * time.Minute
+		got := w.c.awaitObserved("r1", "gone")
+		if took := time.Since(began); !strings.Contains(got.Failure, "have the image log its user in") || took > 6*time.Minute {
+			t.Errorf("after %v: %+v", took, got)
+		}
+		if had := s.nth(0).had(); had != "" {
+			t.Error(had)
+		}
+	})
+}
+
+func TestVMToBeSavedEndsBeforeItsSession(t *testing.T) {
+	inSavingWorld(t, func(_ int, s *saver) { s.lacking, s.sessionAfter = true, 1<<30 }, func(w *world, s *savers) {
+		w.c.want(up("r1"))
+		w.c.await("the session is waited for", func() bool { return strings.Contains(w.c.runner("r1").Progress, "session") })
+		began := time.Now()
+		s.nth(0).die("panic")
+		if got := w.c.awaitObserved("r1", "gone"); !strings.Contains(got.Failure, "panic") || time.Since(began) > 10*time.Second {
+			t.Errorf("after %v: %+v", time.Since(began), got)
+		}
+	})
+}
+
+// macOS may refuse the VM that is to take the place of one that was not restored: the old
+// one's process can outlive it.
+func TestColdBootThatMacOSRefuses(t *testing.T) {
+	for name, each := range map[string]func(n int, s *saver){
+		"after the start": func(n int, s *saver) { s.restored = n == 0; s.answers = n > 0 },
+		"at the start": func(n int, s *saver) {
+			if s.restored = n == 0; n == 0 {
+				s.startErr = vm.WithReason(vm.ReasonRestoreFailed, errors.New("another macOS"))
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inSavingWorld(t, func(n int, s *saver) {
+				if each(n, s); n == 1 {
+					s.startErr = errThirdMac
+				}
+			}, func(w *world, s *savers) {
+				w.c.patience = 5 * time.Minute
+				w.c.want(mac("m1"))
+				if got := w.c.awaitObserved("m1", "standby"); got.Failure != "" || w.m.made() != 3 || w.m.cleared != 1 {
+					t.Errorf("%d VMs, %d looks for leftovers: %+v", w.m.made(), w.m.cleared, got)
+				}
+				if s.nth(2).had() != "" || !s.nth(2).runs() {
+					t.Error(s.nth(2).had())
+				}
+			})
+		})
+	}
+}
+
 func TestGuestToBeSavedNeverAnswers(t *testing.T) {
 	inSavingWorld(t, func(_ int, s *saver) { s.lacking, s.answers = true, false }, func(w *world, s *savers) {
 		began := time.Now()
@@ -277,13 +336,7 @@ func TestRestoredVMOfAnEarlierAgent(t *testing.T) {
 		w.c.awaitObserved("r2", "standby")
 		w.c.want(armed("r2"))
 		w.c.awaitObserved("r2", "registering")
-		w.halt()
-		w.m.mu.Lock()
-		for _, vm := range s.made {
-			w.m.found = append(w.m.found, agent.Found{ID: vm.id, Pool: "pool", Slot: len(w.m.found) + 1, Running: true, Machine: vm})
-		}
-		w.m.mu.Unlock()
-		w.start()
+		s.adopt(w, func() {})
 		for _, vm := range s.made {
 			want := "clock, continued"
 			if vm.id == "r1" {
@@ -293,6 +346,49 @@ func TestRestoredVMOfAnEarlierAgent(t *testing.T) {
 		}
 		if got := w.c.runner("r1"); got.Observed != "standby" && got.Observed != protocol.WantUp && got.Failure != "" {
 			t.Errorf("%+v", got)
+		}
+	})
+}
+
+// adopt ends the agent and starts another one, that finds the VMs.
+func (s *savers) adopt(w *world, before func()) {
+	w.halt()
+	s.machines.mu.Lock()
+	s.found = nil
+	for _, vm := range s.made {
+		s.found = append(s.found, agent.Found{ID: vm.id, Pool: "pool", Slot: len(s.found) + 1, Running: true, Machine: vm})
+	}
+	s.machines.mu.Unlock()
+	before()
+	w.start()
+}
+
+// An earlier agent that could not write, on a full volume, has no note of the config that it
+// handed over. The guest has it, and its job is not to end for that.
+func TestRestoredVMThatWasArmedUnnoticed(t *testing.T) {
+	inSavingWorld(t, func(_ int, s *saver) { s.restored = true }, func(w *world, s *savers) {
+		w.c.want(up("r1"))
+		w.c.awaitObserved("r1", "standby")
+		s.adopt(w, func() {
+			s.nth(0).say(func(g *guest.Status) { g.HasConfig, g.Phase = true, guest.PhaseBusy })
+		})
+		if got := w.c.awaitObserved("r1", "busy"); !got.HasConfig || w.m.made() != 1 || !s.nth(0).runs() {
+			t.Errorf("%d VMs: %+v", w.m.made(), got)
+		}
+	})
+}
+
+// What an earlier agent put into a VM is not in the one that takes its place.
+func TestPinnedRunnerOfAVMThatIsReplaced(t *testing.T) {
+	inSavingWorld(t, func(n int, s *saver) { s.restored = n == 0 }, func(w *world, s *savers) {
+		d := pin(t, "r1", "a runner")
+		w.c.want(d)
+		w.c.awaitObserved("r1", "standby")
+		s.adopt(w, func() { s.nth(0).clockErr = errors.New("not mine") })
+		w.c.await("another VM runs", func() bool { return w.m.made() == 2 })
+		w.c.awaitObserved("r1", "standby")
+		if got := s.nth(1).installed(); !slices.Equal(got, []string{d.Runner.SHA256 + " a runner"}) {
+			t.Errorf("the other guest got %q", got)
 		}
 	})
 }
