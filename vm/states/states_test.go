@@ -218,6 +218,28 @@ func TestLimit(t *testing.T) {
 	})
 }
 
+// A state that cannot have its room takes nobody else's.
+func TestNoneGoesInVain(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir(), 4*size)
+	a, b := key("sha256:a"), key("sha256:b")
+	save(t, s, 1, a)
+	save(t, s, 2, a)
+	b.MemoryMiB = 5
+	if err := s.Save(t.Context(), 1, b, fill); err == nil {
+		t.Error("it was kept")
+	}
+	used := s.Take(2, a)
+	b.MemoryMiB = 3
+	if err := s.Save(t.Context(), 1, b, fill); err == nil {
+		t.Error("it was kept beside one in use")
+	}
+	used.Release()
+	if !has(s, 1, a) || !has(s, 2, a) {
+		t.Error("others are gone for one that could not be kept")
+	}
+}
+
 func TestPrune(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -229,27 +230,35 @@ func (s *Store) bytesLocked() int64 {
 }
 
 // makeRoom deletes those that were used longest ago, until so many bytes more have room.
-// It reports whether they have.
+// It reports whether they have. Where they cannot have it, none goes in vain.
 func (s *Store) makeRoom(bytes int64) bool {
 	s.mu.Lock()
-	excess := s.bytesLocked() + bytes - s.cfg.MaxBytes
+	free := s.cfg.MaxBytes - s.bytesLocked() - bytes
+	var idle []*entry
 	for _, e := range s.states {
-		if e.doomed != "" && !e.taken {
-			excess -= e.Bytes // goes anyway
+		switch {
+		case e.taken:
+		case e.doomed != "":
+			free += e.Bytes // goes anyway
+		default:
+			idle = append(idle, e)
 		}
 	}
-	for excess > 0 {
-		var oldest *entry
-		for _, e := range s.states {
-			if !e.taken && e.doomed == "" && (oldest == nil || e.used.Before(oldest.used)) {
-				oldest = e
-			}
-		}
-		if oldest == nil {
+	room := free
+	for _, e := range idle {
+		room += e.Bytes
+	}
+	if room < 0 {
+		s.mu.Unlock()
+		return false
+	}
+	slices.SortFunc(idle, func(a, b *entry) int { return a.used.Compare(b.used) })
+	for _, e := range idle {
+		if free >= 0 {
 			break
 		}
-		oldest.doomed = "others need its room"
-		excess -= oldest.Bytes
+		e.doomed = "others need its room"
+		free += e.Bytes
 	}
 	s.mu.Unlock()
 	s.clear()
