@@ -67,8 +67,8 @@ func sameVolume(a, b string) (bool, error) {
 const reserveShare = 4
 
 // checkRoom refuses a VM for which the volume has no room: for what a copy takes at once,
-// and for what the VM will write. It is a look before the leap: what VMs write later can
-// still fill the volume.
+// and for what the VM will write. Saved states, which only save time, go before that. It is
+// a look before the leap: what VMs write later can still fill the volume.
 func (v *VMs) checkRoom(image *imagecache.Image) error {
 	need := v.cfg.DiskReserve
 	if need == 0 {
@@ -79,13 +79,15 @@ func (v *VMs) checkRoom(image *imagecache.Image) error {
 		need += image.Stored
 		what = "for a copy of the image and what the VM writes"
 	}
-	var s unix.Statfs_t
-	if err := unix.Statfs(v.cfg.Dir, &s); err != nil {
-		return fmt.Errorf("free space of %s: %w", v.cfg.Dir, err)
-	}
-	free := int64(min(s.Bavail, 1<<40)) * int64(s.Bsize)
-	if free >= need {
-		return nil
+	var free int64
+	for again := true; again; again = v.saved.store != nil && v.saved.store.DeleteOldest() {
+		var s unix.Statfs_t
+		if err := unix.Statfs(v.cfg.Dir, &s); err != nil {
+			return fmt.Errorf("free space of %s: %w", v.cfg.Dir, err)
+		}
+		if free = int64(min(s.Bavail, 1<<40)) * int64(s.Bsize); free >= need {
+			return nil
+		}
 	}
 	return fmt.Errorf("the volume of %s has %d MiB free and image %s needs %d MiB there, %s: free some space, or lower disk_reserve_mib: %w",
 		v.cfg.Dir, free>>20, image.Name, need>>20, what, syscall.ENOSPC)

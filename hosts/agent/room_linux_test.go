@@ -3,8 +3,10 @@
 package agent_test
 
 import (
+	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -13,7 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/minifleet/minifleet/hosts/agent"
+	"github.com/minifleet/minifleet/internal/testimage"
 	"github.com/minifleet/minifleet/vm"
+	"github.com/minifleet/minifleet/vm/states"
 )
 
 // volume mounts a small volume, which has no copy-on-write clones.
@@ -65,6 +69,48 @@ func TestThereIsRoomBeforeACloneIsMade(t *testing.T) {
 	left, err := os.ReadDir(h.cfg.Dir)
 	if err != nil || len(left) != 1 || left[0].Name() != "b" {
 		t.Errorf("left: %v, %v: want b alone", left, err)
+	}
+}
+
+// Saved states only save time: no VM is refused for the room that they take.
+func TestSavedStatesMakeRoom(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath(testimage.QEMU); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	h := newHost(t, vm.BackendQEMU)
+	h.volume("vms", "6m")
+	h.write("images/debian/disk.img", strings.Repeat("x", 1<<20))
+	h.cfg.Dir, h.cfg.DiskReserve, h.cfg.SavedStates = filepath.Join(h.dir, "vms", "a"), 3<<20, 1<<30
+	build, err := states.HostBuild(t.Context(), vm.BackendQEMU, testimage.QEMU, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := states.ProgramVersion(h.cfg.VMMProgram)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(h.dir, "vms", "states")
+	store, err := states.Open(states.Config{Dir: dir, MaxBytes: 1 << 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := states.Key{Backend: vm.BackendQEMU, Host: build, Image: "sha256:1", CPUs: 1, MemoryMiB: 1, VMM: program}
+	for slot := 1; slot <= 2; slot++ {
+		err := store.Save(t.Context(), slot, key, func(_ context.Context, dir string) error {
+			return errors.Join(os.Mkdir(filepath.Join(dir, vm.DirDisks), 0o700), os.Mkdir(filepath.Join(dir, vm.DirState), 0o700),
+				os.WriteFile(filepath.Join(dir, vm.DirState, "memory"), make([]byte, 1<<20), 0o600))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.create(h.vms(), agent.Order{ID: "a", Slot: 1, Image: "debian"})
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("%d states are left, want 1: no more go than have to, %v", len(left), err)
 	}
 }
 

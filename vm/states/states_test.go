@@ -240,6 +240,34 @@ func TestNoneGoesInVain(t *testing.T) {
 	}
 }
 
+// What VMs need on the volume is worth more than what states save.
+func TestDeleteOldest(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := open(t, t.TempDir(), 1<<30)
+		a := key("sha256:a")
+		for slot := 1; slot <= 3; slot++ {
+			save(t, s, slot, a)
+			time.Sleep(time.Minute)
+		}
+		used := s.Take(1, a)
+		if !s.DeleteOldest() || has(s, 2, a) || !has(s, 3, a) {
+			t.Error("want the one gone that was used longest ago, and is not in use")
+		}
+		if s.Lacks(2, a) {
+			t.Error("it would be made again at once")
+		}
+		if !s.DeleteOldest() || s.DeleteOldest() {
+			t.Error("one was idle")
+		}
+		used.Release()
+		time.Sleep(time.Hour)
+		if !has(s, 1, a) || !s.Lacks(2, a) {
+			t.Error("the one in use is gone, or no other is ever made")
+		}
+	})
+}
+
 func TestPrune(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

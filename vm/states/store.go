@@ -44,7 +44,7 @@ type Store struct {
 	mu     sync.Mutex           // guards the rest, never held over input or output
 	states map[string]*entry    // by name
 	making map[string]bool      // folders that are being filled
-	failed map[string]time.Time // when a save, or a restore, failed last, by name
+	failed map[string]time.Time // when one was last saved, used or kept in vain, by name
 }
 
 // entry is one whole state on the disk.
@@ -263,6 +263,30 @@ func (s *Store) makeRoom(bytes int64) bool {
 	s.mu.Unlock()
 	s.clear()
 	return s.Bytes()+bytes <= s.cfg.MaxBytes
+}
+
+// DeleteOldest deletes the state that was used longest ago and is in nobody's hands, for the
+// room that it takes on the volume, and reports whether it is gone. The next of its kind is
+// not lacking for a while.
+func (s *Store) DeleteOldest() bool {
+	s.mu.Lock()
+	oldest, name := (*entry)(nil), ""
+	for n, e := range s.states {
+		if !e.taken && e.doomed == "" && (oldest == nil || e.used.Before(oldest.used)) {
+			oldest, name = e, n
+		}
+	}
+	if oldest == nil {
+		s.mu.Unlock()
+		return false
+	}
+	oldest.doomed = "the volume is short of room"
+	s.failed[name] = time.Now()
+	s.mu.Unlock()
+	s.clear()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.states[name] != oldest
 }
 
 // clear deletes what is to go and is in nobody's hands. What cannot be deleted is tried
