@@ -77,7 +77,7 @@ func (c client) save(ctx context.Context, r SaveRequest) (State, error) {
 	if err != nil {
 		return State{}, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, SaveTime+ContinueTime+answerTime, errors.New("the vmm does not answer"))
+	ctx, cancel := context.WithTimeoutCause(ctx, ContinueTime+SaveTime+ContinueTime+answerTime, errors.New("the vmm does not answer"))
 	defer cancel()
 	return c.call(ctx, http.MethodPost, PathSave, bytes.NewReader(b))
 }

@@ -29,8 +29,8 @@ const (
 
 // How long a vmm takes for a save at the most. The machine stands still meanwhile.
 const (
-	SaveTime     = 3 * time.Minute  // to pause it, to write its state and to clone its disks
-	ContinueTime = 30 * time.Second // to have it run again
+	SaveTime     = 3 * time.Minute  // to write its state and to clone its disks
+	ContinueTime = 30 * time.Second // to pause it, and again to have it run on
 )
 
 // SaveRequest asks a vmm to save its machine.

@@ -72,7 +72,7 @@ func (m *machine) Start(ctx context.Context) error {
 		return errors.New("the machine has already been started")
 	}
 	if m.running {
-		if err := m.qemu.call(ctx, "cont", nil, nil); err != nil {
+		if err := m.qemu.qmp.patiently(ctx, "cont", nil, nil); err != nil {
 			return m.qemu.explain("continue the machine", err)
 		}
 		m.paused = false
@@ -180,7 +180,8 @@ func (m *machine) runs() error {
 	}
 }
 
-// Pause halts the machine. When QEMU answers, nothing it wrote is on its way any more.
+// Pause halts the machine. When QEMU answers, nothing it wrote is on its way any more, which
+// can take a disk a while. Whoever gave up earlier would not know whether it halts after that.
 func (m *machine) Pause(ctx context.Context) error {
 	if err := m.runs(); err != nil {
 		return fmt.Errorf("pause: %w", err)
@@ -188,7 +189,7 @@ func (m *machine) Pause(ctx context.Context) error {
 	if m.paused {
 		return nil
 	}
-	if err := m.qemu.call(ctx, "stop", nil, nil); err != nil {
+	if err := m.qemu.qmp.patiently(ctx, "stop", nil, nil); err != nil {
 		return m.qemu.explain("pause", err)
 	}
 	m.paused = true

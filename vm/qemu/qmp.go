@@ -20,7 +20,7 @@ import (
 )
 
 // The limits of a conversation with QEMU. It answers from its main loop, in which nothing
-// waits for the guest.
+// waits for the guest, but stop and cont for what the guest has under way on the disk.
 const (
 	callLimit       = 5 * time.Second
 	maxMessageBytes = 1 << 20
@@ -155,6 +155,11 @@ func (q *monitor) deliver(id uint64, m message) {
 func (q *monitor) call(ctx context.Context, command string, arguments, result any, files ...int) error {
 	ctx, cancel := limited(ctx, "QEMU's answer to "+command)
 	defer cancel()
+	return q.patiently(ctx, command, arguments, result, files...)
+}
+
+// patiently is call for as long as ctx lasts, which has a deadline.
+func (q *monitor) patiently(ctx context.Context, command string, arguments, result any, files ...int) error {
 	answer, err := q.exchange(ctx, command, arguments, files)
 	if err == nil && result != nil {
 		err = json.Unmarshal(answer.Return, result)
