@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -18,14 +19,19 @@ import (
 // seen to stay after its vmm was gone, and then counts as one of the two macOS guests
 // that may run. Ours is one that has a file of a bundle in the folder vmsDir open while
 // nothing holds the bundle's lock. On Linux there are none: a hypervisor that outlives
-// its vmm holds the lock, see EndWriter.
-func EndLeftovers(ctx context.Context, vmsDir string) (ended int, err error) {
+// its vmm holds the lock, see EndWriter. as is the user as whom the vmms run, whose those
+// processes are then too; nil means this process's own.
+func EndLeftovers(ctx context.Context, vmsDir string, as *Account) (ended int, err error) {
+	uid := os.Getuid()
+	if as != nil {
+		uid = as.UID
+	}
 	// The system names files by their true paths.
 	vmsDir, err = filepath.EvalSymlinks(vmsDir)
 	if err != nil {
 		return 0, fmt.Errorf("look for leftovers: %w", err)
 	}
-	suspects, err := hypervisorFiles(ctx)
+	suspects, err := hypervisorFiles(ctx, uid)
 	if err != nil {
 		return 0, fmt.Errorf("look for leftovers: %w", err)
 	}
@@ -40,7 +46,7 @@ func EndLeftovers(ctx context.Context, vmsDir string) (ended int, err error) {
 		if err != nil {
 			continue // it has ended
 		}
-		now, err := hypervisorFiles(ctx)
+		now, err := hypervisorFiles(ctx, uid)
 		if err != nil {
 			return ended, errors.Join(append(errs, fmt.Errorf("look for leftovers: %w", err))...)
 		}

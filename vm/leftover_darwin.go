@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"strconv"
 	"time"
@@ -19,11 +18,11 @@ const hypervisorProcess = "com.apple.Virtua"
 // listTime bounds how long lsof may take.
 const listTime = 10 * time.Second
 
-// hypervisorFiles returns the open files of each machine's process of this user.
-func hypervisorFiles(ctx context.Context) (map[int][]string, error) {
+// hypervisorFiles returns the open files of each machine's process of a user.
+func hypervisorFiles(ctx context.Context, uid int) (map[int][]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, listTime)
 	defer cancel()
-	lsof := exec.CommandContext(ctx, "/usr/sbin/lsof", "-w", "-n", "-P", "-a", "-u", strconv.Itoa(os.Getuid()), "-c", hypervisorProcess, "-Fpn")
+	lsof := exec.CommandContext(ctx, "/usr/sbin/lsof", "-w", "-n", "-P", "-a", "-u", strconv.Itoa(uid), "-c", hypervisorProcess, "-Fpn")
 	lsof.Env = []string{"LANG=C"}
 	text, err := lsof.Output()
 	// It ends with 1 where it finds nothing.

@@ -5,4 +5,4 @@ package vm
 import "context"
 
 // hypervisorFiles finds nothing: see EndLeftovers.
-func hypervisorFiles(context.Context) (map[int][]string, error) { return nil, nil }
+func hypervisorFiles(context.Context, int) (map[int][]string, error) { return nil, nil }

@@ -269,7 +269,9 @@ func (v *VMs) Scan(ctx context.Context) ([]Found, error) {
 }
 
 // EndLeftovers is package vm's.
-func (v *VMs) EndLeftovers(ctx context.Context) (int, error) { return vm.EndLeftovers(ctx, v.cfg.Dir) }
+func (v *VMs) EndLeftovers(ctx context.Context) (int, error) {
+	return vm.EndLeftovers(ctx, v.cfg.Dir, v.cfg.Account)
+}
 
 // explain adds to an error that has a reason what to do about it.
 func explain(err error) error {
