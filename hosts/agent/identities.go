@@ -124,39 +124,48 @@ func (ids *identities) of(slot int) (options.Identity, error) {
 	if err != nil {
 		return options.Identity{}, err
 	}
-	if err := ids.set(slot, id); err != nil {
+	next := ids.with(slot, id)
+	if err := ids.write(slot, next); err != nil {
 		return options.Identity{}, err
 	}
+	ids.known = next
 	return id, nil
 }
 
 // keep takes over the identity with which a VM runs in a slot: what runs is right, and
-// the file is older or was damaged.
+// the file is older or was damaged. That holds even where it cannot be written down; the
+// bundle tells the next agent again.
 func (ids *identities) keep(slot int, id options.Identity) error {
 	ids.mu.Lock()
 	defer ids.mu.Unlock()
 	if ids.known[slot] == id {
 		return nil
 	}
-	return ids.set(slot, id)
+	next := ids.with(slot, id)
+	ids.known = next
+	return ids.write(slot, next)
 }
 
-// set writes an identity down. A slot that had the same one, which can only be by an
-// older copy of the file, gets a new one when it is needed. The caller holds mu.
-func (ids *identities) set(slot int, id options.Identity) error {
+// with returns what is known and one identity more. A slot that had the same one, which can
+// only be by an older copy of the file, gets a new one when it is needed.
+func (ids *identities) with(slot int, id options.Identity) map[int]options.Identity {
 	next := map[int]options.Identity{slot: id}
 	for n, other := range ids.known {
 		if n != slot && other.MAC != id.MAC && other.ECID != id.ECID {
 			next[n] = other
 		}
 	}
-	raw, err := json.MarshalIndent(slotsFile{Schema: slotsSchema, Slots: next}, "", "  ")
+	return next
+}
+
+// write writes all identities down, because of one slot's.
+func (ids *identities) write(slot int, all map[int]options.Identity) error {
+	raw, err := json.MarshalIndent(slotsFile{Schema: slotsSchema, Slots: all}, "", "  ")
 	if err == nil {
 		err = writeFile(ids.path, append(raw, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("keep the identity of slot %d: %w", slot, err)
 	}
-	ids.known = next
 	return nil
 }

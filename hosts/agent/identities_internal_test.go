@@ -59,6 +59,23 @@ func TestAnIdentityThatCannotBeKeptIsNotGivenOut(t *testing.T) {
 	}
 }
 
+// Where nothing can be written a VM that runs still has the identity that it has.
+func TestTheIdentityOfARunningVMIsKeptInMindAtLeast(t *testing.T) {
+	dir := t.TempDir()
+	ids := openTestIdentities(t, dir)
+	one := identityOf(t, ids, 1)
+	ids.path = filepath.Join(dir, "gone", fileSlots)
+	if err := ids.keep(2, one); err == nil || !strings.Contains(err.Error(), "slot 2") {
+		t.Errorf("nothing is said of it: %v", err)
+	}
+	if identityOf(t, ids, 2) != one {
+		t.Error("the slot of a running VM has another identity than the VM")
+	}
+	if id, err := ids.of(1); err == nil {
+		t.Errorf("slot 1 has %v, which is not on the disk", id)
+	}
+}
+
 // What runs is right: the file may be of an earlier day.
 func TestTheIdentityOfARunningVMIsKept(t *testing.T) {
 	dir := t.TempDir()

@@ -239,8 +239,8 @@ func (v *VMs) Scan(ctx context.Context) ([]Found, error) {
 		m.keepsake.restored = b.Spec.Restore != ""
 		found[i] = Found{ID: b.ID, Pool: n.pool, Slot: n.slot, Mac: n.mac, Machine: m, Ending: describe(b.State.Reason, b.State.Detail)}
 		if b.Condition != vm.Ended && n.slot > 0 && n.identity != (options.Identity{}) {
-			if err := v.identities.keep(n.slot, n.identity); err != nil {
-				return nil, err
+			if err := v.identities.keep(n.slot, n.identity); err != nil { // a full volume, which only this agent can clear
+				v.cfg.Log.Error("the identities of the slots cannot be kept", slog.String("runner", b.ID), slog.Any("error", err))
 			}
 		}
 		switch b.Condition {
