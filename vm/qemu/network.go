@@ -23,6 +23,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/minifleet/minifleet/vm/console"
 	"github.com/minifleet/minifleet/vm/options"
 )
 
@@ -67,19 +68,24 @@ func startPasst(log *slog.Logger, p plan) (n network, err error) {
 	}
 	files = append(files, passtOurs)
 	defer passtTheirs.Close()
-	said, err := os.OpenFile(filepath.Join(p.dir, filePasstLog), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	said, err := console.Open(filepath.Join(p.dir, filePasstLog)) // a guest can have it say things
 	if err != nil {
 		return network{}, err
 	}
-	defer said.Close()
+	defer func() {
+		if err != nil {
+			said.Close()
+		}
+	}()
 	cmd := exec.Command(p.passt, passtArguments(nameservers())...) //nolint:noctx // it lives as long as the machine
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/local/bin:/usr/bin:/bin"}
-	cmd.Stdout, cmd.Stderr = said, said
+	cmd.Stdout, cmd.Stderr = said.Input(), said.Input()
 	cmd.ExtraFiles = []*os.File{passtTheirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return network{}, fmt.Errorf("start passt: %w", err)
 	}
+	said.Started()
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
 	all.Go(func() {
@@ -106,6 +112,7 @@ func startPasst(log *slog.Logger, p plan) (n network, err error) {
 		shut()
 		_ = cmd.Process.Kill() // it would end by itself, with its socket
 		all.Wait()
+		said.Close()
 	}
 	return n, nil
 }
