@@ -71,6 +71,7 @@ func target(cfg settings) (doctor.Target, error) {
 	t := doctor.Target{
 		Backend: string(cfg.backend()), StateDir: cfg.StateDir, ImagesDir: cfg.ImagesDir, VMM: cfg.VMM,
 		AllowCopy: cfg.AllowCopy, Slots: cfg.Slots, SessionUser: cfg.SessionUser,
+		Reserve: int64(cfg.DiskReserve) << 20, Accelerator: cfg.QEMU.Accelerator,
 	}
 	account, err := cfg.account()
 	if account != nil {

@@ -60,6 +60,16 @@ func TestDoctor(t *testing.T) {
 	}
 }
 
+// The doctor judges by what the agent goes by.
+func TestTarget(t *testing.T) {
+	cfg := settings{DiskReserve: 2048, AllowCopy: true, Slots: 3}
+	cfg.QEMU.Accelerator = "tcg"
+	got, err := target(cfg)
+	if err != nil || got.Reserve != 2<<30 || got.Accelerator != "tcg" || !got.AllowCopy || got.Slots != 3 {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 func TestLargestImage(t *testing.T) {
 	dir := t.TempDir()
 	for name, size := range map[string]int{"a": 1 << 20, "b": 3 << 20} {

@@ -49,11 +49,12 @@ func lookClones(_ context.Context, h *Host) Finding {
 	return fail("put state_dir and images_dir on one APFS, XFS or btrfs volume, or set allow_copy", "none here: the agent refuses to start")
 }
 
-// leastFree is what any host needs for logs, records and the system itself.
+// leastFree is what any host needs for logs, records and the system itself, where its agent
+// was not told what to reserve.
 const leastFree = 10 << 30
 
-// lookSpace: clones take nothing at first, and then whatever jobs write. A quarter of the
-// image for each slot is a guess at that.
+// lookSpace: clones take nothing at first, and then whatever jobs write; copies take their
+// image at once. The agent refuses a VM for which there is less than that.
 func lookSpace(_ context.Context, h *Host) Finding {
 	space, err := h.Space(h.Target.StateDir)
 	if err != nil {
@@ -63,15 +64,30 @@ func lookSpace(_ context.Context, h *Host) Finding {
 	if err != nil {
 		return fail("make the folder readable for whoever runs this", "images_dir: %v", err)
 	}
-	reserve := max(leastFree, int64(h.Target.Slots)*(image/4))
+	each, least := h.Target.Reserve, h.Target.Reserve
+	if each == 0 {
+		each, least = image/4, leastFree
+	}
+	if h.Target.AllowCopy && !h.clonesImages(space.Volume) {
+		each += image
+	}
+	least = max(least, each)
+	all := max(least, int64(h.Target.Slots)*each)
 	const advice = "remove images and saved files that nobody needs; on a Mac also look at tmutil listlocalsnapshots /"
 	switch {
-	case space.Free < leastFree:
-		return fail(advice, "%s free, at least %s are needed", gib(space.Free), gib(leastFree))
-	case space.Free < reserve:
-		return warn(advice, "%s free; %d VMs of the largest image (%s) may write %s", gib(space.Free), h.Target.Slots, gib(image), gib(reserve))
+	case space.Free < least:
+		return fail(advice+"; or lower disk_reserve_mib", "%s free, at least %s are needed", gib(space.Free), gib(least))
+	case space.Free < all:
+		return warn(advice, "%s free; %d VMs of the largest image (%s) may write %s", gib(space.Free), h.Target.Slots, gib(image), gib(all))
 	}
-	return ok("%s free, %s are advisable", gib(space.Free), gib(reserve))
+	return ok("%s free, %s are advisable", gib(space.Free), gib(all))
+}
+
+// clonesImages reports whether images become VMs without being copied.
+func (h *Host) clonesImages(vms uint64) bool {
+	works, err := h.Clones(h.Target.StateDir)
+	images, errImages := h.Space(h.Target.ImagesDir)
+	return err == nil && works && errImages == nil && images.Volume == vms
 }
 
 func gib(bytes int64) string { return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30)) }

@@ -62,6 +62,11 @@ type Target struct {
 	Backend, StateDir, ImagesDir, VMM string
 	AllowCopy                         bool
 	Slots                             int
+	// Reserve is how many bytes have to be free for what a new VM will write; 0 means a
+	// quarter of its image.
+	Reserve int64
+	// Accelerator is QEMU's: "kvm", "tcg", or "" for kvm where it works.
+	Accelerator string
 	// SessionUser is the user as whom VMs run, and SessionUID its number; "" means
 	// whoever runs the agent, which is this process's user.
 	SessionUser string

@@ -101,6 +101,33 @@ func (w *world) run(_ context.Context, command ...string) (string, error) {
 	return "", errors.New("no such program: " + text)
 }
 
+// levels examines a host and returns what each check came to.
+func levels(t *testing.T, w *world) map[string]doctor.Level {
+	t.Helper()
+	all := map[string]doctor.Level{}
+	for _, f := range doctor.Examine(t.Context(), &w.Host) {
+		all[f.Check] = f.Level
+	}
+	return all
+}
+
+// A copy takes its image at once.
+func TestSpaceForCopies(t *testing.T) {
+	for name, spoil := range map[string]func(*world){
+		"no clones": func(w *world) { w.clones = false }, "two volumes": func(w *world) { w.apart = true },
+	} {
+		w := newLinux()
+		w.Target.AllowCopy = true
+		w.free = 70 << 30
+		if l := levels(t, w); l["space"] != doctor.OK {
+			t.Errorf("with clones: %v", l)
+		}
+		if spoil(w); levels(t, w)["space"] != doctor.Fail {
+			t.Errorf("%s: %v", name, levels(t, w))
+		}
+	}
+}
+
 func TestGoodHosts(t *testing.T) {
 	for name, w := range map[string]*world{"Mac": newMac(), "Linux": newLinux()} {
 		found := doctor.Examine(t.Context(), &w.Host)
@@ -170,6 +197,8 @@ func TestWhatIsWrong(t *testing.T) {
 			{"odd QEMU", prints("qemu-system-x86_64 --version", "hello"), "qemu", doctor.Warn, "hello"},
 			{"huge QEMU", prints("qemu-system-x86_64 --version", "QEMU emulator version 99999999999999999999.1"), "qemu", doctor.Warn, "not understood"},
 			{"no KVM", fails("sh", "status 137"), "kvm", doctor.Warn, "emulated"},
+			{"no KVM, which is wanted", func(w *world) { w.fails["sh"], w.Target.Accelerator = "status 137", "kvm" }, "kvm", doctor.Fail, "qemu.accelerator is kvm"},
+			{"no KVM, which is not wanted", func(w *world) { w.fails["sh"], w.Target.Accelerator = "status 137", "tcg" }, "kvm", doctor.OK, "not needed"},
 			{"no passt", fails("passt", "not found"), "passt", doctor.Warn, "nat"},
 			{"root's", func(w *world) { w.UID = 0 }, "agent", doctor.Warn, "root"},
 			{"for root", func(w *world) { w.Target.SessionUser = "nobody" }, "agent", doctor.Warn, "session_user"},
@@ -177,6 +206,10 @@ func TestWhatIsWrong(t *testing.T) {
 			{"no clones", func(w *world) { w.clones = false }, "clones", doctor.Fail, "refuses to start"},
 			{"full", func(w *world) { w.free = 1 << 30 }, "space", doctor.Fail, "1.0 GiB free"},
 			{"nearly full", func(w *world) { w.free = 25 << 30 }, "space", doctor.Warn, "30.0 GiB"},
+			{"too full for one", func(w *world) { w.free = 12 << 30 }, "space", doctor.Fail, "at least 15.0 GiB"},
+			{"little reserved", func(w *world) { w.free, w.Target.Reserve = 1<<30, 512<<20 }, "space", doctor.OK, "1.0 GiB are advisable"},
+			{"much reserved", func(w *world) { w.free, w.Target.Reserve = 30<<30, 40<<30 }, "space", doctor.Fail, "at least 40.0 GiB"},
+			{"much reserved for two", func(w *world) { w.free, w.Target.Reserve = 50<<30, 40<<30 }, "space", doctor.Warn, "80.0 GiB"},
 			{"never joined", func(w *world) { w.reach.Enrolled = false }, "controller", doctor.Fail, "no token"},
 			{"a late clock", func(w *world) { w.reach.Date = now.Add(time.Minute) }, "clock", doctor.Warn, "-1m0s"},
 			{"a wrong clock", func(w *world) { w.reach.Date = now.Add(-time.Hour) }, "clock", doctor.Fail, "1h0m0s"},
@@ -205,43 +238,36 @@ func TestWhatIsWrong(t *testing.T) {
 
 // TestSeveralAtOnce: what is wrong with the same thing, and what settings change.
 func TestSeveralAtOnce(t *testing.T) {
-	levels := func(w *world) map[string]doctor.Level {
-		all := map[string]doctor.Level{}
-		for _, f := range doctor.Examine(t.Context(), &w.Host) {
-			all[f.Check] = f.Level
-		}
-		return all
-	}
 	w := newLinux()
 	w.apart, w.clones, w.Target.AllowCopy = true, false, true
-	if l := levels(w); l["volume"] != doctor.Warn || l["clones"] != doctor.Warn {
+	if l := levels(t, w); l["volume"] != doctor.Warn || l["clones"] != doctor.Warn {
 		t.Errorf("with allow_copy: %v", l)
 	}
 	w = newLinux()
 	w.broken, w.down = errors.New("no such folder"), errors.New("refused")
-	if l := levels(w); l["volume"] != doctor.Fail || l["clones"] != doctor.Fail || l["space"] != doctor.Fail || l["controller"] != doctor.Fail || l["clock"] != doctor.Warn {
+	if l := levels(t, w); l["volume"] != doctor.Fail || l["clones"] != doctor.Fail || l["space"] != doctor.Fail || l["controller"] != doctor.Fail || l["clock"] != doctor.Warn {
 		t.Errorf("with nothing there: %v", l)
 	}
 	w = newLinux()
 	w.fails["qemu"], w.Target.Backend = "not found", "process"
-	if l := levels(w); l["qemu"] != doctor.Skip || l["agent"] != doctor.OK {
+	if l := levels(t, w); l["qemu"] != doctor.Skip || l["agent"] != doctor.OK {
 		t.Errorf("QEMU that nobody needs: %v", l)
 	}
 	w = newLinux()
 	w.Target = doctor.Target{}
 	w.Reach = nil
-	if l := levels(w); l["volume"] != doctor.Skip || l["controller"] != doctor.Skip || l["qemu"] != doctor.OK {
+	if l := levels(t, w); l["volume"] != doctor.Skip || l["controller"] != doctor.Skip || l["qemu"] != doctor.OK {
 		t.Errorf("without a configuration: %v", l)
 	}
 	w = newMac()
 	w.UID, w.Target.SessionUser = 0, ""
-	if l := levels(w); l["agent"] != doctor.Fail {
+	if l := levels(t, w); l["agent"] != doctor.Fail {
 		t.Errorf("root's VMs: %v", l)
 	}
 	w = newMac() // as the user in whose session the agent runs
 	w.UID, w.Target.SessionUser = 501, ""
 	w.prints["/usr/sbin/sysadminctl"], w.prints["/usr/bin/security"] = w.prints["asuser sysadminctl"], w.prints["asuser security"]
-	for check, level := range levels(w) {
+	for check, level := range levels(t, w) {
 		if level != doctor.OK {
 			t.Errorf("in a session %s is %s", check, level)
 		}

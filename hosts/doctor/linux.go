@@ -52,14 +52,21 @@ func lookQEMU(ctx context.Context, h *Host) Finding {
 // some 0.2 s even without KVM; KVM inside of VMs can be far slower than none. On ARM the
 // machine is only made.
 func lookKVM(ctx context.Context, h *Host) Finding {
+	if h.Target.Accelerator == "tcg" {
+		return ok("not needed: qemu.accelerator is tcg, so guests are emulated")
+	}
 	script := bootSector
 	if h.Arch == "arm64" {
 		script = `echo quit | timeout -s KILL 3 "$0" -accel kvm -machine none -nodefaults -display none -monitor stdio -S`
 	}
 	_, err := h.Run(ctx, "sh", "-c", script, h.emulator())
-	if err != nil {
-		return warn("load the module (kvm_intel or kvm_amd) and let the agent's user into the group kvm; on a machine without good KVM nothing can be done",
-			"KVM boots nothing here within 3 s, so guests are emulated and slow: %v", err)
+	const advice = "load the module (kvm_intel or kvm_amd) and let the agent's user into the group kvm; on a machine without good KVM "
+	switch {
+	case err == nil:
+	case h.Target.Accelerator == "kvm":
+		return fail(advice+"set qemu.accelerator to tcg, or remove it", "qemu.accelerator is kvm, and KVM boots nothing here within 3 s: %v", err)
+	default:
+		return warn(advice+"nothing can be done", "KVM boots nothing here within 3 s, so guests are emulated and slow: %v", err)
 	}
 	return ok("it works")
 }
