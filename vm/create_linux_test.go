@@ -98,6 +98,48 @@ func TestRemoveWhatAJobMadeReadOnly(t *testing.T) {
 	}
 }
 
+// TestRemoveGoesOn: a deletion that something kept from its end is done when it is asked for
+// again, and not called done before.
+func TestRemoveGoesOn(t *testing.T) {
+	vms := newVMs(t)
+	dir, err := vm.Create(t.Context(), vm.CreateConfig{Dir: vms, Spec: newSpec("held-1")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	held := filepath.Join(dir, "held")
+	if err := os.Mkdir(held, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("none", held, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skipf("nothing can be mounted here: %v", err)
+	}
+	others := ".trash-held-1-2-AAAAAAAA"
+	if err := os.Mkdir(filepath.Join(vms, others), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := vm.Remove(t.Context(), dir); !errors.Is(err, unix.EBUSY) {
+			t.Errorf("remove: %v", err)
+		}
+	}
+	if left := names(t, vms); len(left) != 2 {
+		t.Fatalf("left: %v", left)
+	}
+	moved, err := filepath.Glob(filepath.Join(vms, ".trash-held-1-????????", "held"))
+	if err != nil || len(moved) != 1 {
+		t.Fatalf("%v, %v", moved, err)
+	}
+	if err := unix.Unmount(moved[0], 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := vm.Remove(t.Context(), dir); err != nil {
+		t.Error(err)
+	}
+	if left := names(t, vms); len(left) != 1 || left[0] != others {
+		t.Errorf("left: %v", left)
+	}
+}
+
 func TestFullVolume(t *testing.T) {
 	vms := newVMs(t)
 	if err := unix.Mount("none", vms, "tmpfs", 0, "size=1m"); err != nil {
