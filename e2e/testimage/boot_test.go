@@ -214,6 +214,10 @@ func TestGuestBoots(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	var network strings.Builder
+	if _, err := client.Exec(ctx, guest.ExecRequest{Argv: []string{"ip", "-4", "addr", "show", "eth0"}}, &network, &network); err != nil || !strings.Contains(network.String(), "inet 10.0.2.") {
+		t.Errorf("the guest answers before it has a network, which a runner would not find either: %v\n%s", err, &network)
+	}
 	if got := m.ssh(ctx, t, "root", "hostname; stat -c %U /home/runner/actions-runner/bin/Runner.Listener"); got != "testguest\nrunner\n" {
 		t.Errorf("root@guest says %q", got)
 	}
