@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# make demo    the main job, end to end, on this machine
+# make demo    the main job, end to end, on this machine, in VMs where QEMU is; BACKEND=process without
 # make test    all tests, the quick ones first
 # make build   the programs, for this machine and every supported one
 # make test-image   the small Linux guest that tests boot under QEMU
@@ -67,8 +67,26 @@ testimage:
 	cd e2e && $(GUEST) -o bin/guest-programs/ ./runner
 	cd e2e && $(GO) build $(BUILD) -buildvcs=false -o bin/testimage ./testimage
 
+# Runners are VMs under QEMU where this machine can boot the test image, and ordinary
+# processes elsewhere, which CI does not take for the same. BACKEND=qemu or BACKEND=process
+# leaves no choice.
+DEMO := bin/minifleet dev --demo
+
 demo: programs runner
-	bin/minifleet dev --demo --runner e2e/bin/runner $(ARGS)
+	@mkdir -p e2e/bin && cd e2e && $(GO) build $(BUILD) -buildvcs=false -o bin/testimage ./testimage
+	@case "$(BACKEND)" in \
+	process) exec $(DEMO) --runner e2e/bin/runner $(ARGS) ;; \
+	qemu) optional= ;; \
+	'') optional=-optional ;; \
+	*) echo "make demo: BACKEND is $(BACKEND): give qemu or process"; exit 1 ;; \
+	esac; \
+	if why=$$(e2e/bin/testimage -check 2>&1); then \
+		$(MAKE) -s --no-print-directory test-image || { echo "make demo: there is no image to boot; BACKEND=process needs none"; exit 1; }; \
+		exec $(DEMO) --image e2e/bin/images/testlinux $(ARGS); \
+	fi; \
+	[ -n "$$optional" ] && [ "$$CI" != true ] || { echo "make demo: no VM can be booted: $$why; BACKEND=process needs none"; exit 1; }; \
+	echo "make demo: runners are ordinary processes here, not VMs under QEMU: $$why"; \
+	exec $(DEMO) --runner e2e/bin/runner $(ARGS)
 
 # The static programs cross-compile. A Mac's minifleet-vmm needs its SDK and is built on a
 # Mac only: without cgo it would be one that runs no VM.

@@ -19,7 +19,6 @@ import (
 
 // The demo's jobs. Names say what must become of them.
 const (
-	ordinaryJobs = 18
 	jobLong      = "survives-agent-restart"
 	jobFails     = "fails"
 	jobQueued    = "cancelled-while-queued"
@@ -29,12 +28,23 @@ const (
 	longTicks    = 40 // of 200 ms
 )
 
+// ordinaryJobs is how many more jobs there are. Each has a VM, and one that is emulated
+// takes seconds to boot.
+func (s *site) ordinaryJobs() int {
+	if s.real() {
+		return 6
+	}
+	return 18
+}
+
 // demoTime is far more than a demo takes, emulated processors on a busy machine included.
 const demoTime = 10 * time.Minute
 
 // nap is the sleep of the job that is cancelled while it runs: ten minutes, in a
 // form that only processes of this site's jobs have among their arguments.
 func nap() string { return fmt.Sprintf("600.%d", os.Getpid()) }
+
+func isNap(arg string) bool { return arg == nap() }
 
 // expected is the conclusion that a job must have.
 func expected(name string) string {
@@ -67,16 +77,16 @@ func firstRun() githubsim.Workflow {
 	return githubsim.Workflow{Repo: owner + "/" + repo, Name: "early", Event: "push", Jobs: []githubsim.JobSpec{job(jobBooting, step("Never", "echo never"))}}
 }
 
-func mainRun() githubsim.Workflow {
+func mainRun(ordinary int) githubsim.Workflow {
 	w := githubsim.Workflow{Repo: owner + "/" + repo, Name: "ci", Event: "push"}
 	w.Jobs = append(w.Jobs, ticking(jobLong), ticking(jobSecond),
 		job(jobRunning, step("Sleep with a grandchild", fmt.Sprintf(`sh -c 'sleep %[1]s & wait' & echo child; sleep %[1]s`, nap()))))
-	for i := range ordinaryJobs {
+	for i := range ordinary {
 		w.Jobs = append(w.Jobs, job(fmt.Sprintf("build-%02d", i+1),
 			step("Prepare", `mkdir -p out && echo "$JOB in $FLEET" > out/hello`),
 			githubsim.Step{Name: "Build", Env: map[string]string{"STEP": "build"}, Run: `sleep 0.3; tr a-z A-Z < out/hello; echo "$STEP done"`},
 			step("Check", `test "$(cat out/hello)" = "$JOB in minifleet"`)))
-		if i == 6 {
+		if i == ordinary/3 {
 			w.Jobs = append(w.Jobs, job(jobFails, step("Good", "echo fine"), step("Bad", "echo about to fail; exit 3"), step("Skipped", "echo not reached")))
 		}
 	}
@@ -113,7 +123,7 @@ func (s *site) play(ctx context.Context) error {
 	if err := s.cancelWhileBooting(ctx, first.JobIDs[0]); err != nil {
 		return fmt.Errorf("%s: %w", jobBooting, err)
 	}
-	w := mainRun()
+	w := mainRun(s.ordinaryJobs())
 	all, err := s.sim.QueueRun(ctx, w)
 	if err != nil {
 		return err
@@ -144,7 +154,7 @@ func named(job string, err error) error {
 
 // cancelWhileBooting waits until a VM is coming for the job and cancels it then.
 func (s *site) cancelWhileBooting(ctx context.Context, id int64) error {
-	err := s.until(ctx, 20*time.Second, "a VM boots for it", func() (bool, error) {
+	err := s.until(ctx, time.Minute, "a VM boots for it", func() (bool, error) {
 		list, err := s.runners(ctx, false)
 		for _, r := range list {
 			switch r.Phase {
@@ -173,7 +183,7 @@ func (s *site) cancelWhileRunning(ctx context.Context, id int64) error {
 			j, err := s.sim.Job(ctx, id)
 			return len(j.Feed) > 0, err
 		}
-		return len(processesWith(nap())) > 0, nil
+		return len(processesWith(isNap)) > 0, nil
 	}); err != nil {
 		return err
 	}
@@ -188,7 +198,7 @@ func (s *site) restartAgentUnder(ctx context.Context, id int64) error {
 		return err
 	}
 	var host string
-	if err := s.until(ctx, 20*time.Second, "its host is known", func() (bool, error) {
+	if err := s.until(ctx, time.Minute, "its host is known", func() (bool, error) {
 		host, err = s.hostOf(ctx, j.RunnerName)
 		return host != "", err
 	}); err != nil {
@@ -219,7 +229,7 @@ func (s *site) restartAgentUnder(ctx context.Context, id int64) error {
 // quiet waits until nothing is left of the runners: at GitHub, in the controller's
 // books, on the hosts.
 func (s *site) quiet(ctx context.Context) error {
-	return s.until(ctx, 45*time.Second, "every runner is gone", func() (bool, error) {
+	return s.until(ctx, time.Minute, "every runner is gone", func() (bool, error) {
 		left, err := s.leftovers(ctx)
 		return err == nil && len(left) == 0, err
 	})

@@ -144,10 +144,11 @@ simulated GitHub %s
   curl -s %s/_sim/jobs
 webhooks         %s
 logs             %s
+VMs              %s
 Press Ctrl-C to end it all.
 `, s.server.said["admin"], filepath.Join(s.Programs, "minifleet"), s.server.said["admin"], token,
 		filepath.Join(s.Programs, "minifleet"), s.server.said["admin"], token,
-		s.sim.BaseURL, s.sim.BaseURL, s.server.said["webhook"], filepath.Join(s.dir, "log"))
+		s.sim.BaseURL, s.sim.BaseURL, s.server.said["webhook"], filepath.Join(s.dir, "log"), filepath.Join(s.dir, "a*", "vms"))
 }
 
 // real reports whether the runners run in VMs.
@@ -166,11 +167,20 @@ func (s *site) prepareImage(ctx context.Context) error {
 	if !s.real() {
 		return s.makeImage(ctx)
 	}
-	if _, err := os.Stat(filepath.Join(s.Image, "image.json")); err != nil {
+	var manifest struct {
+		Description string `json:"description"`
+	}
+	b, err := os.ReadFile(filepath.Join(s.Image, "image.json"))
+	if err == nil {
+		err = json.Unmarshal(b, &manifest)
+	}
+	if err != nil {
 		return fmt.Errorf("--image: %w: give the folder of an image, such as the one of `make test-image`", err)
 	}
-	s.image = filepath.Base(s.Image)
-	s.client = "the image's own"
+	s.image, s.client = filepath.Base(s.Image), "the image's own"
+	if manifest.Description != "" {
+		fmt.Fprintf(s.Out, "image %s: %s\n", s.image, manifest.Description)
+	}
 	return nil
 }
 

@@ -43,21 +43,24 @@ func (s *site) leftovers(ctx context.Context) ([]string, error) {
 		for _, e := range entries {
 			left = append(left, "bundle "+filepath.Join(vms, e.Name()))
 		}
+		for _, pid := range processesWith(func(arg string) bool { return strings.Contains(arg, vms+"/") }) {
+			left = append(left, "process "+pid+" of a VM of "+filepath.Base(s.agentDir(i)))
+		}
 	}
-	for _, pid := range processesWith(nap()) {
+	for _, pid := range processesWith(isNap) {
 		left = append(left, "process "+pid+" of a job that was cancelled")
 	}
 	return left, nil
 }
 
-// processesWith lists the processes with that argument, where the system shows
+// processesWith lists the processes with such an argument, where the system shows
 // them as files.
-func processesWith(arg string) []string {
+func processesWith(such func(arg string) bool) []string {
 	var pids []string
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, f := range files {
 		b, _ := os.ReadFile(f)
-		if slices.Contains(strings.Split(string(b), "\x00"), arg) {
+		if slices.ContainsFunc(strings.Split(string(b), "\x00"), such) {
 			pids = append(pids, filepath.Base(filepath.Dir(f)))
 		}
 	}

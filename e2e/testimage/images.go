@@ -39,7 +39,7 @@ const (
 
 // writeImages completes the image that has disk, kernel and initrd, and makes the other
 // one of it, whose files are hard links: an image's files never change.
-func writeImages(dir string, set packageSet, kernel string) error {
+func writeImages(dir string, set packageSet, kernel, runner string) error {
 	if err := os.Mkdir(filepath.Join(dir, nameSSH), 0o755); err != nil {
 		return err
 	}
@@ -54,6 +54,7 @@ func writeImages(dir string, set packageSet, kernel string) error {
 			versions = append(versions, d.Name+" "+d.Version)
 		}
 	}
+	versions = append(versions, runner)
 	for name, image := range map[string]struct{ line, what string }{
 		nameGuest: {commandLine, "minifleet-guest at the virtio-serial port " + options.GuestPortName},
 		nameSSH:   {commandLine + withoutIt, "no minifleet-guest"},

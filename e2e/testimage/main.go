@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -34,15 +35,23 @@ const (
 
 func run(ctx context.Context, args []string, stderr io.Writer, getenv func(string) string) int {
 	var b build
-	var optional bool
+	var optional, check bool
 	f := flag.NewFlagSet("testimage", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	f.StringVar(&b.dir, "dir", "", "`folder` of what is built and kept: images, image-keys, packages")
 	f.StringVar(&b.guest, "guest", "", "minifleet-guest for linux/amd64, a `file`")
 	f.StringVar(&b.runner, "runner", "", "the runner client for linux/amd64, a `file`")
 	f.BoolVar(&optional, "optional", false, "succeed without images where they cannot be built, but with CI=true")
+	f.BoolVar(&check, "check", false, "say only whether this machine can build the images and boot them")
 	if err := f.Parse(args); err != nil {
 		return exitUsage
+	}
+	if check {
+		if err := checkMachine(tool{"qemu-system-x86_64", "qemu-system-x86"}); err != nil {
+			fmt.Fprintln(stderr, err)
+			return exitMissing
+		}
+		return 0
 	}
 	if b.dir == "" || b.guest == "" || b.runner == "" || f.NArg() > 0 {
 		fmt.Fprintln(stderr, "testimage: -dir, -guest and -runner are required, and nothing else is taken")
@@ -142,7 +151,11 @@ func (b *build) run(ctx context.Context) error {
 		return err
 	}
 	lap("disk")
-	if err := writeImages(filepath.Join(tmp, dirImages), set, version); err != nil {
+	runner, err := output(command(ctx, b.runner, "--version"))
+	if err != nil {
+		return err
+	}
+	if err := writeImages(filepath.Join(tmp, dirImages), set, version, strings.TrimSpace(string(runner))); err != nil {
 		return err
 	}
 	return b.replace(filepath.Join(tmp, dirImages), images, inputs)

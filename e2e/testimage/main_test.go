@@ -110,6 +110,7 @@ func TestCommandLine(t *testing.T) {
 		"an unknown flag":     {[]string{"-fast"}, "", exitUsage, "-fast"},
 		"too much":            {append(all[:6:6], "more"), "", exitUsage, "nothing else"},
 		"no tools":            {all, "", exitMissing, "apt-get install apt dpkg"},
+		"no tools, a check":   {[]string{"-check"}, "", exitMissing, "openssh-client qemu-system-x86)"},
 		"no tools, optional":  {append([]string{"-optional"}, all...), "", 0, "are skipped"},
 		"no tools, and by CI": {append([]string{"-optional"}, all...), "true", exitMissing, "apt-get install apt dpkg"},
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 )
 
@@ -17,9 +18,12 @@ type missingError struct{ text string }
 
 func (e *missingError) Error() string { return e.text }
 
-// tools are the programs that are called, and the Debian packages that bring them. The
-// compressions of a kernel and its modules follow Debian's release.
-var tools = []struct{ program, debian string }{
+// tool is a program and the Debian package that brings it.
+type tool struct{ program, debian string }
+
+// tools are the programs that are called. The compressions of a kernel and its modules
+// follow Debian's release.
+var tools = []tool{
 	{"apt-get", "apt"},
 	{"dpkg-deb", "dpkg"},
 	{"mkfs.ext4", "e2fsprogs"},
@@ -31,13 +35,14 @@ var tools = []struct{ program, debian string }{
 	{"ssh-keygen", "openssh-client"},
 }
 
-// checkMachine reports as *missingError why the images cannot be built here.
-func checkMachine() error {
+// checkMachine reports as *missingError why the images cannot be built here, or which of
+// more tools is not there.
+func checkMachine(more ...tool) error {
 	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
-		return &missingError{fmt.Sprintf("it is one of amd64, built from Debian's packages on Linux on amd64, and this is %s/%s: build it there and copy e2e/bin/images and e2e/bin/image-keys", runtime.GOOS, runtime.GOARCH)}
+		return &missingError{fmt.Sprintf("the test guest is one of amd64, built from Debian's packages on Linux on amd64, and this is %s/%s: build it there and copy e2e/bin/images and e2e/bin/image-keys", runtime.GOOS, runtime.GOARCH)}
 	}
 	var programs, packages []string
-	for _, t := range tools {
+	for _, t := range slices.Concat(tools, more) {
 		if _, ok := find(t.program); ok {
 			continue
 		}
