@@ -30,9 +30,11 @@ type site struct {
 	sim    githubsim.Control
 	config string // the controller's
 
-	programs string   // the folder of the programs
-	env      []string // what they get beside their usual environment
-	slots    int      // of each agent
+	programs  string   // the folder of the programs
+	env       []string // what they get beside their usual environment
+	slots     int      // of each agent
+	noMoreVMs func()   // lets those of other tests run; nil for ordinary processes
+	vms       machines // what the runners are in; ordinary processes if open finds none
 
 	webhook, agents, admin string // addresses, the same after a restart
 	redelivered            map[int64]bool
@@ -56,10 +58,30 @@ func newSiteAt(t *testing.T, dir, github string) *site {
 	return s
 }
 
+// machines is a kind of VMs, as the configurations have it.
+type machines struct {
+	pool      string // of the controller's one pool: image, backend, size
+	imagesDir string
+	agent     string // further lines of an agent's
+}
+
+// processMachines are ordinary processes, made of the image that the site has in dir.
+func processMachines(dir string) machines {
+	return machines{
+		pool:      "image: demo\n    backend: process\n    cpus: 1\n    memory_mib: 256",
+		imagesDir: filepath.Join(dir, "images"),
+		agent:     "backend: process\nboot_delay: 100ms\n",
+	}
+}
+
 // open writes down what the programs of the site need.
 func (s *site) open(github string) {
 	t, ctx := s.t, s.ctx
 	t.Helper()
+	if s.vms == (machines{}) {
+		s.vms = processMachines(s.dir)
+		s.image()
+	}
 	s.sim, s.redelivered, s.fates = githubsim.Control{BaseURL: github}, map[int64]bool{}, map[int64]string{}
 	if _, err := s.sim.AddInstallation(ctx, githubsim.Installation{Account: "octo", Repositories: []string{"demo"}}); err != nil {
 		t.Fatal(err)
@@ -82,13 +104,9 @@ pools:
   - name: demo
     labels: [self-hosted, macOS, demo]
     scopes: [octo/demo]
-    image: demo
-    backend: process
-    cpus: 1
-    memory_mib: 256
+    %s
     limits: {surplus: 1s, booting: 30s, registering: 30s, unnamed: 20s}
-`, s.sim.BaseURL, app.ID)
-	s.image()
+`, s.sim.BaseURL, app.ID, s.vms.pool)
 }
 
 func (s *site) launch(name string, args ...string) *program {
@@ -207,8 +225,8 @@ func (s *site) tool(args ...string) *exec.Cmd {
 // agentConfig writes the configuration of an agent with a fresh enrolment token.
 func (s *site) agentConfig(name string) string {
 	s.t.Helper()
-	return s.file(name+".yaml", fmt.Sprintf("controller: %s\nname: %s\nstate_dir: %s\nenrolment_token_file: %s\nslots: %d\nallow_copy: true\nimages_dir: %s\nbackend: process\nboot_delay: 100ms\nlog_level: debug\n",
-		s.agents, name, s.path(name), s.file(name+".token", s.hostToken(name)), s.slots, s.path("images")))
+	return s.file(name+".yaml", fmt.Sprintf("controller: %s\nname: %s\nstate_dir: %s\nenrolment_token_file: %s\nslots: %d\nallow_copy: true\nimages_dir: %s\n%slog_level: debug\n",
+		s.agents, name, s.path(name), s.file(name+".token", s.hostToken(name)), s.slots, s.vms.imagesDir, s.vms.agent))
 }
 
 func (s *site) startAgent(name string) *program {
