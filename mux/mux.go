@@ -33,6 +33,10 @@ func settings() *yamux.Config {
 // openLimit bounds how long a guest may take to make room for one more stream.
 const openLimit = 10 * time.Second
 
+// againAfter is the pause before another try with a guest that ends channels or takes no
+// streams.
+const againAfter = 100 * time.Millisecond
+
 // Client opens streams to a guest. It is safe for concurrent use.
 type Client struct {
 	dial func(context.Context) (net.Conn, error)
@@ -65,7 +69,10 @@ func (c *Client) Connect(ctx context.Context) (net.Conn, error) {
 		return nil, fmt.Errorf("reach the guest: %w", context.Cause(ctx))
 	}
 	defer func() { <-c.turn }()
-	for {
+	for pause := time.Duration(0); ; pause = againAfter {
+		if err := sleep(ctx, pause); err != nil {
+			return nil, err
+		}
 		session, err := c.current(ctx)
 		if err != nil {
 			return nil, err
@@ -107,19 +114,15 @@ func (c *Client) current(ctx context.Context) (*yamux.Session, error) {
 
 // open dials until the other side answers as it should.
 func (c *Client) open(ctx context.Context) (*yamux.Session, error) {
-	pause := time.NewTimer(0)
-	defer pause.Stop()
-	for {
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("reach the guest: %w", context.Cause(ctx))
+	for pause := time.Duration(0); ; pause = againAfter {
+		if err := sleep(ctx, pause); err != nil {
+			return nil, err
 		}
 		conn, err := c.dial(ctx)
 		if err != nil {
 			return nil, err
 		}
-		session, err := yamux.Client(conn, settings())
+		session, err := yamux.Client(newGuard(conn), settings())
 		if err != nil {
 			conn.Close()
 			return nil, err
@@ -128,22 +131,21 @@ func (c *Client) open(ctx context.Context) (*yamux.Session, error) {
 		stop := context.AfterFunc(ctx, func() { session.Close() })
 		_, err = session.Ping()
 		if stop() && err == nil {
-			go refuse(session) // ends with the session
 			return session, nil
 		}
 		session.Close()
-		pause.Reset(100 * time.Millisecond)
 	}
 }
 
-// refuse ends every stream that the guest opens towards the host: there is nothing for it.
-func refuse(session *yamux.Session) {
-	for {
-		s, err := session.AcceptStream()
-		if err != nil {
-			return
-		}
-		s.Close()
+// sleep waits for d, or fails when ctx ends.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("reach the guest: %w", context.Cause(ctx))
 	}
 }
 
