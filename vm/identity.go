@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // ProcessID names one process for good: a pid is used again after the process has
@@ -61,14 +62,42 @@ func WriteIdentity(dir, name string, id ProcessID) error {
 }
 
 // ReadIdentity returns the process noted under name, and an error for which
-// errors.Is(err, fs.ErrNotExist) holds if none is.
+// errors.Is(err, fs.ErrNotExist) holds if none is. A process of another user than the
+// bundle's owner is none of the bundle's: the owner may have noted any, and the reader may
+// be root, who can end all.
 func ReadIdentity(dir, name string) (ProcessID, error) {
 	path := filepath.Join(dir, name)
 	b, err := readSmall(path, maxIdentityBytes)
 	if err != nil {
 		return ProcessID{}, err
 	}
-	return parseIdentity(path, b)
+	id, err := parseIdentity(path, b)
+	if err != nil {
+		return ProcessID{}, err
+	}
+	owner, err := ownerOf(dir)
+	if err != nil {
+		return ProcessID{}, err
+	}
+	// Asked before the process is looked at again: a pid that passes on is not alive then.
+	user, err := userOf(id.PID)
+	if err == nil && user != owner && id.Alive() {
+		return ProcessID{}, fmt.Errorf("%s: process %d is of user %d, and the bundle of user %d", path, id.PID, user, owner)
+	}
+	return id, nil
+}
+
+// ownerOf returns the user whose folder it is.
+func ownerOf(dir string) (uint32, error) {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return 0, err
+	}
+	s, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, fmt.Errorf("%s: the system tells no owner", dir)
+	}
+	return s.Uid, nil
 }
 
 func parseIdentity(path string, b []byte) (ProcessID, error) {

@@ -29,6 +29,15 @@ func lookUp(pid int) (procInfo, error) {
 	}, nil
 }
 
+// userOf returns the user who started the process: its real one, and not whose rights it has.
+func userOf(pid int) (uint32, error) {
+	k, err := unix.SysctlKinfoProc("kern.proc.pid", pid)
+	if err != nil {
+		return 0, err
+	}
+	return k.Eproc.Pcred.P_ruid, nil
+}
+
 // kill ends exactly this process. One that has already ended is no error. macOS has no
 // handle of a process to signal, so between the comparison and the signal a pid could
 // in theory pass to another process; macOS hands pids out in a circle of 99,999.

@@ -37,6 +37,28 @@ func parseStat(b []byte) (procInfo, error) {
 	return procInfo{start: start, parent: parent, zombie: fields[0] == "Z" || fields[0] == "X"}, err
 }
 
+// userOf returns the user who started the process: its real one, and not whose rights it has.
+func userOf(pid int) (uint32, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	return parseUser(b)
+}
+
+func parseUser(b []byte) (uint32, error) {
+	for line := range bytes.Lines(b) {
+		// The command's name comes first, with its newlines escaped.
+		if ids, ok := bytes.CutPrefix(line, []byte("Uid:")); ok {
+			if fields := bytes.Fields(ids); len(fields) > 0 {
+				n, err := strconv.ParseUint(string(fields[0]), 10, 32)
+				return uint32(n), err
+			}
+		}
+	}
+	return 0, errors.New("process status not understood")
+}
+
 // kill ends exactly this process. One that has already ended is no error. The pidfd is
 // opened before the start time is compared: then the signal can reach no other process.
 func (p ProcessID) kill() error {

@@ -14,9 +14,14 @@ import (
 )
 
 // endWriters kills every process that holds the lock of dir, and the session of the
-// noted writer. A process that may not be looked at is none of ours.
+// noted writer, as far as they are of the user who owns dir. A process that may not be
+// looked at is none of ours.
 func endWriters(dir string) error {
 	lock, err := os.Stat(filepath.Join(dir, FileLock))
+	if err != nil {
+		return err
+	}
+	owner, err := ownerOf(dir)
 	if err != nil {
 		return err
 	}
@@ -45,6 +50,9 @@ func endWriters(dir string) error {
 		id, err := IdentifyProcess(pid)
 		if err != nil {
 			continue
+		}
+		if user, err := userOf(pid); err != nil || user != owner {
+			continue // the owner can pass the lock on to others, and to root's processes too
 		}
 		sid, _ := unix.Getsid(pid)
 		if (session != 0 && sid == session) || holdsLock(pid, lock) {

@@ -11,7 +11,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -112,7 +111,7 @@ func (c client) call(ctx context.Context, method, path string, body io.Reader) (
 
 // lastLogLine returns the last line of the vmm's log, cut to a readable length.
 func lastLogLine(dir string) string {
-	f, err := os.Open(filepath.Join(dir, FileVMMLog))
+	f, err := openRegular(filepath.Join(dir, FileVMMLog))
 	if err != nil {
 		return ""
 	}

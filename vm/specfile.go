@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 )
 
@@ -162,10 +163,24 @@ func ReadSpec(dir string) (Spec, error) {
 	return s, nil
 }
 
+// openRegular opens a regular file of a bundle to read it. A pipe in its place would hold
+// the reader for ever, and a link have it read, and tell of, what its owner cannot.
+func openRegular(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		f.Close()
+		return nil, errors.Join(err, fmt.Errorf("%s is no regular file", path))
+	}
+	return f, nil
+}
+
 // readSmall reads a regular file of at most limit bytes. Nothing in a bundle is
 // trusted to be of a sensible size: with the process backend the guest can write there.
 func readSmall(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := openRegular(path)
 	if err != nil {
 		return nil, err
 	}
