@@ -68,24 +68,22 @@ func startPasst(log *slog.Logger, p plan) (n network, err error) {
 	}
 	files = append(files, passtOurs)
 	defer passtTheirs.Close()
-	said, err := console.Open(filepath.Join(p.dir, filePasstLog)) // a guest can have it say things
+	// Bounded: a guest can have it complain of every frame.
+	said, err := console.Open(filepath.Join(p.dir, filePasstLog))
 	if err != nil {
 		return network{}, err
 	}
-	defer func() {
-		if err != nil {
-			said.Close()
-		}
-	}()
 	cmd := exec.Command(p.passt, passtArguments(nameservers())...) //nolint:noctx // it lives as long as the machine
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/local/bin:/usr/bin:/bin"}
 	cmd.Stdout, cmd.Stderr = said.Input(), said.Input()
 	cmd.ExtraFiles = []*os.File{passtTheirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	err = cmd.Start()
+	said.Started()
+	if err != nil {
+		said.Close()
 		return network{}, fmt.Errorf("start passt: %w", err)
 	}
-	said.Started()
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
 	all.Go(func() {
@@ -189,7 +187,14 @@ func (o *ownAddresses) has(a netip.Addr) bool {
 // reachable says whether a guest may send to an address: not to the host, by whatever name,
 // nor to a cloud's metadata service, which takes it for its host.
 func reachable(a netip.Addr, own func(netip.Addr) bool) bool {
-	return a.As4()[0] != 0 && !a.IsLoopback() && !a.IsLinkLocalUnicast() && !a.IsMulticast() && a.As4()[0] < 240 && !own(a)
+	return a.As4()[0] != 0 && !a.IsLoopback() && !a.IsLinkLocalUnicast() && !a.IsMulticast() && a.As4()[0] < 240 &&
+		!slices.Contains(metadata, a) && !own(a)
+}
+
+// metadata are the services of clouds that are not at a link-local address as most are:
+// those of Alibaba, Azure and Oracle.
+var metadata = []netip.Addr{
+	netip.AddrFrom4([4]byte{100, 100, 100, 200}), netip.AddrFrom4([4]byte{168, 63, 129, 16}), netip.AddrFrom4([4]byte{192, 0, 0, 192}),
 }
 
 const (
@@ -265,6 +270,7 @@ func acceptForwards(log *slog.Logger, path string, forwards []options.Forward) (
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
 	room := make(chan struct{}, maxForwarded)
+	var failed seldom
 	all.Go(func() {
 		for {
 			c, err := l.AcceptUnix()
@@ -282,8 +288,12 @@ func acceptForwards(log *slog.Logger, path string, forwards []options.Forward) (
 			}
 			all.Go(func() {
 				defer func() { <-room }()
-				if err := serveForward(ctx, c, forwards); err != nil && ctx.Err() == nil {
-					log.Warn("a forwarded connection failed", "error", err)
+				err := serveForward(ctx, c, forwards)
+				if err == nil || ctx.Err() != nil {
+					return
+				}
+				if before, say := failed.next(time.Now()); say {
+					log.Warn("a forwarded connection failed", "error", err, "before", before)
 				}
 			})
 		}
@@ -293,6 +303,29 @@ func acceptForwards(log *slog.Logger, path string, forwards []options.Forward) (
 		l.Close()
 		all.Wait()
 	}, nil
+}
+
+// sayAgain is how long nothing is said of what a guest can cause at will.
+const sayAgain = time.Minute
+
+// seldom has something said once in a while: a guest that causes it over and over must not
+// fill the host's disk with it.
+type seldom struct {
+	mu     sync.Mutex // guards what follows
+	said   time.Time
+	unsaid int
+}
+
+// next reports whether to say it now, and how often it was left unsaid before.
+func (s *seldom) next(now time.Time) (before int, say bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.said.IsZero() && now.Sub(s.said) < sayAgain {
+		s.unsaid++
+		return 0, false
+	}
+	before, s.said, s.unsaid = s.unsaid, now, 0
+	return before, true
 }
 
 // handOverLimit bounds the handing over, and the host's answer.
