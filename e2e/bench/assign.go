@@ -32,7 +32,7 @@ func (s *site) assigned(ctx context.Context, first int64, n int, send func([][]b
 
 // measureAssign is the way of a job to a host: at a steady rate, and many at once.
 func measureAssign(ctx context.Context, b *bencher) error {
-	s, err := newSite(ctx, b, "assign", "", "")
+	s, err := newSite(ctx, b, siteOf{name: "assign"})
 	if err != nil {
 		return err
 	}
@@ -74,7 +74,7 @@ func measureAssign(ctx context.Context, b *bencher) error {
 
 // measureThousand fills a fleet at once, and then looks at it at rest.
 func measureThousand(ctx context.Context, b *bencher) error {
-	s, err := newSite(ctx, b, "thousand", "", "")
+	s, err := newSite(ctx, b, siteOf{name: "thousand"})
 	if err != nil {
 		return err
 	}
@@ -150,7 +150,7 @@ func measureGrowth(ctx context.Context, b *bencher) error {
 
 func (b *bencher) growth(ctx context.Context, hosts int) error {
 	name := fmt.Sprintf("growth-%d", hosts)
-	s, err := newSite(ctx, b, name, "", "")
+	s, err := newSite(ctx, b, siteOf{name: name})
 	if err != nil {
 		return err
 	}

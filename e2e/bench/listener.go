@@ -68,7 +68,7 @@ func registeredName(config string) string {
 // measureListener sends one job after the other to a host with the process backend: the
 // times are those of a single job, without any queue.
 func measureListener(ctx context.Context, b *bencher) error {
-	s, err := newSite(ctx, b, "listener", "", "")
+	s, err := newSite(ctx, b, siteOf{name: "listener"})
 	if err != nil {
 		return err
 	}

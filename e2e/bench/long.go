@@ -123,7 +123,7 @@ func measureLong(ctx context.Context, b *bencher) error {
 	if err := b.footprint(ctx); err != nil {
 		return err
 	}
-	s, err := newSite(ctx, b, "long", "keep_history: 5s\nkeep_payloads: 3s\n", ", prune: 1s")
+	s, err := newSite(ctx, b, siteOf{name: "long", settings: "keep_history: 5s\nkeep_payloads: 3s\n", timing: ", prune: 1s"})
 	if err != nil {
 		return err
 	}
@@ -163,7 +163,7 @@ func measureLong(ctx context.Context, b *bencher) error {
 
 // footprint is what a job leaves in the database while its history is kept.
 func (b *bencher) footprint(ctx context.Context) error {
-	s, err := newSite(ctx, b, "footprint", "", "")
+	s, err := newSite(ctx, b, siteOf{name: "footprint"})
 	if err != nil {
 		return err
 	}

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 
 // Command bench prints the figures of a whole site: how soon a delivery is answered,
-// assigned and listened for, what a large fleet costs, and whether a long run leaves
-// anything behind. Everything it measures runs in processes of its own, the programs as
+// assigned and listened for, what a large fleet costs, whether a long run leaves
+// anything behind, and what a VM's clone, boot, restore and end take. Everything it measures runs in processes of its own, the programs as
 // they are shipped; it plays GitHub's deliveries and the jobs itself. It judges nothing
 // but its own table, and no test depends on a time that it prints.
 package main
@@ -42,6 +42,7 @@ func run() int {
 type options struct {
 	programs string  // folder of the programs
 	payload  string  // a delivery as GitHub sends it
+	image    string  // folder of the image that VMs are made of
 	dir      string  // where databases and logs go
 	profiles string  // where profiles of the controller go; "" makes none
 	scale    float64 // part of each count, for a quick look
@@ -66,6 +67,9 @@ func figures() []figure {
 		{"thousand", "1,000 jobs at once on 500 hosts, and the same fleet idle", measureThousand},
 		{"growth", "cost of one more job as the fleet grows", measureGrowth},
 		{"long", "10,000 jobs in a row", measureLong},
+		{"clone", "clone of an image of 10 GiB, and the bare system call", measureClone},
+		{"boot", "boot and stop of a VM, and the same by hand", measureBoot},
+		{"cycle", "a job of `true` in a VM, from its webhook to nothing left", measureCycle},
 	}
 }
 
@@ -76,6 +80,7 @@ func bench(ctx context.Context, args []string, out, complaints io.Writer) error 
 	flags.SetOutput(complaints)
 	flags.StringVar(&o.programs, "programs", "../bin", "folder of minifleet, minifleet-agent, minifleet-vmm and minifleet-guest")
 	flags.StringVar(&o.payload, "payload", "../webhook/testdata/job_queued.json", "a workflow_job delivery, which all that are sent are made from")
+	flags.StringVar(&o.image, "image", "bin/images/testlinux", "the image that VMs are made of; see make test-image")
 	flags.StringVar(&o.dir, "dir", os.TempDir(), "where the databases go: the file system that is measured")
 	flags.StringVar(&o.profiles, "profiles", "", "write a CPU profile of the controller for each load there")
 	flags.Float64Var(&o.scale, "scale", 1, "part of each count to run, for a quick look")

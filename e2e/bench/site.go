@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -36,6 +37,7 @@ type site struct {
 	*bencher
 	dir        string
 	github     *process
+	sim        githubsim.Control // of it
 	controller *process
 	hosts      *process // simulated ones, or a real agent
 	token      secret.Text
@@ -45,11 +47,19 @@ type site struct {
 	says     sync.WaitGroup // deliveries that nobody waits for
 }
 
+// siteOf says what is particular about a site.
+type siteOf struct {
+	name     string
+	settings string   // further lines of the controller's configuration
+	timing   string   // further keys of that section
+	pool     string   // what VMs the pool has; those of the process backend if ""
+	github   []string // further arguments of the simulated GitHub
+}
+
 // newSite starts GitHub and the controller, which does not ask GitHub about jobs that are
-// made up here. settings are further lines of the controller's configuration, and timing
-// further keys of that section.
-func newSite(ctx context.Context, b *bencher, name, settings, timing string) (_ *site, err error) {
-	s := &site{bencher: b, dir: filepath.Join(b.dir, name), token: secret.Generate(), client: &http.Client{Transport: &http.Transport{}}}
+// made up here.
+func newSite(ctx context.Context, b *bencher, o siteOf) (_ *site, err error) {
+	s := &site{bencher: b, dir: filepath.Join(b.dir, o.name), token: secret.Generate(), client: &http.Client{Transport: &http.Transport{}}}
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -58,20 +68,20 @@ func newSite(ctx context.Context, b *bencher, name, settings, timing string) (_ 
 			s.close()
 		}
 	}()
-	ticks := ""
+	ticks, timing := "", o.timing
 	if b.hour {
 		ticks, timing = ", installation_refresh: 1h", timing+", host_deadline: 3h, lease: 3h, poll: 1h, repair: 1h"
 	}
 	minifleet := filepath.Join(b.programs, "minifleet")
-	if s.github, err = launch(ctx, s.dir, "github", []string{"github"}, nil, minifleet, "githubsim", "--kind", "--prompt"); err != nil {
+	if s.github, err = launch(ctx, s.dir, "github", []string{"github"}, nil, minifleet, append([]string{"githubsim", "--kind", "--prompt"}, o.github...)...); err != nil {
 		return nil, err
 	}
-	sim := githubsim.Control{BaseURL: s.github.said["github"], Client: s.client}
-	installation, err := sim.AddInstallation(ctx, githubsim.Installation{Account: owner, Repositories: []string{repo}})
+	s.sim = githubsim.Control{BaseURL: s.github.said["github"], Client: s.client}
+	installation, err := s.sim.AddInstallation(ctx, githubsim.Installation{Account: owner, Repositories: []string{repo}})
 	if err != nil {
 		return nil, err
 	}
-	app, err := sim.App(ctx)
+	app, err := s.sim.App(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -83,10 +93,11 @@ agents: {address: "127.0.0.1:0"}
 admin: {address: "127.0.0.1:0", token_file: admin.token}
 github: {url: %q, app_id: %d, private_key_file: app.pem, webhook_secret_file: webhook.secret, mints_per_minute: 1000000%s}
 pools:
-  - {name: bench, labels: [%s], scopes: [%s/%s], image: bench, backend: process, cpus: 1, memory_mib: 256}
+  - {name: bench, labels: [%s], scopes: [%s/%s], %s}
 timing: {reconcile: 24h%s}
 %s
-`, sim.BaseURL, app.ID, ticks, strings.Join(poolLabels(), ", "), owner, repo, timing, settings),
+`, s.sim.BaseURL, app.ID, ticks, strings.Join(poolLabels(), ", "), owner, repo,
+			cmp.Or(o.pool, "image: bench, backend: process, cpus: 1, memory_mib: 256"), timing, o.settings),
 	} {
 		if err := os.WriteFile(filepath.Join(s.dir, file), []byte(text), 0o600); err != nil {
 			return nil, err

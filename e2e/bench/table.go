@@ -31,7 +31,7 @@ func newBencher(o options, out io.Writer) (*bencher, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, path := range []*string{&o.programs, &o.payload, &o.profiles} {
+	for _, path := range []*string{&o.programs, &o.payload, &o.image, &o.profiles} {
 		if *path == "" {
 			continue
 		}
@@ -84,6 +84,11 @@ func (b *bencher) limit(figure, target, seen string, met bool) {
 		r.verdict = "NOT MET"
 	}
 	b.add(r)
+}
+
+// skip adds a figure that cannot be taken here, and why.
+func (b *bencher) skip(figure, target, why string) {
+	b.add(row{figure: figure, target: target, seen: why, verdict: "skipped"})
 }
 
 // note adds a figure to be read.
@@ -196,6 +201,12 @@ func fileSystem(dir string) string {
 		return words[1] + " (" + words[0] + ")"
 	}
 	return "an unknown file system"
+}
+
+// fileSystemType is its kind alone.
+func fileSystemType(dir string) string {
+	kind, _, _ := strings.Cut(fileSystem(dir), " (")
+	return kind
 }
 
 // fsyncTime is the least that one transaction of its own costs there.

@@ -26,7 +26,7 @@ func (s *site) requests(first int64, n int, actions ...string) ([][]byte, error)
 // measureWebhook sends the three deliveries of each job, as GitHub does, at a constant
 // rate; and then jobs as fast as they are taken.
 func measureWebhook(ctx context.Context, b *bencher) error {
-	s, err := newSite(ctx, b, "webhook", "", "")
+	s, err := newSite(ctx, b, siteOf{name: "webhook"})
 	if err != nil {
 		return err
 	}
