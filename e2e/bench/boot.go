@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/minifleet/minifleet/guest"
+	"github.com/minifleet/minifleet/hosts/agent"
 	"github.com/minifleet/minifleet/mux"
 	"github.com/minifleet/minifleet/vm"
 )
@@ -30,14 +31,14 @@ func measureBoot(ctx context.Context, b *bencher) error {
 		b.skip(figure, target, why)
 		return nil
 	}
-	m, err := newMachines(b, "boot")
+	m, err := newMachines(b, "boot", 0)
 	if err != nil {
 		return err
 	}
 	// The first boot finds out about the accelerator, fills the page cache and tells the
 	// command line.
 	var hand byHand
-	if _, err := m.live(ctx, func(dir string) (err error) {
+	if _, err := m.live(ctx, true, func(_ agent.Machine, dir string) (err error) {
 		hand, err = commandLineOf(dir)
 		return err
 	}); err != nil {
@@ -45,10 +46,10 @@ func measureBoot(ctx context.Context, b *bencher) error {
 	}
 	b.note("QEMU runs the guest by", hand.accelerator())
 	var agents, starts, stops, hands, extra times
-	for i := range b.of(11) {
+	for i := range b.few(11) {
 		for turn := range 2 {
 			if (turn == 0) == (i%2 == 0) {
-				l, err := m.live(ctx, nil)
+				l, err := m.live(ctx, true, nil)
 				if err != nil {
 					return err
 				}
@@ -120,7 +121,7 @@ func (h byHand) accelerator() string {
 func (m *machines) liveByHand(ctx context.Context, h byHand) (took time.Duration, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, machineTime, fmt.Errorf("the guest does not answer within %s", machineTime))
 	defer cancel()
-	_, dir, remove, err := m.clone(ctx)
+	_, dir, remove, err := m.clone(ctx, true)
 	if err != nil {
 		return 0, err
 	}
@@ -142,7 +143,9 @@ func (m *machines) liveByHand(ctx context.Context, h byHand) (took time.Duration
 		_ = cmd.Wait() // it is killed below, or has said why it ended
 		cancel()
 	}()
-	channel := mux.NewClient(func(ctx context.Context) (net.Conn, error) { return dialSoon(ctx, filepath.Join(dir, vm.FileInnerSocket)) })
+	channel := mux.NewClient(func(ctx context.Context) (net.Conn, error) {
+		return dialSoon(ctx, filepath.Join(dir, vm.FileInnerSocket))
+	})
 	client := guest.NewClient(channel.Connect)
 	_, err = client.Health(ctx)
 	took = time.Since(began)

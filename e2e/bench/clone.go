@@ -75,7 +75,7 @@ func (b *bencher) clones(ctx context.Context, dir, kind string) error {
 			b.skip(figure, "within 2x", fmt.Sprintf("%s free: too little for image and copy", mib(room)))
 			continue
 		}
-		err := c.measure(ctx, b.of(9))
+		err := c.measure(ctx, b.few(9))
 		if err := errors.Join(err, os.RemoveAll(c.dir)); err != nil {
 			return err
 		}

@@ -49,7 +49,7 @@ func measureCycle(ctx context.Context, b *bencher) error {
 	}
 	var whole, job times
 	parts, names := map[string]times{}, []string{}
-	for i := range b.of(4) {
+	for i := range b.few(4) + 1 {
 		c, err := s.cycle(ctx)
 		if err != nil {
 			return s.failed(err)

@@ -43,7 +43,8 @@ type machines struct {
 	last  int
 }
 
-func newMachines(b *bencher, name string) (*machines, error) {
+// newMachines is a host whose saved states may take so much; it saves none with 0.
+func newMachines(b *bencher, name string, states int64) (*machines, error) {
 	m := &machines{dir: filepath.Join(b.dir, name, agent.DirVMs), image: filepath.Base(b.image)}
 	if err := os.Mkdir(filepath.Dir(m.dir), 0o700); err != nil {
 		return nil, err
@@ -51,16 +52,17 @@ func newMachines(b *bencher, name string) (*machines, error) {
 	var err error
 	m.VMs, err = agent.NewVMs(agent.VMsConfig{
 		Dir: m.dir, ImagesDir: filepath.Dir(b.image), Backend: vm.BackendQEMU, AllowCopy: true,
-		VMMProgram: filepath.Join(b.programs, "minifleet-vmm"),
+		VMMProgram: filepath.Join(b.programs, "minifleet-vmm"), SavedStates: states,
 	})
 	return m, err
 }
 
-// clone makes a VM that was not started. remove has to be called, once nothing of it runs.
-func (m *machines) clone(ctx context.Context) (one agent.Machine, dir string, remove func() error, err error) {
+// clone makes a VM that was not started, of a saved state if there is one that it may
+// continue from. remove has to be called, once nothing of it runs.
+func (m *machines) clone(ctx context.Context, cold bool) (one agent.Machine, dir string, remove func() error, err error) {
 	m.last++
 	id := fmt.Sprintf("v%d", m.last)
-	one, err = m.Create(ctx, agent.Order{ID: id, Slot: 1, Image: m.image, CPUs: machineCPUs, MemoryMiB: machineMemory}, func(string) {})
+	one, err = m.Create(ctx, agent.Order{ID: id, Slot: 1, Image: m.image, CPUs: machineCPUs, MemoryMiB: machineMemory, Cold: cold}, func(string) {})
 	if err != nil {
 		return nil, "", nil, err
 	}
@@ -79,11 +81,11 @@ type life struct {
 }
 
 // live leads a VM through its life, as the agent does: vmm, QEMU, the guest's first answer
-// over guest.sock, and the end. look is called with the bundle while the VM runs.
-func (m *machines) live(ctx context.Context, look func(dir string) error) (l life, err error) {
+// over guest.sock, and the end. look is called while the VM runs.
+func (m *machines) live(ctx context.Context, cold bool, look func(one agent.Machine, dir string) error) (l life, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, machineTime, fmt.Errorf("a VM's life is not over within %s", machineTime))
 	defer cancel()
-	one, dir, remove, err := m.clone(ctx)
+	one, dir, remove, err := m.clone(ctx, cold)
 	if err != nil {
 		return l, err
 	}
@@ -96,7 +98,7 @@ func (m *machines) live(ctx context.Context, look func(dir string) error) (l lif
 		l.answered = time.Since(began)
 	}
 	if err == nil && look != nil {
-		err = look(dir)
+		err = look(one, dir)
 	}
 	began = time.Now()
 	err = errors.Join(err, one.Stop(context.WithoutCancel(ctx)))

@@ -53,6 +53,9 @@ type options struct {
 // of returns a count at the run's scale.
 func (o options) of(n int) int { return max(2, int(float64(n)*o.scale)) }
 
+// few is of what takes seconds each.
+func (o options) few(n int) int { return max(1, int(float64(n)*o.scale)) }
+
 // figure is one measurement, or several that share a site.
 type figure struct {
 	name, what string
@@ -69,6 +72,7 @@ func figures() []figure {
 		{"long", "10,000 jobs in a row", measureLong},
 		{"clone", "clone of an image of 10 GiB, and the bare system call", measureClone},
 		{"boot", "boot and stop of a VM, and the same by hand", measureBoot},
+		{"restore", "a VM that continues from a saved state, and one that boots", measureRestore},
 		{"cycle", "a job of `true` in a VM, from its webhook to nothing left", measureCycle},
 	}
 }
