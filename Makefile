@@ -6,7 +6,7 @@
 # make lint    formatting and static checks, the Mac's code and the workflows among them
 # make check-darwin   the types of what only a Mac builds, on any machine
 # make test-vz IMAGE=DIR   on a Mac with Apple silicon: the backend vz on real machines
-# make bench   the figures; make bench ONLY=webhook,assign for some of them
+# make bench   the figures; make bench ONLY=webhook,assign for some of them, ONLY=clone,boot,restore,cycle for those of VMs
 # make fuzz    every fuzz target for FUZZTIME (30s), one after the other
 
 GO       ?= go
@@ -135,7 +135,7 @@ test-vz:
 	cd vm/vz && MINIFLEET_TEST_IMAGE="$(abspath $(IMAGE))" ../../bin/vz.test -test.run TestHardware -test.v -test.timeout 60m
 
 # Of one piece of code first, then of whole sites out of the programs.
-bench: programs
+bench: programs image-for-tests
 	@mkdir -p e2e/bin
 	cd e2e && $(GO) build $(BUILD) -o bin/bench ./bench
 ifeq ($(ONLY),)

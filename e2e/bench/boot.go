@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/minifleet/minifleet/guest"
@@ -133,6 +134,7 @@ func (m *machines) liveByHand(ctx context.Context, h byHand) (took time.Duration
 	var said bytes.Buffer
 	cmd := exec.CommandContext(ctx, h.program, args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", &said, &said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // as the vmm does: Linux shares processors between sessions
 	began := time.Now()
 	if err := cmd.Start(); err != nil {
 		return 0, err
