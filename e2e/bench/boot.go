@@ -149,7 +149,7 @@ func (m *machines) liveByHand(ctx context.Context, h byHand) (took time.Duration
 		return dialSoon(ctx, filepath.Join(dir, vm.FileInnerSocket))
 	})
 	client := guest.NewClient(channel.Connect)
-	_, err = client.Health(ctx)
+	err = firstAnswer(ctx, client)
 	took = time.Since(began)
 	client.Close()
 	channel.Close()

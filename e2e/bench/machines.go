@@ -94,7 +94,7 @@ func (m *machines) live(ctx context.Context, cold bool, look func(one agent.Mach
 	err = one.Start(ctx)
 	l.started = time.Since(began)
 	if err == nil {
-		_, err = one.Guest().Health(ctx)
+		err = firstAnswer(ctx, one.Guest())
 		l.answered = time.Since(began)
 	}
 	if err == nil && look != nil {
@@ -104,4 +104,13 @@ func (m *machines) live(ctx context.Context, cold bool, look func(one agent.Mach
 	err = errors.Join(err, one.Stop(context.WithoutCancel(ctx)))
 	l.stopped = time.Since(began)
 	return l, err
+}
+
+// firstAnswer waits for a guest that boots. A client gives a question up after a while, on a
+// machine that is too busy to measure anything.
+func firstAnswer(ctx context.Context, g agent.Guest) error {
+	return until(ctx, machineTime, time.Second, "the guest answers", func() (bool, error) {
+		_, err := g.Health(ctx)
+		return err == nil, nil
+	})
 }
