@@ -29,7 +29,8 @@ const (
 type mintAnswer struct {
 	name     string
 	config   secret.Text
-	revision int64 // of the desired that it was asked under
+	guest    string // the start of the guest program that was asked before
+	revision int64  // of the desired that it was asked under
 	err      error
 }
 
@@ -54,6 +55,7 @@ func (s *service) startMint(ctx context.Context, o orders, helpers *sync.WaitGro
 		case status.HasConfig:
 			answer.err = guest.ErrHasConfig
 		default:
+			answer.guest = status.Instance
 			crashpoint.Reached(crashpoint.MintAsking)
 			answer.name, answer.config, answer.err = s.agent.client.mint(ctx, s.agent.credential, s.agent.instance, s.id)
 		}
@@ -75,7 +77,7 @@ func (s *service) minted(ctx context.Context, m mintAnswer) (ending, bool) {
 		return ending{}, false // the next step ends the VM, which stays without a secret
 	}
 	s.given = true
-	s.record.Given, s.record.Desire, s.record.RunnerName = true, o.desire, m.name
+	s.record.Given, s.record.Guest, s.record.Desire, s.record.RunnerName = true, m.guest, o.desire, m.name
 	s.saveRecord()
 	crashpoint.Reached(crashpoint.ConfigRecorded)
 	s.log.Info("handing over a JIT config", slog.String("registration", m.name), slog.String("scope", o.desire.Scope))
@@ -92,7 +94,6 @@ func (s *service) deliver(ctx context.Context, config secret.Text) (ending, bool
 	err := s.guest.Run(call, config, nil)
 	if err == nil || errors.Is(err, guest.ErrHasConfig) {
 		crashpoint.Reached(crashpoint.ConfigDelivered)
-		s.delivered = true
 		return ending{}, false
 	}
 	if refused, ok := errors.AsType[*guest.ResponseError](err); ok && refused.Code/100 == 4 {
@@ -116,7 +117,7 @@ func (s *service) makeSure(ctx context.Context) {
 		return
 	}
 	s.unsure = false
-	if !status.HasConfig {
+	if !status.HasConfig && !s.forgetful(status) {
 		s.notGiven()
 		s.mintAt = time.Now().Add(s.mintPause.next())
 	}
@@ -125,7 +126,7 @@ func (s *service) makeSure(ctx context.Context) {
 
 // notGiven notes that the guest holds no config after all.
 func (s *service) notGiven() {
-	s.given, s.record.Given, s.record.RunnerName = false, false, ""
+	s.given, s.record.Given, s.record.Guest, s.record.RunnerName = false, false, "", ""
 	s.saveRecord()
 	crashpoint.Reached(crashpoint.ConfigWithdrawn)
 }
@@ -154,7 +155,7 @@ func (s *service) notMinted(m mintAnswer) {
 			return
 		}
 		if errors.Is(m.err, guest.ErrHasConfig) {
-			s.given, s.delivered = true, true
+			s.given = true
 			return
 		}
 		s.mintAt = now.Add(max(s.mintPause.next(), retryAfter(m.err)+rand.N(time.Second)))

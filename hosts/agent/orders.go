@@ -73,6 +73,7 @@ func (v *VMs) qemu(o Order, id options.Identity) options.QEMU {
 	q := options.QEMU{
 		Identity: id, Network: cmp.Or(o.Network, v.cfg.QEMU.Network, options.NetworkIsolated),
 		SSH: o.Guest == GuestSSH, Accelerator: v.cfg.QEMU.Accelerator,
+		Console: true, // bounded, and all that there is of a guest that never answers
 	}
 	if q.Network == options.NetworkIsolated {
 		q.Forwards = v.cfg.QEMU.Forwards

@@ -106,8 +106,8 @@ func TestOrdersOfQEMUMachines(t *testing.T) {
 		t.Errorf("slot 1 had %v and has %v after a restart", byHost.Identity, again.Identity)
 	}
 	for name, tc := range map[string]struct{ got, want options.QEMU }{
-		"the host's network, without forwards":    {byHost, options.QEMU{Network: options.NetworkNAT, Accelerator: "tcg"}},
-		"the pool's network, the host's forwards": {byPool, options.QEMU{Network: options.NetworkIsolated, Accelerator: "tcg", Forwards: ways}},
+		"the host's network, without forwards":    {byHost, options.QEMU{Network: options.NetworkNAT, Accelerator: "tcg", Console: true}},
+		"the pool's network, the host's forwards": {byPool, options.QEMU{Network: options.NetworkIsolated, Accelerator: "tcg", Console: true, Forwards: ways}},
 	} {
 		tc.got.Identity = options.Identity{}
 		if d := cmp.Diff(tc.want, tc.got, cmpopts.EquateComparable(netip.AddrPort{})); d != "" {

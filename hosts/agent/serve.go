@@ -33,7 +33,6 @@ type service struct {
 	started time.Time    // of the boot, or of the adoption
 
 	given     bool // the guest holds, or may hold, a JIT config
-	delivered bool // we know that it does
 	inherited bool // that it may is known from an earlier agent's books only
 
 	ready   bool // all is done between the guest's first answer and a standby
@@ -227,17 +226,16 @@ func (s *service) take(n guestNews) {
 	if s.seen.Phase == guest.PhaseBusy && n.status.Phase != guest.PhaseBusy && !s.endAsked {
 		s.endAt = time.Time{} // a drain that waited for its job goes on
 	}
-	restarted := s.booted() && s.seen.Instance != n.status.Instance
+	s.lost = s.lost || s.given && s.forgetful(n.status)
 	s.seen, s.silence, s.lastErr = n.status, time.Time{}, nil
 	switch {
 	case n.status.HasConfig:
-		s.given, s.delivered = true, true
-	case s.inherited: // the earlier agent ended between its note and the delivery
+		s.given, s.record.Guest = true, n.status.Instance
+	case s.inherited && !s.lost: // the earlier agent ended between its note and the delivery
 		s.notGiven()
 	}
 	s.inherited = false
 	s.measure(n.status.Phase)
-	s.lost = s.lost || restarted && s.delivered && !n.status.HasConfig
 	s.showSeen()
 }
 
@@ -268,6 +266,13 @@ func (s *service) measure(p guest.Phase) {
 	case guest.PhaseBusy:
 		s.watch.works()
 	}
+}
+
+// forgetful reports whether the guest program was started anew since a config was minted
+// for it, and has none. Whether the earlier one took it, nobody knows any more, and its
+// listener may run: this VM is given nothing else.
+func (s *service) forgetful(status guest.Status) bool {
+	return !status.HasConfig && s.record.Guest != "" && s.record.Guest != status.Instance
 }
 
 // observedOf puts a guest's phase into the word of the protocol.

@@ -60,6 +60,9 @@ type record struct {
 	Desire protocol.Desire `json:"desire"`
 	// Given says that the guest was, or is about to be, handed a JIT config.
 	Given bool `json:"given"`
+	// Guest is the start of the guest program that this concerns: one that was started
+	// since has forgotten a config, which is no sign that its VM never had one.
+	Guest string `json:"guest,omitempty"`
 	// RunnerName is the config's name at GitHub. A controller that was restored from
 	// an older copy of its database learns it anew.
 	RunnerName string `json:"runner_name,omitempty"`

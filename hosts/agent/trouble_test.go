@@ -352,6 +352,7 @@ func TestFailures(t *testing.T) {
 				*s = guest.Status{Protocol: 1, Instance: strings.Repeat("b", 32), Phase: guest.PhaseReady}
 			})
 		}, []string{"started anew"}},
+		"guest restarted as it was given": {func(w *world) { w.m.setup = func(m *machine) { m.dies = true } }, func(w *world) { w.c.want(armed("r1")); w.m.get(t, "r1").awaitGiven(t) }, []string{"started anew"}},
 		"drained meanwhile": {nil, func(w *world) {
 			m := toPhase(guest.PhaseBusy)(w)
 			w.c.want(drained("r1"))

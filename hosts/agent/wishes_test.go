@@ -318,6 +318,26 @@ func TestAConfigThatWasNotedAndNeverDeliveredIsMintedAnew(t *testing.T) {
 	})
 }
 
+// A guest program that was started anew while no agent looked has forgotten its config:
+// its VM may have run a job, and is no standby.
+func TestAGuestThatForgotItsConfigWhileNoAgentLooked(t *testing.T) {
+	inWorld(t, nil, func(w *world) {
+		w.c.want(armed("r1"))
+		w.c.awaitObserved("r1", "registering")
+		m := w.m.get(t, "r1")
+		m.awaitGiven(t)
+		w.halt()
+		m.change(func() {
+			m.guest = guest.Status{Protocol: 1, Instance: strings.Repeat("b", 32), Revision: 1, Phase: guest.PhaseReady}
+		})
+		w.m.found = []agent.Found{{ID: "r1", Running: true, Machine: m}}
+		w.start()
+		if got := w.c.awaitObserved("r1", "gone"); !strings.Contains(got.Failure, "started anew") || w.c.minted("r1") != 1 {
+			t.Errorf("reported as %+v after %d mints", got, w.c.minted("r1"))
+		}
+	})
+}
+
 func TestGoneByHowFarTheRunnerIs(t *testing.T) {
 	for name, tc := range map[string]struct {
 		prepare func(*world) *machine // brings r1 to where gone reaches it
