@@ -322,12 +322,25 @@ func TestRefusedBundles(t *testing.T) {
 	}
 }
 
-// TestRealGuest boots the image as it is, with the product's own guest program in it.
+// TestRealGuest boots the image as it is, with the product's own guest program in it. Whoever
+// waits for an answer of it when it dies learns that, and the next one is answered by the
+// program that was started anew.
 func TestRealGuest(t *testing.T) {
 	m := start(t, create(t, testImage(t), options.QEMU{
 		Identity: options.Identity{MAC: "02:00:00:00:00:08"}, Network: options.NetworkIsolated, Accelerator: "tcg",
 	}))
-	m.call("GET", "/v1/health", "")
+	first := m.call("GET", "/v1/health", "")
+	for range 2 { // the second time by a connection that is not the machine's first
+		out, err := m.try("POST", "/v1/exec", `{"argv": ["sh", "-c", "kill -KILL $(pidof minifleet-guest); sleep 300"], "timeout_seconds": 600}`)
+		if err == nil || m.ctx.Err() != nil {
+			t.Fatalf("a guest program that died has answered, or is waited for: %q, %v", out, err)
+		}
+		next := m.call("GET", "/v1/health", "")
+		if next == first {
+			t.Errorf("%s answers after its death", first)
+		}
+		first = next
+	}
 }
 
 // TestDurable: a guest whose disk is to last is asked to shut down, and one that does not

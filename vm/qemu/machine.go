@@ -218,6 +218,7 @@ func (m *machine) Connect(ctx context.Context) (net.Conn, error) {
 // if the next follows soon, and what is left of the one would spoil the other.
 func (m *machine) dial(ctx context.Context) (net.Conn, error) {
 	if m.used {
+		m.qemu.connected(nil)
 		if err := m.qemu.replug(ctx); err != nil {
 			return nil, m.qemu.explain("reach the guest", err)
 		}
@@ -228,5 +229,6 @@ func (m *machine) dial(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, m.qemu.explain("reach the guest", err)
 	}
+	m.qemu.connected(c)
 	return c, nil
 }

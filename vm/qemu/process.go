@@ -38,9 +38,11 @@ type process struct {
 	migration chan string   // how a migration goes on
 	deleted   chan struct{} // a token when the guest's port is gone
 
-	mu       sync.Mutex // guards shutdown
+	mu       sync.Mutex // guards what follows
 	shutdown string     // the reason of QEMU's last word on it
 	guest    bool       // which came from the guest
+	channel  net.Conn   // to the guest's port; nil before the first
+	held     bool       // the guest has opened its port, for this connection or the next
 }
 
 // spawn starts QEMU, its processors halted, and waits for its greeting. After an error
@@ -156,6 +158,8 @@ func (r *process) hear(m message) {
 		Reason string `json:"reason"`
 		Status string `json:"status"`
 		Device string `json:"device"`
+		ID     string `json:"id"`
+		Open   bool   `json:"open"`
 	}
 	if len(m.Data) > 0 && json.Unmarshal(m.Data, &data) != nil {
 		return
@@ -170,6 +174,10 @@ func (r *process) hear(m message) {
 		case r.migration <- data.Status:
 		default: // nobody waits for one
 		}
+	case "VSERPORT_CHANGE":
+		if data.ID == idPort {
+			r.portChanged(data.Open)
+		}
 	case "DEVICE_DELETED":
 		if data.Device == idPort {
 			select {
@@ -178,6 +186,28 @@ func (r *process) hear(m message) {
 			}
 		}
 	}
+}
+
+// connected notes the connection to the guest's port; nil before there is a new one.
+func (r *process) connected(c net.Conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.channel = c; c == nil {
+		r.held = false
+	}
+}
+
+// portChanged ends the connection to a port that the guest has let go of, as it does when
+// its guest program dies: QEMU leaves it open, and whoever asks would wait in vain. Of
+// several changes within a second QEMU tells not all, and the last one late: an end that
+// follows no beginning is that of an earlier connection.
+func (r *process) portChanged(open bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !open && r.held && r.channel != nil {
+		_ = r.channel.Close()
+	}
+	r.held = open
 }
 
 // await waits for QEMU's end, asked for or not, and ends what belonged to it.
