@@ -31,7 +31,8 @@ const fleeting = 2 * time.Second
 // settled waits until the site has come to rest with nothing but the running jobs in
 // it, and holds it to the seven invariants of docs/architecture.md all the while.
 // The controller must answer. Jobs are to end well unless s.fates says otherwise:
-// another conclusion, or lost for one whose VM died, which may have ended before.
+// another conclusion, or lost for one whose VM died, which may have ended before, and which
+// its user may have cancelled.
 func (s *site) settled(running ...int64) {
 	s.t.Helper()
 	over := time.Now().Add(settlePatience)
@@ -408,7 +409,7 @@ func (l *look) noJobWasKilled() {
 			if !j.Running() {
 				l.s.t.Fatalf("invariant 6: job %s runs no more: it is %s %s (%s)\n%s", j.Name, j.Status, j.Conclusion, j.Reason, j.Logs)
 			}
-		case want == "lost" && (j.Reason == "" || strings.Contains(j.Reason, "lost communication") || strings.Contains(j.Reason, "deleted while it ran")):
+		case want == "lost" && (j.Reason == "" || strings.Contains(j.Reason, "lost communication") || strings.Contains(j.Reason, "deleted while it ran") || strings.Contains(j.Reason, "did not end the job in time")):
 		case j.Done() && j.Conclusion != want:
 			l.s.t.Fatalf("invariant 6: job %s ended on %s with %s (%s), and should have with %s\n%s", j.Name, j.RunnerName, j.Conclusion, j.Reason, want, j.Logs)
 		}
