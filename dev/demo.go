@@ -19,13 +19,13 @@ import (
 
 // The demo's jobs. Names say what must become of them.
 const (
-	jobLong      = "survives-agent-restart"
-	jobFails     = "fails"
-	jobQueued    = "cancelled-while-queued"
-	jobBooting   = "cancelled-while-booting"
-	jobRunning   = "cancelled-while-running"
-	jobSecond    = "survives-too"
-	longTicks    = 40 // of 200 ms
+	jobLong    = "survives-agent-restart"
+	jobFails   = "fails"
+	jobQueued  = "cancelled-while-queued"
+	jobBooting = "cancelled-while-booting"
+	jobRunning = "cancelled-while-running"
+	jobSecond  = "survives-too"
+	longTicks  = 40 // of 200 ms
 )
 
 // ordinaryJobs is how many more jobs there are. Each has a VM, and one that is emulated
