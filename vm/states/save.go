@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/minifleet/minifleet/vm"
 )
 
 // Lacks reports whether a state of the slot and the key is worth making: there is none,
@@ -114,12 +116,30 @@ func (s *Store) give(dir string) error {
 	return os.Lchown(dir, s.cfg.Account.UID, s.cfg.Account.GID)
 }
 
-// takeBack leaves that user the right to read it.
+// takeBack leaves that user the right to read the machine's memory. The disks, of which
+// this process clones with its own rights, are out of that user's reach from then on: a
+// link put in a folder's place would have other files cloned.
 func (s *Store) takeBack(dir string) error {
 	if s.cfg.Account == nil {
 		return nil
 	}
-	return errors.Join(os.Lchown(dir, os.Geteuid(), os.Getegid()), os.Chmod(dir, 0o755))
+	uid, gid, disks := os.Geteuid(), os.Getegid(), filepath.Join(dir, vm.DirDisks)
+	if err := errors.Join(os.Lchown(dir, uid, gid), os.Chmod(dir, 0o755)); err != nil {
+		return err
+	}
+	if info, err := os.Lstat(disks); err != nil || !info.IsDir() {
+		return errors.Join(err, fmt.Errorf("%s is no folder", disks))
+	}
+	// From the outside inwards: nobody gets past a folder that is this user's alone.
+	if err := errors.Join(os.Lchown(disks, uid, gid), os.Chmod(disks, 0o700)); err != nil {
+		return err
+	}
+	return filepath.WalkDir(disks, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.IsDir() {
+			err = os.Lchown(path, uid, gid)
+		}
+		return err
+	})
 }
 
 func (s *Store) noRoom(bytes int64) error {

@@ -387,17 +387,28 @@ func TestAnotherUsersVMM(t *testing.T) {
 	}
 	must(t, s.Save(t.Context(), 1, k, func(ctx context.Context, dir string) error {
 		look(dir, 12345, 0o700)
-		return fill(ctx, dir)
+		disks := filepath.Join(dir, vm.DirDisks)
+		return errors.Join(fill(ctx, dir), os.Mkdir(filepath.Join(disks, "more"), 0o755),
+			os.Lchown(disks, 12345, 12345), os.Lchown(filepath.Join(disks, "more"), 12345, 12345))
 	}))
 	st := s.Take(1, k)
 	defer st.Release()
 	look(dir, 0, 0o711)
 	look(st.Dir(), 0, 0o755)
+	// This process clones the disks: nobody else may put a link there.
+	look(filepath.Join(st.Dir(), vm.DirDisks), 0, 0o700)
+	look(filepath.Join(st.Dir(), vm.DirDisks, "more"), 0, 0o755)
 	// What lies in the way of the agent's own file is not followed.
 	elsewhere := filepath.Join(t.TempDir(), "file")
 	err = s.Save(t.Context(), 2, k, func(ctx context.Context, dir string) error {
 		return errors.Join(fill(ctx, dir), os.Symlink(elsewhere, filepath.Join(dir, "state.json")))
 	})
+	if e := s.Save(t.Context(), 3, k, func(ctx context.Context, dir string) error {
+		disks := filepath.Join(dir, vm.DirDisks)
+		return errors.Join(fill(ctx, dir), os.RemoveAll(disks), os.Symlink(t.TempDir(), disks))
+	}); e == nil {
+		t.Error("a link in the disks' place is taken")
+	}
 	if _, e := os.Stat(elsewhere); err == nil || !errors.Is(e, fs.ErrNotExist) {
 		t.Errorf("a planted link: %v, %v", err, e)
 	}
