@@ -110,31 +110,52 @@ func (c Config) checkPrograms() error {
 		if c.System == "linux" && c.Service.User != "root" {
 			break
 		}
-		real, err := filepath.EvalSymlinks(p)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		for at := real; !seen[at]; at = filepath.Dir(at) {
-			seen[at] = true
-			if err := rootsOnly(at); err != nil {
-				errs = append(errs, err)
-			}
-		}
+		errs = append(errs, rootsWay(filepath.Clean(p), seen))
 	}
 	return errors.Join(errs...)
 }
 
-func rootsOnly(path string) error {
-	info, err := os.Stat(path)
+// rootsWay goes the way of a path as the system does, through links and what they lead to:
+// who can replace a link decides what root runs.
+func rootsWay(path string, seen map[string]bool) error {
+	if seen[path] {
+		return nil
+	}
+	seen[path] = true
+	folder := filepath.Dir(path)
+	if folder != path {
+		if err := rootsWay(folder, seen); err != nil {
+			return err
+		}
+	}
+	info, err := os.Lstat(path)
 	if err != nil {
 		return err
 	}
+	if err := rootsOnly(path, info); err != nil || info.Mode()&fs.ModeSymlink == 0 {
+		return err
+	}
+	target, err := os.Readlink(path)
+	if err != nil {
+		return err
+	}
+	if !filepath.IsAbs(target) {
+		// Its ".." leads up from where the folder really is.
+		if folder, err = filepath.EvalSymlinks(folder); err != nil {
+			return err
+		}
+		target = filepath.Join(folder, target)
+	}
+	return rootsWay(filepath.Clean(target), seen)
+}
+
+func rootsOnly(path string, info fs.FileInfo) error {
 	owner := 0
 	if s, ok := info.Sys().(*syscall.Stat_t); ok {
 		owner = int(s.Uid)
 	}
-	shared := info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0
+	// A link has no mode of its own; in a folder like /tmp only its owner can replace it.
+	shared := info.Mode().Perm()&0o022 != 0 && info.Mode()&(fs.ModeSticky|fs.ModeSymlink) == 0
 	if shared || owner != 0 && owner != os.Geteuid() {
 		return fmt.Errorf("%s can be changed by others than root (owner %d, mode %v), and root runs what is there: chown root it and chmod go-w it, or install elsewhere", path, owner, info.Mode().Perm())
 	}

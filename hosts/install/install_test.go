@@ -272,14 +272,25 @@ func TestRefusals(t *testing.T) {
 		change func(*testing.T, *host)
 		want   string
 	}{
-		"daemon without root":  {func(_ *testing.T, h *host) { h.UID = 501 }, "sudo"},
-		"agent of root":        {func(_ *testing.T, h *host) { h.Variant = install.VariantAgent }, "without sudo"},
-		"agent on Linux":       {func(_ *testing.T, h *host) { h.Variant, h.System = install.VariantAgent, "linux" }, "for Macs"},
-		"another variant":      {func(_ *testing.T, h *host) { h.Variant = "app" }, `"app"`},
-		"another system":       {func(_ *testing.T, h *host) { h.System = "plan9" }, "plan9"},
-		"no program":           {func(_ *testing.T, h *host) { h.Programs[0] += "-none" }, "no such file"},
-		"a program of all":     {func(t *testing.T, h *host) { must(t, os.Chmod(h.Programs[1], 0o777)) }, "minifleet-vmm can be changed by others"},
-		"a folder of a group":  {func(t *testing.T, h *host) { must(t, os.Chmod(h.dir, 0o775)) }, "can be changed by others"},
+		"daemon without root": {func(_ *testing.T, h *host) { h.UID = 501 }, "sudo"},
+		"agent of root":       {func(_ *testing.T, h *host) { h.Variant = install.VariantAgent }, "without sudo"},
+		"agent on Linux":      {func(_ *testing.T, h *host) { h.Variant, h.System = install.VariantAgent, "linux" }, "for Macs"},
+		"another variant":     {func(_ *testing.T, h *host) { h.Variant = "app" }, `"app"`},
+		"another system":      {func(_ *testing.T, h *host) { h.System = "plan9" }, "plan9"},
+		"no program":          {func(_ *testing.T, h *host) { h.Programs[0] += "-none" }, "no such file"},
+		"a program of all":    {func(t *testing.T, h *host) { must(t, os.Chmod(h.Programs[1], 0o777)) }, "minifleet-vmm can be changed by others"},
+		"a folder of a group": {func(t *testing.T, h *host) { must(t, os.Chmod(h.dir, 0o775)) }, "can be changed by others"},
+		"a link in a folder of all": {func(t *testing.T, h *host) {
+			folder := filepath.Join(h.dir, "links")
+			must(t, errors.Join(os.Mkdir(folder, 0o700), os.Symlink(h.Programs[1], filepath.Join(folder, "vmm")), os.Chmod(folder, 0o777)))
+			h.Programs[1] = filepath.Join(folder, "vmm")
+		}, "links can be changed by others"},
+		"a link by way of it": {func(t *testing.T, h *host) {
+			folder := filepath.Join(h.dir, "links")
+			must(t, errors.Join(os.Mkdir(folder, 0o700), os.Symlink(h.Programs[1], filepath.Join(folder, "vmm")), os.Chmod(folder, 0o777),
+				os.Symlink("links/vmm", filepath.Join(h.dir, "first"))))
+			h.Programs[1] = filepath.Join(h.dir, "first")
+		}, "links can be changed by others"},
 		"configuration of all": {func(t *testing.T, h *host) { must(t, os.Chmod(h.Service.Config, 0o666)) }, "agent.yaml can be changed"},
 	} {
 		t.Run(name, func(t *testing.T) {
