@@ -10,10 +10,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"github.com/minifleet/minifleet/imagecache"
 	"github.com/minifleet/minifleet/vm"
+	"github.com/minifleet/minifleet/vm/options"
 	"github.com/minifleet/minifleet/vm/states"
 )
 
@@ -40,7 +40,7 @@ func openStates(cfg VMsConfig) savedStates {
 	}
 	var s savedStates
 	err := func() (err error) {
-		if s.host, err = states.HostBuild(context.Background(), cfg.Backend, qemuProgram(), cfg.QEMU.Accelerator); err != nil {
+		if s.host, err = states.HostBuild(context.Background(), cfg.Backend, options.QEMUProgram, cfg.QEMU.Accelerator); err != nil {
 			return err
 		}
 		if s.vmm, err = states.ProgramVersion(cfg.VMMProgram); err != nil {
@@ -68,14 +68,6 @@ func forgetStates(dir string, log *slog.Logger) {
 		return
 	}
 	s.Prune(func(states.Key) bool { return false })
-}
-
-// qemuProgram is the one whose version states of QEMU belong to.
-func qemuProgram() string {
-	if runtime.GOARCH == "arm64" {
-		return "qemu-system-aarch64"
-	}
-	return "qemu-system-x86_64"
 }
 
 // fits reports whether a state is of this host as it is now.

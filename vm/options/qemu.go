@@ -20,6 +20,10 @@ const (
 // GuestPortName is the virtio-serial port at which a guest's agent listens.
 const GuestPortName = "minifleet.guest"
 
+// QEMUProgram is the QEMU that runs machines, whatever the host's processor: its version is
+// part of what a saved state belongs to.
+const QEMUProgram = "qemu-system-x86_64"
+
 // QEMU is what the backend qemu needs.
 type QEMU struct {
 	Identity

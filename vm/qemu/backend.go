@@ -6,7 +6,7 @@ import "github.com/minifleet/minifleet/vm"
 
 // Config says where the backend finds what it needs.
 type Config struct {
-	// Program is QEMU; "" means qemu-system-x86_64 in PATH.
+	// Program is QEMU; "" means options.QEMUProgram in PATH.
 	Program string
 	// Passt gives a machine of the network nat its way out; "" means passt in PATH.
 	Passt string

@@ -60,7 +60,7 @@ func newPlan(cfg Config, dir string, spec vm.Spec) (plan, error) {
 		dir: dir, cpus: spec.CPUs, memoryMiB: spec.MemoryMiB, options: o, handOver: cfg.HandOver,
 		disk: filepath.Join(dir, options.FileDisk),
 	}
-	if p.program, err = lookUp(cfg.Program, "qemu-system-x86_64", "qemu-system-x86"); err != nil {
+	if p.program, err = lookUp(cfg.Program, options.QEMUProgram, "qemu-system-x86"); err != nil {
 		return plan{}, err
 	}
 	if o.Network == options.NetworkNAT {
