@@ -27,7 +27,8 @@ type Config struct {
 	// MaxBytes bounds all states together, as they are allocated on the disk.
 	MaxBytes int64
 	// Account, if set, is the user as whom vmms run. A state is then written and read by
-	// that user, and changed by nobody but root once it is whole.
+	// that user, whose its files stay; that one is trusted with every machine of the host.
+	// What belongs to the state as a whole, its state.json above all, is root's.
 	Account *vm.Account
 	// Log defaults to none.
 	Log *slog.Logger
