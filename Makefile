@@ -110,7 +110,7 @@ test-quick: image-for-tests
 	$(GO) test -count=1 -run 'TestEveryOrder|TestBooksAreTheStore' ./autoscaler # all 10,000 orders: too slow with the detector
 
 test-e2e: programs runner crash-programs image-for-tests
-	cd e2e && $(GO) vet ./... && CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m ./...
+	cd e2e && $(GO) vet ./... && CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 30m ./...
 
 lint: check-darwin
 	@out=$$($(GO) run $(GOFUMPT) -l . ) && { [ -z "$$out" ] || { echo "not formatted (gofumpt -w):"; echo "$$out"; exit 1; }; }

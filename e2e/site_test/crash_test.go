@@ -20,7 +20,25 @@ import (
 // Each program is killed at each of its points, in turn, while jobs come, run and are
 // cancelled, and is started again. Whoever is not restarted by anybody, a vmm or a
 // guest, takes its runner along and nothing else.
-func TestEveryCrash(t *testing.T) {
+func TestEveryCrash(t *testing.T) { everyCrash(t, "") }
+
+// The same where runners are machines: those of which a program dies, those that it has to
+// find again, and the one whose job prints on all the while. The guest program dies inside
+// its machine, whose init starts it anew. It dies at every point here too, but more of
+// them follow each other before the site has to be at rest: a machine takes seconds to
+// boot.
+func TestEveryCrashOnQEMU(t *testing.T) {
+	programs(t)
+	bin, err := crashPrograms()
+	if err != nil {
+		t.Fatal(err)
+	}
+	everyCrash(t, crashImages(t, bin))
+}
+
+// everyCrash kills programs in sites of processes, or in sites of machines made of the
+// images in a folder.
+func everyCrash(t *testing.T, images string) {
 	programs(t)
 	bin, err := crashPrograms()
 	if err != nil {
@@ -48,6 +66,10 @@ func TestEveryCrash(t *testing.T) {
 		{"controller", nil, controllerCrashes},
 		{"enrolment", []string{"--flow", "migrate"}, enrolmentCrashes},
 	}
+	atOnce := make(chan struct{}, len(sites))
+	if images != "" {
+		atOnce = make(chan struct{}, machineSites)
+	}
 	ran := 0
 	t.Run("sites", func(t *testing.T) {
 		for seed, s := range sites {
@@ -56,7 +78,9 @@ func TestEveryCrash(t *testing.T) {
 				ran++
 				mu.Unlock()
 				t.Parallel()
-				s.run(newCrashSite(t, bin, died, append(s.github, "--seed", fmt.Sprint(51+seed))...))
+				atOnce <- struct{}{}
+				defer func() { <-atOnce }()
+				s.run(newCrashSite(t, bin, images, died, append(s.github, "--seed", fmt.Sprint(51+seed))...))
 			})
 		}
 	})
@@ -72,12 +96,8 @@ func TestEveryCrash(t *testing.T) {
 
 func controllerCrashes(c *crashSite) {
 	c.begin("mini-1", "mini-2")
-	for _, p := range []crashpoint.Point{
-		crashpoint.DeliveryJudged, crashpoint.IngestWritten, crashpoint.IngestCommitted, crashpoint.DeliveryTaken,
-		crashpoint.CarryWritten, crashpoint.CarryCommitted, crashpoint.DesiredRead, crashpoint.ReportReceived, crashpoint.ReportStored,
-	} {
-		c.crash(c.jobs, p)
-	}
+	c.crashes(crashpoint.DeliveryJudged, crashpoint.IngestWritten, crashpoint.IngestCommitted, crashpoint.DeliveryTaken,
+		crashpoint.CarryWritten, crashpoint.CarryCommitted, crashpoint.DesiredRead, crashpoint.ReportReceived, crashpoint.ReportStored)
 	c.crash(func() { c.jobs(); c.restartController() }, crashpoint.InstallationsListed, crashpoint.InstallationsStored,
 		crashpoint.PruneStepped, crashpoint.JobsListed)
 	c.backup()
@@ -222,12 +242,9 @@ func agentCrashes(c *crashSite) {
 	c.crash(c.jobs, crashpoint.BundleBegun)
 	c.crash(c.jobs, crashpoint.BundleFilled, crashpoint.LeftoverRemoved)
 	c.crash(c.jobs, crashpoint.ConfigRecorded, crashpoint.ConfigWithdrawn)
-	for _, p := range []crashpoint.Point{
-		crashpoint.DesiredReceived, crashpoint.DesiredApplied, crashpoint.FileWritten, crashpoint.BundlePlaced, crashpoint.VMMSpawned, crashpoint.VMMReady,
-		crashpoint.MintAsking, crashpoint.MintAnswered, crashpoint.ConfigDelivered, crashpoint.ReportReady, crashpoint.ReportAnswered,
-	} {
-		c.crash(c.jobs, p)
-	}
+	c.crashes(crashpoint.DesiredReceived, crashpoint.DesiredApplied, crashpoint.FileWritten, crashpoint.BundlePlaced)
+	c.crashes(crashpoint.VMMSpawned, crashpoint.MintAsking, crashpoint.MintAnswered, crashpoint.ConfigDelivered)
+	c.crashes(crashpoint.VMMReady, crashpoint.ReportReady, crashpoint.ReportAnswered)
 	c.end()
 }
 
@@ -250,12 +267,8 @@ func endingCrashes(c *crashSite) {
 // teardownCrashes are those of an agent while a runner ends.
 func teardownCrashes(c *crashSite) {
 	c.begin(host)
-	for _, p := range []crashpoint.Point{
-		crashpoint.VMStopped, crashpoint.TombstoneWritten, crashpoint.BundleTrashed, crashpoint.BundleRemoved, crashpoint.RecordDropped,
-		crashpoint.RevisionWritten, crashpoint.TombstoneDropped,
-	} {
-		c.crash(c.jobs, p)
-	}
+	c.crashes(crashpoint.VMStopped, crashpoint.TombstoneWritten, crashpoint.BundleTrashed, crashpoint.BundleRemoved, crashpoint.RecordDropped,
+		crashpoint.RevisionWritten, crashpoint.TombstoneDropped)
 	c.arm(crashpoint.VMMOpened) // what fails is kept
 	c.failing(c.jobs, crashpoint.FailureKept)
 	c.untilDead(crashpoint.VMMOpened)
@@ -278,12 +291,12 @@ func (c *crashSite) killedVMM() {
 				m = l.machines[r.ID]
 			}
 		}
-		return m != nil && len(m.vmms) == 1 && len(m.guests) == 1
+		return m != nil && len(m.vmms) == 1 && len(m.hypervisors)+len(m.guests) == 1
 	})
 	for _, kill := range []struct {
 		pid    int
 		signal syscall.Signal
-	}{{m.guests[0], syscall.SIGSTOP}, {m.vmms[0], syscall.SIGKILL}} {
+	}{{append(m.hypervisors, m.guests...)[0], syscall.SIGSTOP}, {m.vmms[0], syscall.SIGKILL}} {
 		if err := syscall.Kill(kill.pid, kill.signal); err != nil {
 			c.t.Fatal(err)
 		}
@@ -292,6 +305,11 @@ func (c *crashSite) killedVMM() {
 
 func vmmCrashes(c *crashSite) {
 	c.begin(host)
+	if c.onMachines() {
+		vmmCrashesInTurn(c)
+		c.end()
+		return
+	}
 	for _, p := range crashpoint.VMM() {
 		switch {
 		case p == crashpoint.VMMOpened: // see teardownCrashes
@@ -304,19 +322,93 @@ func vmmCrashes(c *crashSite) {
 	c.end()
 }
 
+// vmmCrashesInTurn arms several points at once: each vmm dies at the first that no earlier
+// one has died at, and its runner's job gets another. After more of them in a row the
+// controller would wait for minutes.
+func vmmCrashesInTurn(c *crashSite) {
+	var before, after []crashpoint.Point // before the job, and after it
+	for _, p := range crashpoint.VMM() {
+		switch {
+		case p == crashpoint.VMMOpened: // see teardownCrashes
+		case p <= crashpoint.VMMGuestReady:
+			before = append(before, p)
+		default:
+			after = append(after, p)
+		}
+	}
+	for points := range slices.Chunk(before, 3) {
+		failed := c.failed()
+		for _, p := range points {
+			c.arm(p)
+		}
+		c.jobs()
+		for _, p := range points {
+			c.untilDead(p)
+		}
+		c.rest()
+		if n := c.failed() - failed; n < len(points) {
+			c.t.Errorf("%d runners say that they failed when their VMs died at %v", n, points)
+		}
+	}
+	for _, p := range after {
+		c.arm(p)
+		c.jobs()
+	}
+	for _, p := range after {
+		c.untilDead(p)
+	}
+	c.rest()
+}
+
 func guestCrashes(c *crashSite) {
 	c.begin(host)
+	if c.onMachines() {
+		guestCrashesInside(c)
+		c.end()
+		return
+	}
 	for _, p := range []crashpoint.Point{crashpoint.GuestReceived, crashpoint.GuestTaken, crashpoint.ListenerStarted} {
 		c.failing(c.jobs, p)
 	}
 	for _, p := range []crashpoint.Point{crashpoint.ListenerExited, crashpoint.GuestFinished} { // the job is over
 		c.crash(c.jobs, p)
 	}
-	c.failing(func() {
-		id := c.succeeding("interrupted")
-		c.fates[id] = "lost"
-	}, crashpoint.ListenerBusy)
+	c.failing(c.interrupted, crashpoint.ListenerBusy)
 	c.end()
+}
+
+// interrupted queues a job that may be lost.
+func (c *crashSite) interrupted() {
+	c.t.Helper()
+	c.fates[c.succeeding("interrupted")] = "lost"
+}
+
+// guestCrashesInside kill the guest program inside its machine, which does not end of that,
+// nor does a listener that runs: the agent finds a guest program that has forgotten its
+// config, and ends the machine. Jobs that are lost share the minute that GitHub takes to see
+// it. Where the job is over, no agent is there: it could see the end before the death.
+func guestCrashesInside(c *crashSite) {
+	for _, p := range []crashpoint.Point{
+		crashpoint.GuestReceived, crashpoint.GuestTaken, crashpoint.ListenerStarted, crashpoint.ListenerBusy, crashpoint.ListenerExited, crashpoint.GuestFinished,
+	} {
+		before, unseen := c.failed(), p == crashpoint.ListenerExited || p == crashpoint.GuestFinished
+		c.again = c.interrupted
+		c.die(func() {
+			if unseen {
+				c.rearm(crashpoint.ConfigDelivered)
+			}
+			c.interrupted()
+			if unseen {
+				c.untilDead(crashpoint.ConfigDelivered)
+			}
+		}, p)
+		c.again = nil
+		if unseen {
+			c.revive(crashpoint.ConfigDelivered)
+		}
+		eventually(c.t, "a runner says that its guest program was started anew", func() bool { return c.failed() > before })
+	}
+	c.rest()
 }
 
 // firstConfig is the controller's configuration before it has ever listened.

@@ -4,7 +4,6 @@ package site_test
 
 import (
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -26,32 +25,46 @@ const host = "mini-1"
 type crashSite struct {
 	*site
 	points     string // the folder in which they are armed
+	images     string // of which its machines are made; "" for processes
 	controller *program
 	agents     map[string]*program
 	died       func(crashpoint.Point)
 
 	born   time.Time
 	long   int64
-	stop   string  // the file that ends the long job
+	stop   string  // the file that ends the long job, where it runs
 	doomed []int64 // jobs to be cancelled as soon as they run
 	short  []int64 // jobs that succeed
+
+	inNext crashpoint.Point // is to be armed in the next machine; none is noPoint
 
 	again func() // provokes once more, every few seconds, where one runner may miss the point; nil: once is enough
 }
 
 // newCrashSite makes a site without a controller or an agent yet. Its jobs that lose
 // their VM fail within a little more than a minute.
-func newCrashSite(t *testing.T, programs string, died func(crashpoint.Point), githubArgs ...string) *crashSite {
+func newCrashSite(t *testing.T, programs, images string, died func(crashpoint.Point), githubArgs ...string) *crashSite {
 	t.Helper()
 	c := &crashSite{
 		site: &site{t: t, ctx: t.Context(), programs: programs, slots: 3}, agents: map[string]*program{}, died: died, born: time.Now(),
+		images: images, inNext: noPoint,
 	}
 	c.points = t.TempDir()
 	c.env = []string{crashpoint.Variable + "=" + c.points}
 	c.dir = folder(t)
-	github := c.launch("minifleet", append([]string{"githubsim", "--lease", "70s"}, githubArgs...)...)
-	c.open(github.announced("github"))
 	c.stop = c.path("stop")
+	if c.onMachines() {
+		githubArgs = append(githubArgs, "--runner-url", "http://"+guestGitHub)
+		c.stop = "/tmp/stop"
+	}
+	github := c.launch("minifleet", append([]string{"githubsim", "--lease", "70s"}, githubArgs...)...).announced("github")
+	if c.onMachines() {
+		c.vms = c.crashMachines(github)
+	}
+	c.open(github)
+	if c.onMachines() {
+		c.config = slowly.Replace(c.config)
+	}
 	return c
 }
 
@@ -89,10 +102,14 @@ func (c *crashSite) ticks() {
 	})
 }
 
-// jobs queues one job that succeeds and one that is cancelled as soon as it runs.
+// jobs queues one job that succeeds and one that is cancelled as soon as it runs. Where it
+// takes a machine, the second is left out.
 func (c *crashSite) jobs() {
 	c.t.Helper()
 	c.succeeding("short")
+	if c.onMachines() {
+		return
+	}
 	c.cancelled("doomed", "sleep 300")
 }
 
@@ -102,6 +119,7 @@ func (c *crashSite) succeeding(name string) int64 {
 		{Name: "Work", Run: `echo "it begins"; sleep 0.3; echo "ran to the end"`},
 	}})[0]
 	c.short = append(c.short, id)
+	c.armInside()
 	return id
 }
 
@@ -109,6 +127,7 @@ func (c *crashSite) cancelled(name, script string) int64 {
 	c.t.Helper()
 	id := c.queue(githubsim.JobSpec{Name: fmt.Sprintf("%s-%d", name, len(c.fates)), Steps: []githubsim.Step{{Run: script}}})[0]
 	c.doomed, c.fates[id] = append(c.doomed, id), "cancelled"
+	c.armInside()
 	return id
 }
 
@@ -132,6 +151,21 @@ func (c *crashSite) crash(provoke func(), points ...crashpoint.Point) {
 	c.t.Helper()
 	c.die(provoke, points...)
 	c.rest()
+}
+
+// crashes is crash for each of the points while jobs come and go, or, with machines, for
+// one after the other in one go.
+func (c *crashSite) crashes(points ...crashpoint.Point) {
+	c.t.Helper()
+	if c.onMachines() {
+		c.again = c.jobs
+		c.crash(c.jobs, points...)
+		c.again = nil
+		return
+	}
+	for _, p := range points {
+		c.crash(c.jobs, p)
+	}
 }
 
 // rest waits until the site is at rest and the long job has counted on.
@@ -169,7 +203,7 @@ func (c *crashSite) die(provoke func(), points ...crashpoint.Point) {
 			c.revive(points[i-1])
 		}
 		c.untilDead(p)
-		if i == 0 {
+		if i == 0 && (c.victim(p) != nil || !c.onMachines()) {
 			c.succeeding("meanwhile") // it is queued while the program is dead
 		}
 	}
@@ -182,6 +216,10 @@ func (c *crashSite) die(provoke func(), points ...crashpoint.Point) {
 
 func (c *crashSite) arm(p crashpoint.Point) {
 	c.t.Helper()
+	if c.onMachines() && slices.Contains(crashpoint.Guest(), p) {
+		c.armNext(p)
+		return
+	}
 	if err := crashpoint.Arm(c.points, p, 0); err != nil {
 		c.t.Fatal(err)
 	}
@@ -194,14 +232,11 @@ func (c *crashSite) untilDead(p crashpoint.Point) {
 	provoked := time.Now()
 	eventually(c.t, "a program dies at "+p.String(), func() bool {
 		c.cancelRunning()
-		if c.again != nil && time.Since(provoked) > 10*time.Second {
+		if c.again != nil && time.Since(provoked) > c.patience() {
 			provoked = time.Now()
 			c.again()
 		}
-		var err error
-		if pid, err = crashpoint.Killed(c.points, p); err != nil {
-			c.t.Fatal(err)
-		}
+		pid = c.killed(p)
 		return pid != 0
 	})
 	if victim := c.victim(p); victim != nil {
@@ -213,6 +248,27 @@ func (c *crashSite) untilDead(p crashpoint.Point) {
 	}
 	c.died(p)
 	c.t.Logf("%.1f s: killed at %s", time.Since(c.born).Seconds(), p)
+}
+
+// patience is how long one provocation may take.
+func (c *crashSite) patience() time.Duration {
+	if c.onMachines() {
+		return 30 * time.Second
+	}
+	return 10 * time.Second
+}
+
+// killed returns the process that died at the point, 0 as long as none did.
+func (c *crashSite) killed(p crashpoint.Point) int {
+	c.t.Helper()
+	if c.onMachines() && slices.Contains(crashpoint.Guest(), p) {
+		return c.killedInside(p)
+	}
+	pid, err := crashpoint.Killed(c.points, p)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return pid
 }
 
 // victim is the program that dies at the point, nil for those that nobody restarts.
@@ -266,9 +322,7 @@ func (c *crashSite) fault(f githubsim.Fault) {
 // from its first line to its last.
 func (c *crashSite) end() {
 	c.t.Helper()
-	if err := os.WriteFile(c.stop, nil, 0o600); err != nil {
-		c.t.Fatal(err)
-	}
+	c.endLong()
 	j := c.untilJob(c.long, "the long job ends", githubsim.Job.Done)
 	ticks := strings.Count(j.Logs, "tick ")
 	complete(c.t, j, ticks)
@@ -285,6 +339,9 @@ func (c *crashSite) end() {
 		}
 	}
 	c.t.Logf("%.1f s: %d jobs; the long one counted to %d", time.Since(c.born).Seconds(), len(c.github()), ticks)
+	if c.onMachines() {
+		c.countBoots()
+	}
 	for _, agent := range c.agents {
 		agent.stop()
 	}

@@ -5,7 +5,9 @@ package site_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -14,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/minifleet/minifleet/githubapp/githubsim"
@@ -440,16 +443,50 @@ func (s *site) holdsNoSecret() {
 		case !e.Type().IsRegular():
 			return nil
 		}
-		b, err := os.ReadFile(path)
+		found, err := holds(path, config)
 		if os.IsNotExist(err) {
 			return nil
 		}
-		if bytes.Contains(b, config) {
+		if found {
 			s.t.Errorf("invariant 4: %s holds a JIT config", path)
 		}
 		return err
 	})
 	if err != nil {
 		s.t.Error(err)
+	}
+}
+
+// holds reports whether a file has the words in it. What a disk has not written is not read.
+func holds(path string, words []byte) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	const seekData = 3 // Linux's SEEK_DATA
+	const chunk = 1 << 20
+	buf := make([]byte, chunk+len(words))
+	for at := int64(0); ; {
+		if runtime.GOOS == "linux" {
+			next, err := f.Seek(at, seekData)
+			if errors.Is(err, syscall.ENXIO) { // the rest is a hole
+				return false, nil
+			}
+			if err != nil {
+				return false, err
+			}
+			at = next
+		}
+		n, err := f.ReadAt(buf, at)
+		switch {
+		case bytes.Contains(buf[:n], words):
+			return true, nil
+		case errors.Is(err, io.EOF):
+			return false, nil
+		case err != nil:
+			return false, err
+		}
+		at += chunk // what lies across the border is read twice
 	}
 }

@@ -173,6 +173,8 @@ type row struct {
 	State   string `json:"state"`
 	Phase   string `json:"phase"`
 	Failure string `json:"failure"`
+
+	Attempts int `json:"attempts"`
 }
 
 // list asks the controller's API.
