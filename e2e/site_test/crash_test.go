@@ -173,6 +173,9 @@ func (c *crashSite) takenBack(ok func(githubsim.Runner) bool) {
 
 func deletionCrashes(c *crashSite) {
 	c.begin(host)
+	// A listener in a machine is late enough to be online when its registration is deleted. It
+	// could be given a job that comes in that moment, and GitHub's word on who is busy lags.
+	c.alone = c.onMachines()
 	c.crash(c.superfluous, crashpoint.DeleteIntended)
 	c.crash(c.superfluous, crashpoint.DeleteDone)
 	for p, status := range map[crashpoint.Point]int{

@@ -36,6 +36,8 @@ type crashSite struct {
 	doomed []int64 // jobs to be cancelled as soon as they run
 	short  []int64 // jobs that succeed
 
+	alone bool // no job is queued while a program is dead
+
 	inNext crashpoint.Point // is to be armed in the next machine; none is noPoint
 
 	again func() // provokes once more, every few seconds, where one runner may miss the point; nil: once is enough
@@ -203,7 +205,7 @@ func (c *crashSite) die(provoke func(), points ...crashpoint.Point) {
 			c.revive(points[i-1])
 		}
 		c.untilDead(p)
-		if i == 0 && (c.victim(p) != nil || !c.onMachines()) {
+		if i == 0 && !c.alone && (c.victim(p) != nil || !c.onMachines()) {
 			c.succeeding("meanwhile") // it is queued while the program is dead
 		}
 	}

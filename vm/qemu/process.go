@@ -43,6 +43,8 @@ type process struct {
 	guest    bool       // which came from the guest
 	channel  net.Conn   // to the guest's port; nil before the first
 	held     bool       // the guest has opened its port, for this connection or the next
+
+	asking sync.WaitGroup // for the port
 }
 
 // spawn starts QEMU, its processors halted, and waits for its greeting. After an error
@@ -200,20 +202,47 @@ func (r *process) connected(c net.Conn) {
 // portChanged ends the connection to a port that the guest has let go of, as it does when
 // its guest program dies: QEMU leaves it open, and whoever asks would wait in vain. Of
 // several changes within a second QEMU tells not all, and the last one late: an end that
-// follows no beginning is that of an earlier connection.
+// follows no beginning can be that of an earlier connection, and QEMU is asked.
 func (r *process) portChanged(open bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !open && r.held && r.channel != nil {
-		_ = r.channel.Close()
-	}
+	held, channel := r.held, r.channel
 	r.held = open
+	switch {
+	case open || channel == nil:
+	case held:
+		_ = channel.Close()
+	default:
+		r.asking.Go(func() {
+			if !r.portIsOpen() {
+				_ = channel.Close()
+			}
+		})
+	}
+}
+
+// portIsOpen asks whether the guest has its port open.
+func (r *process) portIsOpen() bool {
+	var all []struct {
+		Label string `json:"label"`
+		Open  bool   `json:"frontend-open"`
+	}
+	if r.call(context.Background(), "query-chardev", nil, &all) != nil {
+		return false
+	}
+	for _, c := range all {
+		if c.Label == idPortChar {
+			return c.Open
+		}
+	}
+	return false
 }
 
 // await waits for QEMU's end, asked for or not, and ends what belonged to it.
 func (r *process) await() {
 	r.exit = r.cmd.Wait()
 	<-r.qmp.done
+	r.asking.Wait()
 	r.tidy()
 	crashpoint.Reached(crashpoint.WriterGone)
 	close(r.gone)
