@@ -2,7 +2,11 @@
 
 package qemu
 
-import "github.com/minifleet/minifleet/vm"
+import (
+	"time"
+
+	"github.com/minifleet/minifleet/vm"
+)
 
 // Config says where the backend finds what it needs.
 type Config struct {
@@ -16,6 +20,9 @@ type Config struct {
 	// CacheDir keeps which accelerator works on this host until it boots anew; "" means
 	// that each machine finds out for itself.
 	CacheDir string
+	// RoomTime is how long a machine halts that could not write because its host's volume
+	// is full; then it ends. Zero means half a minute.
+	RoomTime time.Duration
 }
 
 // Backend returns the backend on QEMU. Where QEMU is missing, Open says so.

@@ -72,6 +72,7 @@ func (m *machine) Start(ctx context.Context) error {
 		return errors.New("the machine has already been started")
 	}
 	if m.running {
+		m.qemu.halt(false)
 		if err := m.qemu.qmp.patiently(ctx, "cont", nil, nil); err != nil {
 			return m.qemu.explain("continue the machine", err)
 		}
@@ -189,6 +190,7 @@ func (m *machine) Pause(ctx context.Context) error {
 	if m.paused {
 		return nil
 	}
+	m.qemu.halt(true)
 	if err := m.qemu.qmp.patiently(ctx, "stop", nil, nil); err != nil {
 		return m.qemu.explain("pause", err)
 	}

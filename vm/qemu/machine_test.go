@@ -125,6 +125,12 @@ func create(t *testing.T, image string, o options.QEMU) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(vms) })
+	return createIn(t, vms, image, o)
+}
+
+// createIn makes a bundle of an image in a folder.
+func createIn(t *testing.T, vms, image string, o options.QEMU) string {
+	t.Helper()
 	b, err := json.Marshal(o)
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +151,7 @@ func backend(t *testing.T) vm.Backend {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return qemu.Backend(qemu.Config{HandOver: []string{self, handOver}})
+	return qemu.Backend(qemu.Config{HandOver: []string{self, handOver}, RoomTime: 15 * time.Second})
 }
 
 // ask makes one request over a stream that stays open.

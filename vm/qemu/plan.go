@@ -5,6 +5,7 @@
 package qemu
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/minifleet/minifleet/vm"
 	"github.com/minifleet/minifleet/vm/options"
@@ -49,6 +51,7 @@ type plan struct {
 	commandLine string
 	firmware    string // EFI's code; "" without it
 	nvram       string // and its variables
+	roomTime    time.Duration
 }
 
 func newPlan(cfg Config, dir string, spec vm.Spec) (plan, error) {
@@ -58,7 +61,8 @@ func newPlan(cfg Config, dir string, spec vm.Spec) (plan, error) {
 	}
 	p := plan{
 		dir: dir, cpus: spec.CPUs, memoryMiB: spec.MemoryMiB, options: o, handOver: cfg.HandOver,
-		disk: filepath.Join(dir, options.FileDisk),
+		roomTime: cmp.Or(cfg.RoomTime, 30*time.Second),
+		disk:     filepath.Join(dir, options.FileDisk),
 	}
 	if p.program, err = lookUp(cfg.Program, options.QEMUProgram, "qemu-system-x86"); err != nil {
 		return plan{}, err

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -43,14 +44,20 @@ type process struct {
 	guest    bool       // which came from the guest
 	channel  net.Conn   // to the guest's port; nil before the first
 	held     bool       // the guest has opened its port, for this connection or the next
+	halted   bool       // by the vmm, which continues it
+	refused  int        // writes for which the volume had no room
+	waiting  bool       // for room
+	full     bool       // there was none for too long
 
-	asking sync.WaitGroup // for the port
+	log      *slog.Logger
+	roomTime time.Duration
+	asking   sync.WaitGroup // for the port, and for room
 }
 
 // spawn starts QEMU, its processors halted, and waits for its greeting. After an error
 // nothing of it is left.
 func spawn(ctx context.Context, cfg vm.OpenConfig, p plan, accelerator string, incoming bool) (*process, error) {
-	r := &process{dir: p.dir, gone: make(chan struct{}), migration: make(chan string, 16), deleted: make(chan struct{}, 1)}
+	r := &process{dir: p.dir, log: cfg.Log, roomTime: p.roomTime, gone: make(chan struct{}), migration: make(chan string, 16), deleted: make(chan struct{}, 1)}
 	if err := r.launch(cfg, p, accelerator, incoming); err != nil {
 		r.tidy()
 		return nil, err
@@ -162,6 +169,8 @@ func (r *process) hear(m message) {
 		Device string `json:"device"`
 		ID     string `json:"id"`
 		Open   bool   `json:"open"`
+		Action string `json:"action"`
+		Full   bool   `json:"nospace"`
 	}
 	if len(m.Data) > 0 && json.Unmarshal(m.Data, &data) != nil {
 		return
@@ -179,6 +188,10 @@ func (r *process) hear(m message) {
 	case "VSERPORT_CHANGE":
 		if data.ID == idPort {
 			r.portChanged(data.Open)
+		}
+	case "BLOCK_IO_ERROR":
+		if data.Full && data.Action == "stop" {
+			r.noRoom()
 		}
 	case "DEVICE_DELETED":
 		if data.Device == idPort {
@@ -326,6 +339,10 @@ func (r *process) ending() vm.Ending {
 			detail = "the guest's kernel panicked"
 		}
 		return vm.Ending{Reason: vm.ReasonGuestEnded, Detail: detail}
+	}
+	if r.full {
+		return vm.Ending{Reason: vm.ReasonBackendFailed, Detail: fmt.Sprintf(
+			"the volume of the VMs is full, and no room was made within %v for what the guest wrote: free some space on this host, or raise disk_reserve_mib", r.roomTime)}
 	}
 	detail := "QEMU ended by itself"
 	switch exit, ok := errors.AsType[*exec.ExitError](r.exit); {
