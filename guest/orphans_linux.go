@@ -65,8 +65,8 @@ func (o *orphans) killMarked(mark string) error {
 	})
 }
 
-// kill ends the orphans, or those of them that are meant, and waits for them, until
-// there is none.
+// kill ends the orphans, or those of them that are meant, and waits for them, until a look
+// finds none: what an orphan leaves behind when it ends is an orphan only then.
 func (o *orphans) kill(meant func(pid int) bool) error {
 	for deadline := time.Now().Add(killLimit); ; {
 		left := 0
@@ -74,10 +74,9 @@ func (o *orphans) kill(meant func(pid int) bool) error {
 			if meant != nil && !meant(pid) {
 				return
 			}
+			left++
 			unix.Kill(pid, unix.SIGKILL) //nolint:errcheck // it may be gone
-			if !wait(pid) {
-				left++
-			}
+			wait(pid)
 		}); err != nil {
 			return err
 		}
