@@ -82,7 +82,8 @@ type byHand struct {
 }
 
 // commandLineOf takes the command line of a running VM and leaves out what only the vmm has
-// use for: its control connection, and that the machine halts until that says go on.
+// use for: its control connection, and that the machine halts until that says go on. What
+// the guest prints goes into a file instead of the vmm's descriptor.
 func commandLineOf(bundle string) (byHand, error) {
 	id, err := vm.ReadIdentity(bundle, vm.FileWriter)
 	if err != nil {
@@ -102,6 +103,11 @@ func commandLineOf(bundle string) (byHand, error) {
 		switch {
 		case words[i] == "-S":
 		case words[i] == "-mon", words[i] == "-chardev" && i+1 < len(words) && strings.Contains(words[i+1], "id=monitor"):
+			i++
+		case words[i] == "-add-fd":
+			i++
+		case words[i] == "-chardev" && i+1 < len(words) && strings.Contains(words[i+1], "id=console"):
+			h.args = append(h.args, words[i], "file,id=console,path="+filepath.Join(bundle, vm.FileConsole))
 			i++
 		default:
 			h.args = append(h.args, words[i])
