@@ -265,7 +265,7 @@ func endingCrashes(c *crashSite) {
 	c.begin(host)
 	for _, p := range []crashpoint.Point{crashpoint.EndTold, crashpoint.GuestEndAsked, crashpoint.ListenerTold} {
 		c.crash(func() {
-			c.fault(githubsim.Fault{Kind: githubsim.FaultDelay, Delay: 15 * time.Second, Method: http.MethodGet, Path: "/message", Count: 2})
+			c.fault(githubsim.Fault{Kind: githubsim.FaultDelay, Delay: 15 * time.Second, Method: http.MethodGet, Path: "/message", Count: -1})
 			c.takenBack(func(r githubsim.Runner) bool { return !r.OnlineAt.IsZero() })
 			if err := c.sim.ClearFaults(c.ctx); err != nil {
 				c.t.Fatal(err)
