@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"time"
 )
 
@@ -31,6 +32,16 @@ func (sharedMachine) SetClock(time.Time) error { return errShared }
 func (sharedMachine) Resize() error            { return errShared }
 func (sharedMachine) CanPowerOff() error       { return errShared }
 func (sharedMachine) PowerOff() error          { return errShared }
+
+var errNoRoot = errors.New("this needs root: start the guest program as root")
+
+// needRoot fails where this program may not change the system.
+func needRoot() error {
+	if os.Geteuid() != 0 {
+		return errNoRoot
+	}
+	return nil
+}
 
 type clockRequest struct {
 	UnixNanos int64 `json:"unix_nanos"`

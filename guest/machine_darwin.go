@@ -5,7 +5,6 @@ package guest
 import (
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"time"
 
@@ -18,8 +17,6 @@ func OwnMachine() Machine { return mac{} }
 
 type mac struct{}
 
-var errNoRoot = errors.New("this needs root: start the guest program as root")
-
 func (mac) SetClock(to time.Time) error {
 	tv := unix.NsecToTimeval(to.UnixNano())
 	err := unix.Settimeofday(&tv)
@@ -30,19 +27,14 @@ func (mac) SetClock(to time.Time) error {
 }
 
 func (mac) Resize() error {
-	if os.Geteuid() != 0 {
-		return errNoRoot
+	if err := needRoot(); err != nil {
+		return err
 	}
 	// The container of the system volume is the disk's second partition.
 	return runSteps([]step{{argv: []string{"/usr/sbin/diskutil", "apfs", "resizeContainer", "disk0s2", "0"}}})
 }
 
-func (mac) CanPowerOff() error {
-	if os.Geteuid() != 0 {
-		return errNoRoot
-	}
-	return nil
-}
+func (mac) CanPowerOff() error { return needRoot() }
 
 func (mac) PowerOff() error {
 	if out, err := exec.Command("/sbin/shutdown", "-h", "now").CombinedOutput(); err != nil { //nolint:noctx // it does not wait

@@ -17,8 +17,6 @@ func OwnMachine() Machine { return linuxMachine{} }
 
 type linuxMachine struct{}
 
-var errNoRoot = errors.New("this needs root: start the guest program as root")
-
 func (linuxMachine) SetClock(to time.Time) error {
 	ts := unix.NsecToTimespec(to.UnixNano())
 	err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
@@ -29,8 +27,8 @@ func (linuxMachine) SetClock(to time.Time) error {
 }
 
 func (linuxMachine) Resize() error {
-	if os.Geteuid() != 0 {
-		return errNoRoot
+	if err := needRoot(); err != nil {
+		return err
 	}
 	disk, err := findRoot(os.DirFS("/proc"), os.DirFS("/sys"))
 	if err != nil {
@@ -46,12 +44,7 @@ func (linuxMachine) Resize() error {
 	return runSteps(steps)
 }
 
-func (linuxMachine) CanPowerOff() error {
-	if os.Geteuid() != 0 {
-		return errNoRoot
-	}
-	return nil
-}
+func (linuxMachine) CanPowerOff() error { return needRoot() }
 
 // termGrace is what processes get to end before the machine is switched off.
 const termGrace = 200 * time.Millisecond

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/minifleet/minifleet/vm"
-	"github.com/minifleet/minifleet/vm/vmm"
 )
 
 // saver is a machine that saves states, and notes every call to it. While one call is
@@ -133,25 +132,10 @@ func (s *saver) start(t *testing.T, restore string) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	r := &running{t: t, dir: dir, stop: cancel, end: make(chan error, 1)}
-	ready := make(chan struct{})
-	go func() {
-		r.end <- vmm.Run(ctx, vmm.Config{
-			Bundle: dir, Backends: []vm.Backend{s.backend()}, StopTimeout: 5 * time.Second,
-			Ready: func() error { close(ready); return nil },
-		})
-		close(r.end)
-	}()
-	t.Cleanup(func() {
-		cancel()
-		<-r.end
-	})
-	<-ready
-	return r
+	return runBundle(t, dir, s.backend())
 }
 
-// running waits until the machine runs.
+// untilRuns waits until the machine runs.
 func (r *running) untilRuns() {
 	r.t.Helper()
 	for after := 0; ; after++ {

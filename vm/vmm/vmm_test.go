@@ -118,12 +118,18 @@ func run(t *testing.T, m *machine, change func(*vm.Spec)) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return runBundle(t, dir, m.backend())
+}
+
+// runBundle runs the machine of a bundle until the test ends.
+func runBundle(t *testing.T, dir string, b vm.Backend) *running {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{t: t, dir: dir, stop: cancel, end: make(chan error, 1)}
 	ready := make(chan struct{})
 	go func() {
 		r.end <- vmm.Run(ctx, vmm.Config{
-			Bundle: dir, Backends: []vm.Backend{m.backend()}, StopTimeout: 5 * time.Second,
+			Bundle: dir, Backends: []vm.Backend{b}, StopTimeout: 5 * time.Second,
 			Ready: func() error { close(ready); return nil },
 		})
 		close(r.end)
