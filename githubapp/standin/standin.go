@@ -113,9 +113,11 @@ func (l *listener) listen(ctx context.Context) int {
 	return 0
 }
 
-// take runs a job, renews its lock, and listens for its cancellation meanwhile.
+// take runs a job once its lock is renewed, as the official runner does, goes on renewing
+// it, and listens for its cancellation meanwhile.
 func (l *listener) take(ctx context.Context, req jobRequest) {
 	l.say("Running job: %s", req.JobDisplayName)
+	l.service.renew(ctx, req.RequestID)
 	job, cancel := context.WithCancel(ctx)
 	defer cancel()
 	over, done := context.WithCancel(context.WithoutCancel(ctx))
@@ -128,9 +130,12 @@ func (l *listener) take(ctx context.Context, req jobRequest) {
 	renewer := *l.service // with a token of its own
 	go func() {
 		defer close(renewed)
-		for over.Err() == nil {
-			renewer.renew(over, req.RequestID)
+		for {
 			pause(over, renewEvery)
+			if over.Err() != nil {
+				return
+			}
+			renewer.renew(over, req.RequestID)
 		}
 	}()
 	for over.Err() == nil {
