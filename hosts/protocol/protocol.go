@@ -80,13 +80,19 @@ type Hello struct {
 
 // Facts describe the host.
 type Facts struct {
-	Slots        int      `json:"slots"`
-	Backends     []string `json:"backends"`
-	Images       []string `json:"images"` // names in the cache
+	Slots    int      `json:"slots"`
+	Backends []string `json:"backends"`
+	// Images are what VMs can be cloned from at once: names of those put there by hand,
+	// digests of those that were fetched.
+	Images       []string `json:"images"`
 	OS           string   `json:"os"`
 	Arch         string   `json:"arch"`
 	AgentVersion string   `json:"agent_version"`
 	Degraded     string   `json:"degraded,omitempty"`
+	// PeerAddress is where the host gives chunks of its images to others of its site, "" if
+	// nowhere, and PeerPin the pin of the certificate it shows there.
+	PeerAddress string `json:"peer_address,omitempty"`
+	PeerPin     string `json:"peer_pin,omitempty"`
 }
 
 // Welcome answers Hello.
@@ -101,6 +107,8 @@ type Welcome struct {
 	// are still booting without a JIT config are ended; standbys last twice as long
 	// and a random part more.
 	LeaseSeconds int `json:"lease_seconds"`
+	// PeerKey is the Ed25519 public key, in base64, by which hosts know the tokens of others.
+	PeerKey string `json:"peer_key,omitempty"`
 }
 
 // Desired is all that is wanted of a host.
@@ -109,6 +117,27 @@ type Desired struct {
 	Epoch    int64    `json:"epoch"`
 	Revision int64    `json:"revision"`
 	Runners  []Desire `json:"runners"`
+	// Images are to be in the cache before any VM needs them, most wanted first.
+	Images []Prefetch `json:"images,omitempty"`
+	// Peers have a listener for chunks and are of the same site; PeerToken lets this host
+	// in there, and is renewed well before it expires.
+	Peers     []Peer `json:"peers,omitempty"`
+	PeerToken string `json:"peer_token,omitempty"`
+}
+
+// Prefetch is an image that a host is to fetch while nothing waits for it.
+type Prefetch struct {
+	Image string `json:"image"` // a reference with a digest
+	// BytesPerSecond limits the fetching; 0 sets no limit.
+	BytesPerSecond int64 `json:"bytes_per_second,omitempty"`
+	// Hold keeps it from being begun, and from being evicted once it is there.
+	Hold bool `json:"hold,omitempty"`
+}
+
+// Peer is another host of the site that gives out chunks.
+type Peer struct {
+	Address string `json:"address"` // host:port
+	Pin     string `json:"pin"`     // of its certificate, as func Pin makes it
 }
 
 // The values of Desire.Wanted.
@@ -155,7 +184,29 @@ type Report struct {
 	Revision int64          `json:"revision"` // newest Desired acted on
 	Facts    Facts          `json:"facts"`
 	Runners  []RunnerReport `json:"runners"`
+	// Images are those that the host has or fetches, without those put there by hand.
+	Images []ImageReport `json:"images,omitempty"`
 }
+
+// ImageReport is what is observed of one image in a host's cache.
+type ImageReport struct {
+	Image  string `json:"image"`  // the reference by which it was asked for first
+	Digest string `json:"digest"` // sha256:...
+	State  string `json:"state"`  // whole, fetching, waiting, failed
+	// DoneBytes of TotalBytes were brought so far, FetchedBytes of them over the network.
+	DoneBytes    int64  `json:"done_bytes,omitempty"`
+	TotalBytes   int64  `json:"total_bytes,omitempty"`
+	FetchedBytes int64  `json:"fetched_bytes,omitempty"`
+	Failure      string `json:"failure,omitempty"`
+}
+
+// The values of ImageReport.State.
+const (
+	ImageWhole    = "whole"
+	ImageFetching = "fetching"
+	ImageWaiting  = "waiting"
+	ImageFailed   = "failed"
+)
 
 // RunnerReport is what is observed of one runner. Observed is one of the words of
 // fleet.Observed: preparing, booting, standby, registering, idle, busy, finished,
