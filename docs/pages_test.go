@@ -8,21 +8,33 @@ import (
 	"testing"
 
 	"github.com/minifleet/minifleet/docs/page"
-	"github.com/minifleet/minifleet/imagecache"
+	"github.com/minifleet/minifleet/imagecache/layout"
+	"github.com/minifleet/minifleet/imagecache/manifest"
 )
 
-// TestImagePage holds docs/configuration.md to the manifest of an image.
+// TestImagePage holds docs/configuration.md to image.json.
 func TestImagePage(t *testing.T) {
 	table := page.Table{Name: "image.json", Columns: []string{"key", "type", "required"}, Written: "meaning"}
-	for f := range reflect.TypeFor[imagecache.Manifest]().Fields() {
+	for f := range reflect.TypeFor[layout.Image]().Fields() {
 		key, options, _ := strings.Cut(f.Tag.Get("json"), ",")
 		required := "yes"
 		if options == "omitempty" {
 			required = "no"
 		}
-		table.Rows = append(table.Rows, []string{"`" + key + "`", f.Type.String(), required})
+		table.Rows = append(table.Rows, []string{"`" + key + "`", typeName(f.Type), required})
 	}
 	if err := table.Keep("configuration.md"); err != nil {
 		t.Error(err)
 	}
+}
+
+// typeName is what JSON has for a Go type.
+func typeName(t reflect.Type) string {
+	switch t {
+	case reflect.TypeFor[*manifest.Display]():
+		return "object"
+	case reflect.TypeFor[[]byte]():
+		return "base64"
+	}
+	return t.String()
 }

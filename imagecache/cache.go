@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+
+	"github.com/minifleet/minifleet/imagecache/layout"
 )
 
 // Config says where the images are.
@@ -109,17 +111,17 @@ func (c *Cache) Ensure(ctx context.Context, ref string, progress func(Progress))
 
 // Manifest returns what the image that ref names says of itself, without looking at its
 // content, or a digest in ref. An image that is not there is a *NotFoundError.
-func (c *Cache) Manifest(ref string) (Manifest, error) {
+func (c *Cache) Manifest(ref string) (layout.Image, error) {
 	r, err := parseReference(ref)
 	if err != nil {
-		return Manifest{}, err
+		return layout.Image{}, err
 	}
-	m, err := readManifest(filepath.Join(c.dir, r.name))
+	m, err := layout.ReadImage(filepath.Join(c.dir, r.name))
 	if errors.Is(err, fs.ErrNotExist) {
-		return Manifest{}, c.notFound(ref)
+		return layout.Image{}, c.notFound(ref)
 	}
 	if err != nil {
-		return Manifest{}, fmt.Errorf("image %s: %w", r.name, err)
+		return layout.Image{}, fmt.Errorf("image %s: %w", r.name, err)
 	}
 	return m, nil
 }
@@ -155,9 +157,9 @@ func (c *Cache) load(ctx context.Context, name string, progress func(Progress)) 
 	defer done()
 	// Resolved: an image's folder may be a link, and a walk does not follow its root.
 	dir, err := filepath.EvalSymlinks(filepath.Join(c.dir, name))
-	var m Manifest
+	var m layout.Image
 	if err == nil {
-		m, err = readManifest(dir)
+		m, err = layout.ReadImage(dir)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errNoImage
@@ -166,7 +168,7 @@ func (c *Cache) load(ctx context.Context, name string, progress func(Progress)) 
 		return nil, err
 	}
 	if m.Name != name {
-		return nil, fmt.Errorf("its %s says that it is %s: rename the folder", FileManifest, m.Name)
+		return nil, fmt.Errorf("its %s says that it is %s: rename the folder", layout.FileImage, m.Name)
 	}
 	c.mu.Lock()
 	known := c.hashes[name]
@@ -207,19 +209,6 @@ func (c *Cache) claim(ctx context.Context, name string) (done func(), err error)
 			return nil, context.Cause(ctx)
 		}
 	}
-}
-
-func readManifest(dir string) (Manifest, error) {
-	f, err := os.Open(filepath.Join(dir, FileManifest))
-	if err != nil {
-		return Manifest{}, err
-	}
-	defer f.Close()
-	b, err := readLimited(f, maxManifestBytes)
-	if err != nil {
-		return Manifest{}, err
-	}
-	return ParseManifest(b)
 }
 
 // Entry is an image in a report.
@@ -267,7 +256,7 @@ func (c *Cache) names() ([]string, error) {
 		if ValidateName(e.Name()) != nil {
 			continue
 		}
-		if info, err := os.Lstat(filepath.Join(c.dir, e.Name(), FileManifest)); err == nil && info.Mode().IsRegular() {
+		if info, err := os.Lstat(filepath.Join(c.dir, e.Name(), layout.FileImage)); err == nil && info.Mode().IsRegular() {
 			names = append(names, e.Name())
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/minifleet/minifleet/imagecache"
+	"github.com/minifleet/minifleet/imagecache/layout"
 	"github.com/minifleet/minifleet/internal/leakcheck"
 )
 
@@ -341,7 +342,7 @@ func TestWhatTheDiskHasOfAnImage(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "sparse"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "sparse", imagecache.FileManifest), []byte(`{"schema":1,"name":"sparse","guest_os":"darwin"}`), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "sparse", layout.FileImage), []byte(`{"schema":1,"name":"sparse","guest_os":"darwin"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	disk := filepath.Join(dir, "sparse", "disk.img")
@@ -371,7 +372,7 @@ func TestManifestByReference(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(dir, "tahoe"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "tahoe", imagecache.FileManifest), []byte(`{"schema":1,"name":"tahoe","guest_os":"darwin"}`), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "tahoe", layout.FileImage), []byte(`{"schema":1,"name":"tahoe","guest_os":"darwin"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c, err := imagecache.Open(imagecache.Config{Dir: dir})

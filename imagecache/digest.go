@@ -201,11 +201,3 @@ func look(f *os.File) (fileHash, error) {
 	}
 	return fileHash{size: s.Size, inode: s.Ino, written: info.ModTime().UnixNano(), changed: changeTime(s)}, nil
 }
-
-func readLimited(r io.Reader, limit int64) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(r, limit+1))
-	if err == nil && int64(len(b)) > limit {
-		err = fmt.Errorf("the file is larger than %d bytes", limit)
-	}
-	return b, err
-}

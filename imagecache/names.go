@@ -7,10 +7,6 @@ import (
 	"strings"
 )
 
-// FileManifest is the file that makes a folder an image. Everything beside it is the
-// image's content.
-const FileManifest = "image.json"
-
 const (
 	maxNameLength = 100
 	digestPrefix  = "sha256:"

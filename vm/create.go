@@ -150,7 +150,7 @@ type folder struct {
 // entry clones one thing of the image root, whose path in it is rel.
 func (c *cloner) entry(ctx context.Context, root, rel, dst string, e fs.DirEntry, folders *[]folder) error {
 	top := filepath.Dir(rel) == "."
-	if c.ours && top && left(rel) {
+	if c.ours && top && OfBundle(rel) {
 		return nil
 	}
 	if top && reserved(rel) {

@@ -99,9 +99,9 @@ func CloneDisks(ctx context.Context, dir, dst string, mode CloneMode) error {
 	return c.tree(ctx, dir, dst)
 }
 
-// left reports whether name, at the top of a bundle, is no part of its disks: it is the
-// bundle's own, or a log or a socket of its backend.
-func left(name string) bool {
+// OfBundle reports whether name, at the top of a bundle, is no part of its disks: it is
+// the bundle's own, or a log or a socket of its backend.
+func OfBundle(name string) bool {
 	return reserved(name) || strings.HasSuffix(name, ".log") || strings.HasSuffix(name, ".sock")
 }
 

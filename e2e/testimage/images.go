@@ -13,7 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/minifleet/minifleet/imagecache"
+	"github.com/minifleet/minifleet/imagecache/layout"
 	"github.com/minifleet/minifleet/vm/options"
 )
 
@@ -59,14 +59,14 @@ func writeImages(dir string, set packageSet, kernel, runner string) error {
 		nameGuest: {commandLine, "minifleet-guest at the virtio-serial port " + options.GuestPortName},
 		nameSSH:   {commandLine + withoutIt, "no minifleet-guest"},
 	} {
-		manifest, err := json.MarshalIndent(imagecache.Manifest{
-			Schema: imagecache.ManifestSchema, Name: name, GuestOS: "linux",
+		manifest, err := json.MarshalIndent(layout.Image{
+			Schema: layout.ImageSchema, Name: name, GuestOS: "linux",
 			Description: fmt.Sprintf("The tests' guest, made by make test-image: %s; SSH for root and runner; %s.", strings.Join(versions, ", "), image.what),
 		}, "", "  ")
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(dir, name, imagecache.FileManifest), append(manifest, '\n'), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, name, layout.FileImage), append(manifest, '\n'), 0o644); err != nil {
 			return err
 		}
 		if err := os.WriteFile(filepath.Join(dir, name, options.FileCommandLine), []byte(image.line+"\n"), 0o644); err != nil {
@@ -133,7 +133,7 @@ func (b *build) upToDate(images, inputs string) bool {
 		return false
 	}
 	for _, name := range []string{nameGuest, nameSSH} {
-		for _, file := range []string{fileDisk, fileKernel, fileInitrd, options.FileCommandLine, imagecache.FileManifest} {
+		for _, file := range []string{fileDisk, fileKernel, fileInitrd, options.FileCommandLine, layout.FileImage} {
 			if _, err := os.Stat(filepath.Join(images, name, file)); err != nil {
 				return false
 			}

@@ -21,6 +21,10 @@ const (
 	FileCommandLine   = "cmdline"            // beside it
 )
 
+// FileMachineID is a Linux machine's identifier on a Mac, which its first boot makes in the
+// bundle. It is the machine's and not the image's.
+const FileMachineID = "machine-id.bin"
+
 // decode reads options strictly into o.
 func decode(b []byte, o any) error {
 	dec := json.NewDecoder(bytes.NewReader(b))

@@ -15,9 +15,6 @@ import (
 	"github.com/minifleet/minifleet/vm/options"
 )
 
-// fileMachineID is a Linux machine's identifier, which the backend makes if it is missing.
-const fileMachineID = "machine-id.bin"
-
 // host is what the backend needs to know of the Mac that it runs on.
 type host struct {
 	version                 Version
@@ -141,7 +138,7 @@ func checkBundle(dir string, spec vm.Spec) (plan, error) {
 // linux plans a boot from a kernel if the image has one, and else with EFI.
 func (p *plan) linux(dir string) error {
 	var err error
-	p.machineIDFile = filepath.Join(dir, fileMachineID)
+	p.machineIDFile = filepath.Join(dir, options.FileMachineID)
 	if p.machineID, err = readOptional(p.machineIDFile); err != nil {
 		return err
 	}

@@ -82,7 +82,7 @@ func TestPlanOfLinux(t *testing.T) {
 	if err != nil || p.kernel != "" || !p.newNVRAM || p.nvram != filepath.Join(dir, options.FileNVRAM) || p.macKeyboard || p.machineID != nil || !p.durable || p.console == "" {
 		t.Errorf("EFI, first boot: %+v, %v", p, err)
 	}
-	p, _, err = planOf(t, goodHost(), linux(map[string]string{options.FileNVRAM: "variables", fileMachineID: "id"}))
+	p, _, err = planOf(t, goodHost(), linux(map[string]string{options.FileNVRAM: "variables", options.FileMachineID: "id"}))
 	if err != nil || p.newNVRAM || string(p.machineID) != "id" {
 		t.Errorf("EFI, later boot: %+v, %v", p, err)
 	}

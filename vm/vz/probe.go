@@ -223,7 +223,7 @@ func (r *prober) folder(name string) (string, error) {
 // linkAll gives the machine's own files a second name, so that they can be cloned as an
 // image is.
 func linkAll(from, to string) error {
-	for _, name := range []string{options.FileDisk, options.FileNVRAM, options.FileHardwareModel, options.FileKernel, options.FileInitrd, options.FileCommandLine, fileMachineID} {
+	for _, name := range []string{options.FileDisk, options.FileNVRAM, options.FileHardwareModel, options.FileKernel, options.FileInitrd, options.FileCommandLine, options.FileMachineID} {
 		if err := os.Link(filepath.Join(from, name), filepath.Join(to, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
