@@ -2,7 +2,10 @@
 
 package fleet
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // HostID is made by the controller when a host enrols.
 type HostID string
@@ -13,7 +16,7 @@ type Host struct {
 	Name         string
 	Slots        int      // VMs it may run at once
 	Backends     []string // that its agent offers
-	Images       []string // names of images in its cache
+	Images       []string // that VMs can be cloned from: names, and digests of what was fetched
 	OS, Arch     string
 	AgentVersion string
 	Degraded     string // what the agent says is wrong with the host, "" if nothing
@@ -25,10 +28,16 @@ type Host struct {
 	SeenAt   time.Time // last word from the agent, our clock
 	BackAt   time.Time // end of its last silence: no deadline runs while nothing is heard
 
+	Prefetch []Prefetch    // images it is to have, most wanted first
+	Cached   []CachedImage // as it reported last; not stored
+
 	Failures  int       // runners that failed here in a row
 	FailedAt  time.Time // the last of them
 	CreatedAt time.Time
 }
+
+// Holds reports whether VMs can be cloned from the image at once.
+func (h *Host) Holds(image string) bool { return slices.Contains(h.Images, ImageKey(image)) }
 
 // HostFacts is what an agent says of its host.
 type HostFacts struct {

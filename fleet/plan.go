@@ -11,6 +11,8 @@ type State struct {
 	Hosts   []Host
 	Pools   map[string]PoolHealth
 	Mints   map[string]MintUse // by lower-case owner of the scope
+	// Rollouts are of the pools whose image is a reference.
+	Rollouts map[string]Rollout
 }
 
 // PoolHealth counts the runners of a pool that failed in a row.
@@ -35,20 +37,39 @@ type Plan struct {
 	Disarms []Disarm
 	Retires []Retire
 	Deletes []Delete
-	Waits   []Wait
-	WakeAt  time.Time // zero: nothing is due
+
+	Rollouts []RolloutStep
+	Fetches  []Fetch
+
+	Waits  []Wait
+	WakeAt time.Time // zero: nothing is due
 }
 
 // Empty reports whether the plan changes nothing.
 func (p Plan) Empty() bool {
-	return len(p.Places)+len(p.Arms)+len(p.Disarms)+len(p.Retires)+len(p.Deletes) == 0
+	return len(p.Places)+len(p.Arms)+len(p.Disarms)+len(p.Retires)+len(p.Deletes)+len(p.Rollouts)+len(p.Fetches) == 0
 }
 
 // Place makes a runner of a pool on a host and takes a slot for it.
 type Place struct {
 	Pool   string
+	Image  string // a name, or a reference with a digest
 	Host   HostID
 	Reason string
+}
+
+// RolloutStep changes which image a pool's runners are made from.
+type RolloutStep struct {
+	Pool    string
+	Version int64
+	Act     RolloutAct
+	Reason  string
+}
+
+// Fetch is all that a host is to have in its cache.
+type Fetch struct {
+	Host   HostID
+	Images []Prefetch
 }
 
 // Arm grants a standby a registration in one scope, for the sake of a job: it is
@@ -106,6 +127,7 @@ const (
 	WaitMintBudget  WaitCode = "mint_budget" // GitHub's registration limit is used up
 	WaitPolicy      WaitCode = "policy"      // no verdict yet, or refused
 	WaitPoolLimit   WaitCode = "pool_limit"  // every pool for it is at max_runners
+	WaitImage       WaitCode = "image"       // no digest of the pool's image is known yet
 	WaitNoHost      WaitCode = "no_host"     // no host can run the pool
 	WaitNoSlot      WaitCode = "no_slot"     // every slot is taken
 	WaitBackoff     WaitCode = "backoff"     // its pool failed several times in a row

@@ -19,7 +19,8 @@ type Pool struct {
 	Labels      Labels   // on every runner, in full: GitHub adds none by itself
 	LabelNames  []string // the same as the operator spells them, for GitHub
 	Scopes      []Scope
-	Image       string
+	Image       string // a name, or a reference whose tag or digest names what is rolled out
+	Canary      Canary
 	Backend     string // "" = any backend that a host offers
 	CPUs        int
 	MemoryMiB   int
@@ -128,8 +129,14 @@ func (p Pool) Validate() error {
 	if len(p.Scopes) == 0 {
 		bad("it needs at least one scope (an organization or owner/repository)")
 	}
-	if !ValidName(p.Image) {
-		bad("image %q: want 1 to 32 lower-case letters, digits and dashes", p.Image)
+	if err := checkImage(p.Image); err != nil {
+		bad("%w", err)
+	}
+	if err := p.Canary.validate(); err != nil {
+		bad("%w", err)
+	}
+	if p.Canary.Percent > 0 && !RemoteImage(p.Image) {
+		bad("canary_percent is for an image that is a reference (gs://, file:// or oci://): of %q there is one version", p.Image)
 	}
 	if p.CPUs < 0 || p.MemoryMiB < 0 || p.MaxRunners < 0 || p.Standby < 0 {
 		bad("cpus, memory_mib, max_runners and standby must not be negative")

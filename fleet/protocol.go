@@ -14,6 +14,7 @@ type Desired struct {
 	Epoch    int64  // and an older epoch than it has seen
 	Revision int64
 	Runners  []DesiredRunner
+	Images   []Prefetch
 }
 
 // DesiredRunner is what is wanted of one runner, with all that its host needs to
@@ -23,6 +24,7 @@ type DesiredRunner struct {
 	Wanted Wanted
 	Scope  Scope
 	Pool   string
+	Image  string // that it was placed with, "" where that is not known
 }
 
 // HostReport is the full observed state of a host. Reports are ordered by
@@ -33,6 +35,7 @@ type HostReport struct {
 	Revision int64 // of the newest Desired that the agent has begun to act on
 	Facts    HostFacts
 	Runners  []RunnerReport
+	Images   []CachedImage
 }
 
 // RunnerReport is what an agent observes of one runner.

@@ -15,6 +15,7 @@ type Runner struct {
 	ID     RunnerID
 	Pool   string
 	Host   HostID // "" while no host is found
+	Image  string // it is made from: a name, or a reference with a digest; "" if that is not known
 	Reason string // why it was placed there
 
 	Wanted    Wanted
