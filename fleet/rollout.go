@@ -230,7 +230,7 @@ func (c Canary) validate() error {
 // Prefetch is an image that a host is to have before any VM needs it.
 type Prefetch struct {
 	Image          string
-	BytesPerSecond int64  // 0 sets no limit
+	BytesPerSecond int64 // 0 sets no limit
 	// Hold keeps it from being begun, and from being evicted once it is there.
 	Hold bool
 	// Turn is when the host's turn to fetch it began, or ended without it; zero if it never

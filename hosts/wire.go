@@ -3,6 +3,7 @@
 package hosts
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,11 +17,11 @@ import (
 // wire puts what is wanted into the words of the protocol, with all that the host
 // needs to make each runner.
 func (s *Server) wire(d fleet.Desired) protocol.Desired {
-	out := protocol.Desired{Site: d.Site, Epoch: d.Epoch, Revision: d.Revision, Runners: []protocol.Desire{}}
+	out := protocol.Desired{Site: d.Site, Epoch: d.Epoch, Revision: d.Revision, Runners: []protocol.Desire{}, Images: prefetches(d.Images)}
 	for _, r := range d.Runners {
 		p := s.pools[r.Pool]
 		want := protocol.Desire{
-			ID: string(r.ID), Pool: r.Pool, Image: p.Image, Backend: p.Backend, CPUs: p.CPUs, MemoryMiB: p.MemoryMiB,
+			ID: string(r.ID), Pool: r.Pool, Image: cmp.Or(r.Image, p.Image), Backend: p.Backend, CPUs: p.CPUs, MemoryMiB: p.MemoryMiB,
 			Guest: p.Guest, Network: p.Network, Runner: protocol.RunnerArchive(p.Runner),
 			EndGraceSeconds: int(s.c.EndGrace / time.Second),
 		}
@@ -97,6 +98,9 @@ func reportOf(in protocol.Report) (fleet.HostReport, error) {
 	}
 	if len(in.Runners) > protocol.MaxRunners {
 		return out, fmt.Errorf("runners: %d are more than %d", len(in.Runners), protocol.MaxRunners)
+	}
+	if out.Images, err = cachedOf(in.Images); err != nil {
+		return out, err
 	}
 	seen := map[string]bool{}
 	for _, r := range in.Runners {

@@ -40,6 +40,12 @@ func (s *Store) Carry(ctx context.Context, plan fleet.Plan) (fleet.Carried, erro
 // steps orders a plan: what frees comes before what takes.
 func steps(p fleet.Plan) []func(*tx, *fleet.Carried) error {
 	var list []func(*tx, *fleet.Carried) error
+	for _, a := range p.Rollouts {
+		list = append(list, func(t *tx, _ *fleet.Carried) error { return t.step(a) })
+	}
+	for _, a := range p.Fetches {
+		list = append(list, func(t *tx, _ *fleet.Carried) error { return t.fetch(a) })
+	}
 	for _, a := range p.Retires {
 		list = append(list, func(t *tx, _ *fleet.Carried) error { return t.retire(a) })
 	}
@@ -175,7 +181,7 @@ func (t *tx) place(a fleet.Place, out *fleet.Carried) error {
 	if taken >= h.Slots {
 		return fleet.ErrConflict
 	}
-	r := fleet.Runner{ID: fleet.RunnerID("r-" + randomID(10)), Pool: a.Pool, Host: a.Host, Reason: a.Reason, Wanted: fleet.WantUp, HoldsSlot: true}
+	r := fleet.Runner{ID: fleet.RunnerID("r-" + randomID(10)), Pool: a.Pool, Image: a.Image, Host: a.Host, Reason: a.Reason, Wanted: fleet.WantUp, HoldsSlot: true}
 	t.hosts[a.Host] = true
 	out.Placed = append(out.Placed, r.ID)
 	return t.insertRunner(r)

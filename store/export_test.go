@@ -38,7 +38,7 @@ func (s *Store) Reread(ctx context.Context) (fleet.State, map[fleet.HostID][]fle
 	}
 	desired := map[fleet.HostID][]fleet.DesiredRunner{}
 	for id := range m.hosts.byKey {
-		_, desired[id], _ = m.desired(id)
+		_, desired[id], _, _ = m.desired(id)
 	}
 	return m.state(s.now()), desired, nil
 }

@@ -14,23 +14,27 @@ import (
 )
 
 const hostColumns = `id, name, slots, backends, images, os, arch, agent_version, degraded,
-	revision, instance, sequence, machine, seen_at, back_at, failures, failed_at, created_at`
+	revision, instance, sequence, machine, seen_at, back_at, failures, failed_at, created_at, prefetch`
 
 func scanHost(row scanner) (fleet.Host, error) {
 	var (
 		h                     fleet.Host
 		id, backends, images  string
+		prefetch              string
 		seen, failed, created int64
 		back                  int64
 	)
 	err := row.Scan(&id, &h.Name, &h.Slots, &backends, &images, &h.OS, &h.Arch, &h.AgentVersion, &h.Degraded,
-		&h.Revision, &h.Instance, &h.Sequence, &h.Machine, &seen, &back, &h.Failures, &failed, &created)
+		&h.Revision, &h.Instance, &h.Sequence, &h.Machine, &seen, &back, &h.Failures, &failed, &created, &prefetch)
 	if err != nil {
 		return h, err
 	}
 	h.ID = fleet.HostID(id)
 	h.SeenAt, h.BackAt = fromMicros(seen), fromMicros(back)
 	h.FailedAt, h.CreatedAt = fromMicros(failed), fromMicros(created)
+	if h.Prefetch, err = storedPrefetch(prefetch); err != nil {
+		return h, fmt.Errorf("host %s: what it is to fetch: %w", h.Name, err)
+	}
 	return h, errors.Join(json.Unmarshal([]byte(backends), &h.Backends), json.Unmarshal([]byte(images), &h.Images))
 }
 
@@ -96,7 +100,7 @@ func (s *Store) Enrol(ctx context.Context, tokenHash, credentialHash, name, mach
 		t.changed = true
 		host = fleet.Host{ID: fleet.HostID("h-" + randomID(10)), Name: name, Machine: machine, CreatedAt: t.now}
 		t.touched.hosts[host.ID] = true
-		return t.exec(`INSERT INTO hosts (`+hostColumns+`, credential_hash) VALUES ($1,$2,0,'[]','[]','','','','',1,'',0,$3,0,0,0,0,$4,$5)`,
+		return t.exec(`INSERT INTO hosts (`+hostColumns+`, credential_hash) VALUES ($1,$2,0,'[]','[]','','','','',1,'',0,$3,0,0,0,0,$4,'[]',$5)`,
 			string(host.ID), name, machine, micros(t.now), credentialHash)
 	})
 	return host, err
@@ -204,7 +208,7 @@ func (s *Store) Desired(_ context.Context, id fleet.HostID) (fleet.Desired, erro
 		return out, err
 	}
 	var ok bool
-	if out.Revision, out.Runners, ok = s.mirror.desired(id); !ok {
+	if out.Revision, out.Runners, out.Images, ok = s.mirror.desired(id); !ok {
 		return out, fmt.Errorf("desired of host %s: %w", id, fleet.ErrNoHost)
 	}
 	return out, nil

@@ -25,15 +25,17 @@ type mirror struct {
 	credentials map[string]fleet.HostID // by hash
 	on          map[fleet.HostID]map[fleet.RunnerID]bool
 	pools       map[string]fleet.PoolHealth
+	rollouts    map[string]fleet.Rollout // never written to: a change puts another in its place
 	installed   *installed
 	mints       map[string][]time.Time // of the last minute, by owner
 
 	present   map[fleet.HostID]presence
-	reporting map[fleet.HostID]int // reports that wait to be written
-	saving    bool                 // a change that saves presences is under way
-	savedAt   time.Time            // of all presences
-	saveAfter time.Time            // it went wrong: not again before
-	fleet     []fleet.Host         // for decisions; nil: out of date
+	cached    map[fleet.HostID][]fleet.CachedImage // as reported last, see cached.go
+	reporting map[fleet.HostID]int                 // reports that wait to be written
+	saving    bool                                 // a change that saves presences is under way
+	savedAt   time.Time                            // of all presences
+	saveAfter time.Time                            // it went wrong: not again before
+	fleet     []fleet.Host                         // for decisions; nil: out of date
 	fleetTime time.Time
 }
 
@@ -55,7 +57,7 @@ func newMirror() *mirror {
 			return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
 		}),
 		credentials: map[string]fleet.HostID{}, on: map[fleet.HostID]map[fleet.RunnerID]bool{},
-		mints: map[string][]time.Time{}, present: map[fleet.HostID]presence{}, reporting: map[fleet.HostID]int{},
+		mints: map[string][]time.Time{}, present: map[fleet.HostID]presence{}, cached: map[fleet.HostID][]fleet.CachedImage{}, reporting: map[fleet.HostID]int{},
 	}
 }
 
@@ -107,6 +109,9 @@ func (m *mirror) apply(n news) {
 	if n.pools != nil {
 		m.pools = n.pools
 	}
+	if n.rollouts != nil {
+		m.rollouts = n.rollouts
+	}
 	if n.installed != nil {
 		m.installed = n.installed
 	}
@@ -120,6 +125,7 @@ func (m *mirror) applyHost(id fleet.HostID, h *hostRow) {
 	if h == nil {
 		m.hosts.remove(id)
 		delete(m.present, id)
+		delete(m.cached, id)
 		m.fleet = nil
 		return
 	}
@@ -134,7 +140,8 @@ func (m *mirror) applyHost(id fleet.HostID, h *hostRow) {
 func alike(a, b fleet.Host) bool {
 	return a.Name == b.Name && a.Slots == b.Slots && slices.Equal(a.Backends, b.Backends) && slices.Equal(a.Images, b.Images) &&
 		a.OS == b.OS && a.Arch == b.Arch && a.AgentVersion == b.AgentVersion && a.Degraded == b.Degraded && a.Instance == b.Instance && a.Machine == b.Machine &&
-		a.BackAt.Equal(b.BackAt) && a.Failures == b.Failures && a.FailedAt.Equal(b.FailedAt)
+		a.BackAt.Equal(b.BackAt) && a.Failures == b.Failures && a.FailedAt.Equal(b.FailedAt) &&
+		slices.Equal(a.Prefetch, b.Prefetch)
 }
 
 // minted counts a registration that was begun.
@@ -161,7 +168,7 @@ func (m *mirror) state(now time.Time) fleet.State {
 			m.fleet = append(m.fleet, m.now(h))
 		}
 	}
-	st.Hosts = m.fleet
+	st.Hosts, st.Rollouts = m.fleet, m.rollouts
 	for pool, h := range m.pools {
 		st.Pools[pool] = h
 	}
@@ -178,12 +185,12 @@ func (m *mirror) state(now time.Time) fleet.State {
 }
 
 // desired returns what is wanted of a host, and false if there is no such host.
-func (m *mirror) desired(id fleet.HostID) (revision int64, list []fleet.DesiredRunner, ok bool) {
+func (m *mirror) desired(id fleet.HostID) (revision int64, list []fleet.DesiredRunner, images []fleet.Prefetch, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	h := m.hosts.byKey[id]
 	if h == nil {
-		return 0, nil, false
+		return 0, nil, nil, false
 	}
 	var there []*fleet.Runner
 	for r := range m.on[id] {
@@ -193,9 +200,9 @@ func (m *mirror) desired(id fleet.HostID) (revision int64, list []fleet.DesiredR
 	}
 	slices.SortFunc(there, m.runners.compare)
 	for _, r := range there {
-		list = append(list, fleet.DesiredRunner{ID: r.ID, Wanted: r.Wanted, Scope: r.Scope, Pool: r.Pool})
+		list = append(list, fleet.DesiredRunner{ID: r.ID, Wanted: r.Wanted, Scope: r.Scope, Pool: r.Pool, Image: r.Image})
 	}
-	return h.Revision, list, true
+	return h.Revision, list, h.Prefetch, true
 }
 
 // host returns a host, without what the database does not know of it.
@@ -206,6 +213,13 @@ func (m *mirror) host(id fleet.HostID) (fleet.Host, bool) {
 		return h.Host, true
 	}
 	return fleet.Host{}, false
+}
+
+// rolloutsNow returns all rollouts, for reading only.
+func (m *mirror) rolloutsNow() map[string]fleet.Rollout {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.rollouts
 }
 
 // failing reports whether failures of the pool are counted.

@@ -21,6 +21,7 @@ type touched struct {
 	hosts   map[fleet.HostID]bool
 	pools   bool
 
+	rollouts      bool
 	installations bool
 
 	reported map[fleet.HostID]bool // hosts whose newest report is not in memory yet
@@ -45,7 +46,8 @@ type news struct {
 	raised  map[fleet.HostID]int64      // by how much the revision rose of those that are not read anew
 	pools   map[string]fleet.PoolHealth // nil: untouched
 
-	installed *installed // nil: untouched
+	rollouts  map[string]fleet.Rollout // nil: untouched
+	installed *installed               // nil: untouched
 }
 
 // installed is where the App is installed.
@@ -127,6 +129,12 @@ func (b *batch) look() (news, error) {
 			return n, err
 		}
 	}
+	if b.touched.rollouts {
+		rows, err := b.QueryContext(b.ctx, rolloutsQuery)
+		if n.rollouts, err = scanRollouts(rows, err); err != nil {
+			return n, err
+		}
+	}
 	if !b.touched.pools {
 		return n, nil
 	}
@@ -177,6 +185,11 @@ func (m *mirror) load(ctx context.Context, db *sql.DB, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	rows, err = db.QueryContext(ctx, rolloutsQuery)
+	rollouts, err := scanRollouts(rows, err)
+	if err != nil {
+		return err
+	}
 	in, err := readInstalled(func(q string) (*sql.Rows, error) { return db.QueryContext(ctx, q) })
 	if err != nil {
 		return err
@@ -195,7 +208,7 @@ func (m *mirror) load(ctx context.Context, db *sql.DB, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("read mints: %w", err)
 	}
-	n := news{jobs: jobs, runners: runners, hosts: map[fleet.HostID]*hostRow{}, pools: pools, installed: in}
+	n := news{jobs: jobs, runners: runners, hosts: map[fleet.HostID]*hostRow{}, pools: pools, rollouts: rollouts, installed: in}
 	for i := range hosts {
 		n.hosts[hosts[i].ID] = &hosts[i]
 	}

@@ -29,6 +29,7 @@ type presence struct {
 // now returns a host with the newest that is known of its presence. The caller holds mu.
 func (m *mirror) now(h *hostRow) fleet.Host {
 	host := h.Host
+	host.Cached = m.cached[host.ID]
 	p, ok := m.present[host.ID]
 	if !ok {
 		return host
@@ -100,21 +101,21 @@ func (m *mirror) heard(id fleet.HostID, instance string, now time.Time, live tim
 
 // same takes a report that says nothing new of a host without runners: only that the
 // host is there. The caller has made sure that no silence ends with it.
-func (m *mirror) same(id fleet.HostID, rep fleet.HostReport) bool {
+func (m *mirror) same(id fleet.HostID, rep fleet.HostReport, now time.Time) (same, moved bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	row := m.hosts.byKey[id]
 	if row == nil || len(rep.Runners) > 0 || len(m.on[id]) > 0 || m.reporting[id] > 0 {
-		return false
+		return false, false
 	}
 	h := m.now(row)
 	if rep.Instance != h.Instance || rep.Sequence <= h.Sequence || rep.Revision > h.Revision || !sameFacts(h, rep.Facts) {
-		return false
+		return false, false
 	}
 	p := m.present[id]
 	p.instance, p.sequence = rep.Instance, rep.Sequence
 	m.present[id] = p
-	return true
+	return true, m.keepCached(id, rep.Images, now)
 }
 
 // reportBegins notes that a report waits to be written: a later one is compared with it,

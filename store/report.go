@@ -28,8 +28,13 @@ func (s *Store) Report(ctx context.Context, id fleet.HostID, rep fleet.HostRepor
 	if due {
 		s.savePresences(ctx)
 	}
-	if !silent && s.mirror.same(id, rep) {
-		return nil
+	if !silent {
+		if same, moved := s.mirror.same(id, rep, s.now()); same {
+			if moved {
+				s.watch.tell(nil, true)
+			}
+			return nil
+		}
 	}
 	s.mirror.reportBegins(id)
 	defer s.mirror.reportEnds(id)
@@ -49,6 +54,7 @@ func (s *Store) Report(ctx context.Context, id fleet.HostID, rep fleet.HostRepor
 			return err
 		}
 		t.after = append(t.after, func() { s.mirror.note(id, rep.Instance, rep.Sequence, t.now) })
+		t.cached(id, rep.Images)
 		if err := t.saveFacts(h, rep.Facts); err != nil {
 			return err
 		}

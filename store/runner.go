@@ -16,7 +16,7 @@ import (
 const runnerColumns = `id, pool, host, reason, wanted, scope, armed_at, retired_at, retired,
 	observed, holds_slot, has_config, failure, result, progress, took,
 	registration, runner_name, github_id, attempt, delete_after, job, job_done,
-	since, moved_at, created_at, version`
+	since, moved_at, created_at, version, image`
 
 type scanner interface{ Scan(...any) error }
 
@@ -32,7 +32,7 @@ func scanRunner(row scanner) (fleet.Runner, error) {
 	err := row.Scan(&ident, &r.Pool, &host, &r.Reason, &wanted, &scope, &armed, &retired, &r.Retired,
 		&observed, &r.HoldsSlot, &r.HasConfig, &r.Failure, &r.Result, &r.Progress, &took,
 		&registration, &r.RunnerName, &r.GitHubID, &r.Attempt, &deleteAfter, &r.Job, &r.JobDone,
-		&since, &moved, &created, &r.Version)
+		&since, &moved, &created, &r.Version, &r.Image)
 	if err != nil {
 		return r, err
 	}
@@ -87,11 +87,11 @@ func (t *tx) insertRunner(r fleet.Runner) error {
 	r.Since, r.MovedAt, r.CreatedAt, r.Version = t.now, t.now, t.now, 1
 	t.touched.runner(r.ID, r.Host)
 	err := t.exec(`INSERT INTO runners (`+runnerColumns+`, is_over)
-		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27,$28)`,
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27,$28,$29)`,
 		string(r.ID), r.Pool, string(r.Host), r.Reason, string(r.Wanted), r.Scope.String(), micros(r.ArmedAt), micros(r.RetiredAt), r.Retired,
 		string(r.Observed), bit(r.HoldsSlot), bit(r.HasConfig), r.Failure, r.Result, r.Progress, tookText(r.Took),
 		string(r.Registration), r.RunnerName, r.GitHubID, r.Attempt, micros(r.DeleteAfter), int64(r.Job), bit(r.JobDone),
-		micros(r.Since), micros(r.MovedAt), micros(r.CreatedAt), r.Version, bit(r.Over()))
+		micros(r.Since), micros(r.MovedAt), micros(r.CreatedAt), r.Version, r.Image, bit(r.Over()))
 	if err != nil {
 		return fmt.Errorf("insert runner %s: %w", r.ID, err)
 	}
@@ -174,14 +174,22 @@ func (t *tx) runner(id fleet.RunnerID) (fleet.Runner, error) {
 	return r, err
 }
 
-// failed counts a failure against the pool and the host.
+// failed counts a failure against the host, and against the pool, or the image that the
+// pool tries.
 func (t *tx) failed(r fleet.Runner) error {
-	t.touched.pools, t.touched.hosts[r.Host] = true, true
-	if err := t.exec(`INSERT INTO pool_health (pool, failures, failed_at, reason) VALUES ($1, 1, $2, $3)
-		ON CONFLICT (pool) DO UPDATE SET failures = pool_health.failures + 1, failed_at = excluded.failed_at, reason = excluded.reason`,
-		r.Pool, micros(t.now), r.Failure); err != nil {
+	blamed, err := t.blamed(r)
+	if err != nil {
 		return err
 	}
+	if !blamed {
+		t.touched.pools = true
+		if err := t.exec(`INSERT INTO pool_health (pool, failures, failed_at, reason) VALUES ($1, 1, $2, $3)
+			ON CONFLICT (pool) DO UPDATE SET failures = pool_health.failures + 1, failed_at = excluded.failed_at, reason = excluded.reason`,
+			r.Pool, micros(t.now), r.Failure); err != nil {
+			return err
+		}
+	}
+	t.touched.hosts[r.Host] = true
 	return t.exec(`UPDATE hosts SET failures = failures + 1, failed_at = $1 WHERE id = $2`, micros(t.now), string(r.Host))
 }
 
@@ -199,7 +207,7 @@ func (t *tx) worked(was, is fleet.Runner) error {
 			t.touched.hosts[is.Host] = true
 			err = t.exec(`UPDATE hosts SET failures = 0 WHERE id = $1`, string(is.Host))
 		}
-		if err != nil {
+		if err := errors.Join(err, t.tried(is)); err != nil {
 			return err
 		}
 	}

@@ -263,5 +263,6 @@ type Minted struct {
 const (
 	MaxText    = 2000
 	MaxRunners = 1000
+	MaxImages  = 1000
 	MaxID      = 64
 )
