@@ -99,7 +99,11 @@ func (x *twin) plain(s fleet.State) fleet.State {
 		s.Hosts[i] = fleet.Host{
 			Name: h.Name, Slots: h.Slots, Backends: h.Backends, Images: h.Images, Instance: h.Instance,
 			SeenAt: h.SeenAt, BackAt: h.BackAt, Failures: h.Failures, FailedAt: h.FailedAt,
+			Prefetch: h.Prefetch, Cached: h.Cached,
 		}
+	}
+	if len(s.Rollouts) == 0 {
+		s.Rollouts = nil
 	}
 	return s
 }
@@ -110,6 +114,10 @@ func (x *twin) theirs(p fleet.Plan) fleet.Plan {
 	p.Retires, p.Deletes = slices.Clone(p.Retires), slices.Clone(p.Deletes)
 	for i := range p.Places {
 		p.Places[i].Host = x.hosts[p.Places[i].Host]
+	}
+	p.Fetches = slices.Clone(p.Fetches)
+	for i := range p.Fetches {
+		p.Fetches[i].Host = x.hosts[p.Fetches[i].Host]
 	}
 	for i := range p.Arms {
 		p.Arms[i].Runner = x.runners[p.Arms[i].Runner]
@@ -193,6 +201,30 @@ func (x *twin) DeleteVetoed(ctx context.Context, id fleet.RunnerID, attempt int,
 
 func (x *twin) DeleteFailed(ctx context.Context, id fleet.RunnerID, attempt int, retry time.Time) error {
 	return x.same("not deleted", x.books.DeleteFailed(ctx, id, attempt, retry), x.s.DeleteFailed(ctx, x.runners[id], attempt, retry))
+}
+
+func (x *twin) ConfigureRollouts(ctx context.Context, pools []fleet.Pool) error {
+	return x.same("configure", x.books.ConfigureRollouts(ctx, pools), x.s.ConfigureRollouts(ctx, pools))
+}
+
+func (x *twin) ImageResolved(ctx context.Context, reference, digest string) error {
+	return x.same("resolved", x.books.ImageResolved(ctx, reference, digest), x.s.ImageResolved(ctx, reference, digest))
+}
+
+func (x *twin) ImageUnresolved(ctx context.Context, reference, why string) error {
+	return x.same("unresolved", x.books.ImageUnresolved(ctx, reference, why), x.s.ImageUnresolved(ctx, reference, why))
+}
+
+func (x *twin) ChangeRollout(ctx context.Context, pool string, next func(fleet.Rollout, time.Time) (fleet.Rollout, error)) (fleet.Rollout, error) {
+	is, ours := x.books.ChangeRollout(ctx, pool, next)
+	_, theirs := x.s.ChangeRollout(ctx, pool, next)
+	if (ours == nil) != (theirs == nil) {
+		return is, fmt.Errorf("change: the books say %w, the store %w", ours, theirs)
+	}
+	if err := x.same("change", nil, nil); err != nil {
+		x.t.Error(err)
+	}
+	return is, ours
 }
 
 // telling returns the seeds, of the first so many, whose traces show the most kinds of

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -28,6 +29,10 @@ type ledger interface {
 	RegistrationDeleted(ctx context.Context, id fleet.RunnerID, attempt int) error
 	DeleteVetoed(ctx context.Context, id fleet.RunnerID, attempt int, retry time.Time) error
 	DeleteFailed(ctx context.Context, id fleet.RunnerID, attempt int, retry time.Time) error
+	ConfigureRollouts(context.Context, []fleet.Pool) error
+	ImageResolved(ctx context.Context, reference, digest string) error
+	ImageUnresolved(ctx context.Context, reference, why string) error
+	ChangeRollout(ctx context.Context, pool string, next func(fleet.Rollout, time.Time) (fleet.Rollout, error)) (fleet.Rollout, error)
 }
 
 // books are what the store does, without a database: the same transitions, the same
@@ -41,6 +46,8 @@ type books struct {
 	hosts   []fleet.Host
 	pools   map[string]fleet.PoolHealth
 	mints   []mintRow
+
+	rollouts map[string]fleet.Rollout
 }
 
 type mintRow struct {
@@ -50,7 +57,7 @@ type mintRow struct {
 }
 
 func newBooks(now func() time.Time) *books {
-	return &books{now: now, pools: map[string]fleet.PoolHealth{}}
+	return &books{now: now, pools: map[string]fleet.PoolHealth{}, rollouts: map[string]fleet.Rollout{}}
 }
 
 func (b *books) enrol(name string) fleet.HostID {
@@ -60,7 +67,7 @@ func (b *books) enrol(name string) fleet.HostID {
 }
 
 func (b *books) State(context.Context) (fleet.State, error) {
-	st := fleet.State{Pools: map[string]fleet.PoolHealth{}, Mints: map[string]fleet.MintUse{}, Hosts: slices.Clone(b.hosts)}
+	st := fleet.State{Pools: map[string]fleet.PoolHealth{}, Mints: map[string]fleet.MintUse{}, Hosts: slices.Clone(b.hosts), Rollouts: maps.Clone(b.rollouts)}
 	for _, j := range b.jobs {
 		if j.State == fleet.JobQueued {
 			st.Jobs = append(st.Jobs, j)
@@ -118,8 +125,16 @@ func (b *books) save(r *fleet.Runner, next fleet.Runner) {
 }
 
 func (b *books) failed(r fleet.Runner) {
-	h := b.pools[r.Pool]
-	b.pools[r.Pool] = fleet.PoolHealth{Failures: h.Failures + 1, FailedAt: b.now(), Reason: r.Failure}
+	blamed := false
+	if was, ok := b.rollouts[r.Pool]; ok && r.Image != "" {
+		var is fleet.Rollout
+		is, blamed = was.Failed(r.Image, r.Failure, b.now())
+		b.saveRollout(was, is)
+	}
+	if !blamed {
+		h := b.pools[r.Pool]
+		b.pools[r.Pool] = fleet.PoolHealth{Failures: h.Failures + 1, FailedAt: b.now(), Reason: r.Failure}
+	}
 	host := b.host(r.Host)
 	host.Failures, host.FailedAt = host.Failures+1, b.now()
 }
@@ -139,6 +154,20 @@ func (b *books) Carry(_ context.Context, p fleet.Plan) (out fleet.Carried, _ err
 			out.Void++
 			return
 		}
+		out.Done++
+	}
+	for _, a := range p.Rollouts {
+		was, ok := b.rollouts[a.Pool]
+		is, err := was.Acted(a.Act, a.Reason, b.now())
+		if !ok || was.Version != a.Version || err != nil {
+			out.Void++
+			continue
+		}
+		b.saveRollout(was, is)
+		out.Done++
+	}
+	for _, a := range p.Fetches {
+		b.host(a.Host).Prefetch = a.Images
 		out.Done++
 	}
 	for _, a := range p.Retires {
@@ -166,7 +195,7 @@ func (b *books) Carry(_ context.Context, p fleet.Plan) (out fleet.Carried, _ err
 		}
 		b.made++
 		r := fleet.Runner{
-			ID: fleet.RunnerID(fmt.Sprintf("r-%03d", b.made)), Pool: a.Pool, Host: a.Host, Reason: a.Reason, Wanted: fleet.WantUp, HoldsSlot: true,
+			ID: fleet.RunnerID(fmt.Sprintf("r-%03d", b.made)), Pool: a.Pool, Image: a.Image, Host: a.Host, Reason: a.Reason, Wanted: fleet.WantUp, HoldsSlot: true,
 			Since: b.now(), MovedAt: b.now(), CreatedAt: b.now(), Version: 1,
 		}
 		b.runners = append(b.runners, r)
@@ -174,6 +203,64 @@ func (b *books) Carry(_ context.Context, p fleet.Plan) (out fleet.Carried, _ err
 		out.Done++
 	}
 	return out, nil
+}
+
+func (b *books) saveRollout(was, is fleet.Rollout) {
+	if is != was {
+		is.Version = was.Version + 1
+		b.rollouts[is.Pool] = is
+	}
+}
+
+func (b *books) ConfigureRollouts(_ context.Context, pools []fleet.Pool) error {
+	gone := maps.Clone(b.rollouts)
+	for _, p := range pools {
+		if !fleet.RemoteImage(p.Image) {
+			continue
+		}
+		was, ok := gone[p.Name]
+		delete(gone, p.Name)
+		if !ok {
+			b.saveRollout(was, fleet.NewRollout(p.Name, p.Image, b.now()))
+			continue
+		}
+		b.saveRollout(was, was.Configured(p.Image, b.now()))
+	}
+	for pool := range gone {
+		delete(b.rollouts, pool)
+	}
+	return nil
+}
+
+func (b *books) ImageResolved(_ context.Context, reference, digest string) error {
+	for _, r := range maps.Clone(b.rollouts) {
+		if r.Reference == reference {
+			b.saveRollout(r, r.Resolved(digest, b.now()))
+		}
+	}
+	return nil
+}
+
+func (b *books) ImageUnresolved(_ context.Context, reference, why string) error {
+	for _, r := range maps.Clone(b.rollouts) {
+		if r.Reference == reference {
+			b.saveRollout(r, r.Unresolved(why, b.now()))
+		}
+	}
+	return nil
+}
+
+func (b *books) ChangeRollout(_ context.Context, pool string, next func(fleet.Rollout, time.Time) (fleet.Rollout, error)) (fleet.Rollout, error) {
+	was, ok := b.rollouts[pool]
+	if !ok {
+		return was, fleet.ErrNotFound
+	}
+	is, err := next(was, b.now())
+	if err != nil {
+		return is, err
+	}
+	b.saveRollout(was, is)
+	return b.rollouts[pool], nil
 }
 
 func (b *books) sentence(r *fleet.Runner, reason string, failure bool) {
@@ -354,6 +441,7 @@ func (b *books) Report(ctx context.Context, id fleet.HostID, rep fleet.HostRepor
 	}
 	h.Sequence = rep.Sequence
 	h.Slots, h.Backends, h.Images = rep.Facts.Slots, rep.Facts.Backends, rep.Facts.Images
+	b.cache(h, rep.Images)
 	for i := range b.runners {
 		r := &b.runners[i]
 		if r.Host != id || r.Over() {
@@ -367,6 +455,20 @@ func (b *books) Report(ctx context.Context, id fleet.HostID, rep fleet.HostRepor
 		b.observe(r, rep.Runners[at])
 	}
 	return nil
+}
+
+func (b *books) cache(h *fleet.Host, said []fleet.CachedImage) {
+	was := h.Cached
+	h.Cached = nil
+	for _, c := range said {
+		c.MovedAt = b.now()
+		for _, w := range was {
+			if w.Digest == c.Digest && w.State == c.State && w.DoneBytes == c.DoneBytes {
+				c.MovedAt = w.MovedAt
+			}
+		}
+		h.Cached = append(h.Cached, c)
+	}
 }
 
 func (b *books) observe(r *fleet.Runner, said fleet.RunnerReport) {
@@ -385,6 +487,9 @@ func (b *books) observe(r *fleet.Runner, said fleet.RunnerReport) {
 	}
 	if answered(next.Observed) && !answered(was.Observed) {
 		b.host(r.Host).Failures = 0
+		if was, ok := b.rollouts[r.Pool]; ok && r.Image != "" {
+			b.saveRollout(was, was.Tried(r.Image, b.now()))
+		}
 	}
 	ran := func(r fleet.Runner) bool { return r.Observed == fleet.ObservedBusy || r.Result != "" }
 	if health := b.pools[r.Pool]; ran(next) && !ran(was) && health.Failures > 0 {

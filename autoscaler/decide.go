@@ -23,6 +23,7 @@ func Decide(s Snapshot) fleet.Plan {
 		d.settle(r)
 	}
 	d.fit()
+	d.rollOut()
 	m := d.match()
 	d.doubt(m)
 	d.arm(m)
@@ -30,7 +31,9 @@ func Decide(s Snapshot) fleet.Plan {
 	d.makeRoom(m)
 	d.topUp(m)
 	d.surplus(m)
+	d.renew(m)
 	d.explain(m)
+	d.prefetch()
 	return d.plan
 }
 
@@ -49,6 +52,7 @@ type decision struct {
 
 type poolSheet struct {
 	fleet.Pool
+	images
 	live    int // runners that count against MaxRunners
 	waiting int // of these, those for which a slot is still being freed
 	limits  fleet.Limits
@@ -77,7 +81,7 @@ func newDecision(s *Snapshot) *decision {
 	}
 	d.plan.Waits = make([]fleet.Wait, 0, len(s.State.Jobs)) // one for each, in the end
 	for _, p := range s.Pools {
-		sheet := &poolSheet{Pool: p, limits: p.Limits.WithDefaults()}
+		sheet := &poolSheet{Pool: p, limits: p.Limits.WithDefaults(), images: imagesOf(p, s.State.Rollouts)}
 		if h := s.State.Pools[p.Name]; h.Failures > 0 {
 			sheet.resumes = h.FailedAt.Add(fleet.BackoffAfter(h.Failures))
 		}
@@ -98,6 +102,9 @@ func newDecision(s *Snapshot) *decision {
 		}
 		if p := d.pools[r.Pool]; p != nil && (h == nil || h.reachable || r.Job != 0) {
 			p.live++
+			if fleet.SameImage(r.Image, p.next) {
+				p.canaries++
+			}
 		}
 	}
 	return d
@@ -271,6 +278,8 @@ func (d *decision) settle(r fleet.Runner) {
 		d.retire(r, true, false, reason)
 	case r.Unvouched():
 		d.settleUnvouched(r)
+	case d.left(r):
+		d.end(r, false, fmt.Sprintf("pool %s went back from its image %s", r.Pool, fleet.ImageShort(r.Image)))
 	case d.pools[r.Pool] == nil && r.Job == 0 && r.Phase() != fleet.PhaseBusy:
 		d.end(r, false, "its pool is not configured any more")
 	default:

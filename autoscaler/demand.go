@@ -286,6 +286,8 @@ func (d *decision) obstacleOf(p *poolSheet) *obstacle {
 		return &obstacle{4, fleet.WaitNoHost, fmt.Sprintf("no host can run pool %s%s", p.Name, needs(p))}
 	case silent == fitting:
 		return &obstacle{3, fleet.WaitUnreachable, fmt.Sprintf("all %d hosts that could run it are unreachable", fitting)}
+	case p.image == "":
+		return &obstacle{3, fleet.WaitImage, d.unresolved(p)}
 	case !p.hasRoom() && p.waiting > 0:
 		return &obstacle{2, fleet.WaitPoolLimit, fmt.Sprintf("pool %s is at its limit of %d runners, with those for which a slot is being freed", p.Name, p.MaxRunners)}
 	case !p.hasRoom():

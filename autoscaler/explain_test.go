@@ -97,6 +97,17 @@ func reasons() map[fleet.WaitCode]reason {
 			clear: func(s *snap) { s.State.Hosts[0].SeenAt = now },
 			next:  fleet.WaitBooting,
 		},
+		fleet.WaitImage: {
+			make: func(s *snap) {
+				s.pool("a", mac, rolled(fleet.Canary{}))
+				s.host("1", 1)
+				s.State.Rollouts["a"] = fleet.NewRollout("a", reference, now).Unresolved("403 Forbidden", now)
+				s.job(1, "app", "macos")
+			},
+			says:  "the image of pool a, gs://b/i:stable, was never found: 403 Forbidden",
+			clear: func(s *snap) { s.State.Rollouts["a"] = s.State.Rollouts["a"].Resolved(digest("a"), now) },
+			next:  fleet.WaitBooting,
+		},
 		fleet.WaitPoolLimit: {
 			make: func(s *snap) {
 				s.pool("a", mac, most(1))

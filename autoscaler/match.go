@@ -32,8 +32,8 @@ type node struct {
 	pool    *poolSheet
 	runners []*fleet.Runner // of the snapshot, in the order in which they are taken
 	taken   []int           // jobs, each with the runner of the same index
-	placed  []*hostSheet    // of tierNew: where each taken one goes
-	spare   *hostSheet      // of tierNew: the slot of a job that was moved elsewhere
+	placed  []*room         // of tierNew: where each taken one goes
+	spare   *room           // of tierNew: that of a job that was moved elsewhere
 	dead    bool            // no way to a free place leads from here
 	visited int             // number of the search that was here last
 }
@@ -53,7 +53,7 @@ type matching struct {
 	classOf  []*class
 	nodeOf   []*node // nil: not covered
 	nodes    []*node
-	placer   func(*poolSheet) *hostSheet
+	placer   func(*poolSheet) *room
 	searches int
 	trail    []*node // nodes that the present search came by
 }

@@ -49,6 +49,9 @@ const (
 	stepRestart
 	stepVerdict
 	stepFresh
+	stepTag
+	stepPull
+	stepOperator
 	stepKinds // those below break a law by themselves
 	stepSlots
 	stepTwice
@@ -57,7 +60,7 @@ const (
 )
 
 // often is how likely each kind is, in the order above.
-var often = [stepKinds]int{10, 46, 14, 5, 12, 6, 3, 6, 8, 16, 6, 6, 2, 5, 5, 2, 3, 2, 5, 1, 1, 1}
+var often = [stepKinds]int{10, 46, 14, 5, 12, 6, 3, 6, 8, 16, 6, 6, 2, 5, 5, 2, 3, 2, 5, 1, 1, 1, 4, 8, 2}
 
 func trace(seed uint64, n int, breaking bool) []step {
 	rng := rand.New(rand.NewPCG(seed, 9))
@@ -165,6 +168,12 @@ func (w *world) at(s step) {
 	case stepFresh:
 		w.demand = !w.demand
 		w.note("demand is known: %t", w.demand)
+	case stepTag:
+		w.moveTag(s.a, s.b)
+	case stepPull:
+		w.pull(host, s.b%12)
+	case stepOperator:
+		w.operate(s.a, s.b)
 	default:
 		w.breakLaw(s, host)
 	}
@@ -228,6 +237,7 @@ func (w *world) breakLaw(s step, h *mini) {
 		if len(w.pools) > 2 {
 			w.note("pool %s is configured no more", w.pools[2].Name)
 			w.pools = w.pools[:2]
+			w.must(w.ledger.ConfigureRollouts(w.ctx, w.pools))
 		}
 	}
 }
@@ -245,7 +255,7 @@ func (w *world) snapshot() autoscaler.Snapshot {
 func (w *world) decide() fleet.Plan {
 	s := w.snapshot()
 	p := autoscaler.Decide(s)
-	bad := append(brokenLaws(s, p), untrueReasons(s, p)...)
+	bad := slices.Concat(brokenLaws(s, p), untrueReasons(s, p), imageLaws(s, p))
 	if !s.Fresh.Demand {
 		bad = append(bad, unknownDemandLaws(s, p)...)
 	}
@@ -410,7 +420,7 @@ func (w *world) play(steps []step) (failure string) {
 	defer func() {
 		switch r := recover().(type) {
 		case nil:
-		case broken:
+		case brokenLaw:
 			failure = r.what
 		default:
 			panic(r)
@@ -486,7 +496,9 @@ func (w *world) end() {
 // fair is a round in which everybody does what is theirs to do.
 func (w *world) fair() {
 	w.answer()
+	w.resolve()
 	for _, h := range w.hosts {
+		w.pull(h, 11)
 		w.round(h)
 	}
 	w.assign(0)
@@ -567,6 +579,7 @@ func (w *world) judge() {
 			}
 		}
 	}
+	w.judgeImages(p)
 	for _, g := range w.regs {
 		if !w.tampered[g.runner] {
 			w.fail("registration %s of %s is left", g.name, g.runner)

@@ -28,7 +28,9 @@ func (d *decision) usable(p *poolSheet, h *hostSheet) bool {
 	return h.live && !h.resumes.After(d.Now) && p.serves(h)
 }
 
-func (d *decision) shelve(p *poolSheet) *shelves {
+// shelve looks for hosts that could take a runner with an image; only those that hold it,
+// if others are of no use.
+func (d *decision) shelve(p *poolSheet, image string, holding bool) *shelves {
 	s := &shelves{}
 	for i := range d.sheets {
 		sheet := &d.sheets[i]
@@ -40,8 +42,10 @@ func (d *decision) shelve(p *poolSheet) *shelves {
 			continue
 		}
 		at := 1
-		if slices.Contains(sheet.Images, p.Image) {
+		if sheet.Holds(image) {
 			at = 0
+		} else if holding {
+			continue
 		}
 		s.hosts[at] = append(s.hosts[at], sheet)
 	}
@@ -110,11 +114,19 @@ func (s *shelves) sink(i int) {
 }
 
 // hasRoom reports whether the pool may have one more runner.
-func (p *poolSheet) hasRoom() bool { return p.MaxRunners == 0 || p.live < p.MaxRunners }
+func (p *poolSheet) hasRoom() bool {
+	return p.image != "" && (p.MaxRunners == 0 || p.live < p.MaxRunners)
+}
 
-// choose finds a host for one more runner of a pool and takes the slot, or
+// room is where one more runner goes, and what it is made from.
+type room struct {
+	*hostSheet
+	image string
+}
+
+// choose finds a host and an image for one more runner of a pool and takes the slot, or
 // returns nil.
-func (d *decision) choose(p *poolSheet) *hostSheet {
+func (d *decision) choose(p *poolSheet) *room {
 	if !p.hasRoom() {
 		return nil
 	}
@@ -122,14 +134,25 @@ func (d *decision) choose(p *poolSheet) *hostSheet {
 		d.wakeAt(p.resumes)
 		return nil
 	}
+	if p.wantsCanary() {
+		if p.trying == nil {
+			p.trying = d.shelve(p, p.next, true)
+		}
+		if h := p.trying.next(); h != nil {
+			p.live++
+			p.canaries++
+			return &room{h, p.next}
+		}
+	}
 	if p.shelves == nil {
-		p.shelves = d.shelve(p)
+		p.shelves = d.shelve(p, p.image, false)
 	}
 	h := p.shelves.next()
-	if h != nil {
-		p.live++
+	if h == nil {
+		return nil
 	}
-	return h
+	p.live++
+	return &room{h, p.image}
 }
 
 // place turns the matched room into runners.
@@ -145,14 +168,20 @@ func (d *decision) place(m *matching) {
 	}
 }
 
-func (d *decision) put(p *poolSheet, h *hostSheet, why string) {
+func (d *decision) put(p *poolSheet, at *room, why string) {
 	with := "without the image"
-	if slices.Contains(h.Images, p.Image) {
+	if at.Holds(at.image) {
 		with = "with the image"
 	}
+	if fleet.RemoteImage(at.image) {
+		with += " " + fleet.ImageShort(at.image)
+	}
+	if p.next != "" && at.image == p.next {
+		with += ", which it tries"
+	}
 	d.plan.Places = append(d.plan.Places, fleet.Place{
-		Pool: p.Name, Host: h.ID,
-		Reason: fmt.Sprintf("for %s; on %s, %s, %d of %d slots left", why, h.Name, with, h.free, h.Slots),
+		Pool: p.Name, Image: at.image, Host: at.ID,
+		Reason: fmt.Sprintf("for %s; on %s, %s, %d of %d slots left", why, at.Name, with, at.free, at.Slots),
 	})
 }
 

@@ -75,6 +75,7 @@ func random(seed uint64) *snap {
 		}
 		s.job(i+1, pick("r0", "r1", "r2"), labels...)
 	}
+	s.imagine(rand.New(rand.NewPCG(seed, 3)))
 	return s
 }
 
@@ -155,7 +156,7 @@ func (s *snap) covered(leaving map[fleet.RunnerID]bool, withRoom bool) []fleet.J
 				}
 			}
 		}
-		if withRoom {
+		if withRoom && !(fleet.RemoteImage(p.Image) && s.State.Rollouts[p.Name].Current == "") {
 			f.edge("pool "+p.Name, "slots", max(0, room))
 		}
 	}
@@ -219,7 +220,7 @@ func verdictOf(p fleet.Plan) (byRunner, byRoom []fleet.JobID) {
 func leavingEarly(p fleet.Plan) map[fleet.RunnerID]bool {
 	out := map[fleet.RunnerID]bool{}
 	late := func(reason string) bool {
-		return strings.HasPrefix(reason, "surplus") || strings.HasPrefix(reason, "makes room")
+		return strings.HasPrefix(reason, "surplus") || strings.HasPrefix(reason, "makes room") || strings.HasPrefix(reason, "replaced")
 	}
 	for _, a := range p.Retires {
 		out[a.Runner] = out[a.Runner] || !late(a.Reason)
@@ -261,12 +262,16 @@ func (s *snap) show(p fleet.Plan) string {
 	var b strings.Builder
 	for _, x := range s.Pools {
 		fmt.Fprintf(&b, "pool %s %v %v max %d standby %d\n", x.Name, x.Labels, x.Scopes, x.MaxRunners, x.Standby)
+		if r, ok := s.State.Rollouts[x.Name]; ok {
+			fmt.Fprintf(&b, "  image %s next %s previous %s held %s failures %d canary %+v\n",
+				fleet.ImageShort(r.Current), fleet.ImageShort(r.Next), fleet.ImageShort(r.Previous), fleet.ImageShort(r.Held), r.Failures, x.Canary)
+		}
 	}
 	for _, h := range s.State.Hosts {
-		fmt.Fprintf(&b, "host %s slots %d\n", h.ID, h.Slots)
+		fmt.Fprintf(&b, "host %s slots %d images %.19q prefetch %.60v\n", h.ID, h.Slots, h.Images, h.Prefetch)
 	}
 	for _, r := range s.State.Runners {
-		fmt.Fprintf(&b, "runner %s pool %s host %s %s wanted %q reg %q scope %q job %d done %t age %s\n", r.ID, r.Pool, r.Host, r.Phase(), r.Wanted, r.Registration, r.Scope, r.Job, r.JobDone, now.Sub(r.Since))
+		fmt.Fprintf(&b, "runner %s pool %s host %s %s image %s wanted %q reg %q scope %q job %d done %t age %s\n", r.ID, r.Pool, r.Host, r.Phase(), fleet.ImageShort(r.Image), r.Wanted, r.Registration, r.Scope, r.Job, r.JobDone, now.Sub(r.Since))
 	}
 	for _, j := range s.State.Jobs {
 		fmt.Fprintf(&b, "job %d %s %v\n", j.ID, j.Repository(), j.Labels)
@@ -283,7 +288,7 @@ func TestPlanLaws(t *testing.T) {
 	for seed := range seeds(t) {
 		s := random(seed)
 		p := s.decide()
-		for _, broken := range brokenLaws(s.Snapshot, p) {
+		for _, broken := range append(brokenLaws(s.Snapshot, p), imageLaws(s.Snapshot, p)...) {
 			t.Errorf("seed %d: %s", seed, broken)
 		}
 		if again := s.decide(); !cmp.Equal(p, again) {

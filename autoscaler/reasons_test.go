@@ -64,6 +64,8 @@ func (o oracle) holds(w fleet.Wait) bool {
 			spoken = len(slices.DeleteFunc(slices.Clone(o.plan.Waits), func(w fleet.Wait) bool { return !roomIsMade(w) }))
 		}
 		return o.some(func(p fleet.Pool) bool { return p.MaxRunners > 0 && o.live(p)+spoken >= p.MaxRunners })
+	case fleet.WaitImage:
+		return o.some(func(p fleet.Pool) bool { return fleet.RemoteImage(p.Image) && o.State.Rollouts[p.Name].Current == "" })
 	case fleet.WaitNoHost:
 		return !o.some(func(p fleet.Pool) bool { return len(o.hosts(p)) > 0 })
 	case fleet.WaitUnreachable:

@@ -24,7 +24,7 @@ func newSnap() *snap {
 	return &snap{autoscaler.Snapshot{
 		Now: now,
 		State: fleet.State{
-			Pools: map[string]fleet.PoolHealth{}, Mints: map[string]fleet.MintUse{},
+			Pools: map[string]fleet.PoolHealth{}, Mints: map[string]fleet.MintUse{}, Rollouts: map[string]fleet.Rollout{},
 		},
 		Rules:    autoscaler.Rules{HostDeadline: time.Minute},
 		Verdicts: map[fleet.JobID]autoscaler.Verdict{},
@@ -148,6 +148,22 @@ func brief(p fleet.Plan) []string {
 	}
 	for _, a := range p.Deletes {
 		out = append(out, "delete "+string(a.Runner))
+	}
+	for _, a := range p.Rollouts {
+		out = append(out, fmt.Sprintf("%s %s", a.Act, a.Pool))
+	}
+	for _, a := range p.Fetches {
+		line := fmt.Sprintf("cache of %s:", a.Host)
+		for _, i := range a.Images {
+			line += " " + fleet.ImageShort(i.Image)[:5]
+			if i.Hold {
+				line += " held"
+			}
+			if i.BytesPerSecond > 0 {
+				line += fmt.Sprintf(" at %d", i.BytesPerSecond)
+			}
+		}
+		out = append(out, line)
 	}
 	slices.Sort(out)
 	return out

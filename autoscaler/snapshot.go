@@ -7,6 +7,7 @@
 package autoscaler
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/minifleet/minifleet/fleet"
@@ -39,6 +40,31 @@ type Rules struct {
 	HostDeadline time.Duration
 	// MintsPerMinute bounds the registrations begun for one owner.
 	MintsPerMinute int
+	Images         ImageRules
+}
+
+// ImageRules say how images come to the hosts.
+type ImageRules struct {
+	// ReadyPercent of the live hosts that serve a pool must hold its next image before that
+	// serves. 0 means 100.
+	ReadyPercent int
+	// PrefetchLimit is after how long the next image serves although not enough hosts hold
+	// it, as long as one does; 0 waits for them.
+	PrefetchLimit time.Duration
+	// PrefetchHosts bounds how many hosts fetch at once. 0 means 2.
+	PrefetchHosts int
+	// BytesPerSecond is shared by those that fetch. 0 sets no limit.
+	BytesPerSecond int64
+	// Stall is after how long without progress a host gives up its turn, and how long it
+	// then waits for another at least. 0 means 5 minutes.
+	Stall time.Duration
+}
+
+func (r ImageRules) withDefaults() ImageRules {
+	r.ReadyPercent = cmp.Or(r.ReadyPercent, 100)
+	r.PrefetchHosts = cmp.Or(r.PrefetchHosts, 2)
+	r.Stall = cmp.Or(r.Stall, 5*time.Minute)
+	return r
 }
 
 // Verdict is what the policy says of a job.

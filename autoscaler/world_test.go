@@ -58,12 +58,14 @@ type mini struct {
 	instance int
 	sequence int64
 	vms      []*machine
+	cache    []fleet.CachedImage // that it fetches, or failed to
 }
 
 // machine is a VM as it is.
 type machine struct {
 	id      fleet.RunnerID
 	pool    string
+	image   string
 	want    fleet.Wanted // as fetched last
 	state   fleet.Observed
 	slot    bool
@@ -104,11 +106,11 @@ type deletion struct {
 	outcome string // "" until GitHub has answered
 }
 
-// broken is what a run ends with when a law does not hold.
-type broken struct{ what string }
+// brokenLaw is what a run ends with when a law does not hold.
+type brokenLaw struct{ what string }
 
 func (w *world) fail(format string, args ...any) {
-	panic(broken{fmt.Sprintf(format, args...)})
+	panic(brokenLaw{fmt.Sprintf(format, args...)})
 }
 
 func (w *world) note(format string, args ...any) {
@@ -154,6 +156,7 @@ func newWorld(ctx context.Context, seed uint64) *world {
 		m := &mini{id: w.books.enrol(name), name: name, facts: fleet.HostFacts{Slots: 1 + rng.IntN(2), Backends: []string{"process"}, Images: []string{"i"}}}
 		w.hosts = append(w.hosts, m)
 	}
+	w.imagine(rng)
 	return w
 }
 
@@ -162,6 +165,7 @@ func (w *world) hello() {
 	for _, h := range w.hosts {
 		w.greet(h)
 	}
+	w.must(w.ledger.ConfigureRollouts(w.ctx, w.pools))
 }
 
 func (w *world) greet(h *mini) {
@@ -208,10 +212,10 @@ func (w *world) fetch(h *mini) {
 				w.note("agent %s: %s is wanted %s", h.name, r.ID, r.Wanted)
 			}
 		case r.Wanted == fleet.WantGone || r.Wanted == fleet.WantDrain:
-			h.vms = append(h.vms, &machine{id: r.ID, pool: r.Pool, want: r.Wanted, state: fleet.ObservedGone})
+			h.vms = append(h.vms, &machine{id: r.ID, pool: r.Pool, image: r.Image, want: r.Wanted, state: fleet.ObservedGone})
 			w.note("agent %s: %s never was", h.name, r.ID)
 		default:
-			h.vms = append(h.vms, &machine{id: r.ID, pool: r.Pool, want: r.Wanted})
+			h.vms = append(h.vms, &machine{id: r.ID, pool: r.Pool, image: r.Image, want: r.Wanted})
 			w.note("agent %s: %s begins", h.name, r.ID)
 		}
 	}
@@ -224,7 +228,7 @@ func (w *world) report(h *mini) {
 		return
 	}
 	h.sequence++
-	rep := fleet.HostReport{Instance: h.agent(), Sequence: h.sequence, Facts: h.facts}
+	rep := fleet.HostReport{Instance: h.agent(), Sequence: h.sequence, Facts: h.facts, Images: h.cache}
 	for _, m := range h.vms {
 		if m.state != fleet.ObservedNone {
 			rep.Runners = append(rep.Runners, fleet.RunnerReport{
@@ -323,7 +327,12 @@ func (w *world) advance(h *mini, m *machine, j *ghJob, over bool, luck uint32) {
 		}
 	case fleet.ObservedPreparing:
 		m.state = fleet.ObservedBooting
+		h.has(m.image)
 	case fleet.ObservedBooting:
+		if broken(m.image) {
+			m.state, m.failure = fleet.ObservedFailed, "it does not boot"
+			return
+		}
 		m.state = fleet.ObservedStandby
 	case fleet.ObservedRegistering, fleet.ObservedIdle, fleet.ObservedBusy:
 		switch {
