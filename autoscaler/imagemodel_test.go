@@ -3,6 +3,7 @@
 package autoscaler_test
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -142,6 +143,18 @@ func imageLaws(s autoscaler.Snapshot, p fleet.Plan) (out []string) {
 			bad("%d of %d runners of pool %s try the next image, which are more than %d", tries[pool], live[pool], pool, most)
 		}
 	}
+	ending := map[fleet.RunnerID]bool{}
+	for _, a := range p.Retires {
+		ending[a.Runner] = true
+	}
+	for _, a := range p.Deletes {
+		ending[a.Runner] = true
+	}
+	for _, r := range s.State.Runners {
+		if r.Phase() == fleet.PhaseStandby && fleet.SameImage(r.Image, s.State.Rollouts[r.Pool].Held) && !ending[r.ID] && pools[r.Pool].Name != "" {
+			bad("standby %s goes on with an image that was left", r.ID)
+		}
+	}
 	return append(out, fetchLaws(s, p, after)...)
 }
 
@@ -189,7 +202,7 @@ func fetchLaws(s autoscaler.Snapshot, p fleet.Plan, after map[string]fleet.Rollo
 			}
 		}
 	}
-	if turns > max(s.Rules.Images.PrefetchHosts, before) {
+	if turns > max(cmp.Or(s.Rules.Images.PrefetchHosts, 2), before) {
 		bad("%d hosts fetch at once, and at most %d should", turns, s.Rules.Images.PrefetchHosts)
 	}
 	if all := s.Rules.Images.BytesPerSecond; rate > all {
