@@ -81,8 +81,8 @@ func (o operation) name() string { return o.spec["operationId"].(string) }
 
 // example returns the path with the ids of rows that exist.
 func (o operation) example() string {
-	id := map[string]string{"jobs": "15", "runners": "r-busy", "hosts": "h1"}[strings.Split(o.path, "/")[min(3, strings.Count(o.path, "/"))]]
-	return strings.ReplaceAll(o.path, "{id}", id)
+	id := map[string]string{"jobs": "15", "runners": "r-busy", "hosts": "h1", "pools": "macos-15"}[strings.Split(o.path, "/")[min(3, strings.Count(o.path, "/"))]]
+	return strings.NewReplacer("{id}", id, "{name}", id).Replace(o.path)
 }
 
 // check returns what about a JSON value is not as the schema has it. Fields that
@@ -300,7 +300,7 @@ func TestEnumerationsFollowTheDomain(t *testing.T) {
 	for _, step := range fleet.Steps() {
 		constants["Step"] = append(constants["Step"], step.String())
 	}
-	for _, name := range []string{"JobState", "Phase", "Step", "WaitCode", "DeliveryStatus", "Wanted", "Observed", "Registration"} {
+	for _, name := range []string{"JobState", "Phase", "Step", "WaitCode", "CacheState", "DeliveryStatus", "Wanted", "Observed", "Registration"} {
 		var values []string
 		for _, v := range c.at(c.doc, "components", "schemas", name, "enum").([]any) {
 			values = append(values, v.(string))

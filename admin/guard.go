@@ -22,7 +22,7 @@ import (
 	"github.com/minifleet/minifleet/secret"
 )
 
-// maxBody is far above what the one operation with a body can need.
+// maxBody is far above what any operation with a body can need.
 const maxBody = 64 << 10
 
 // secure keeps answers out of caches, and out of the hands of a browser that
@@ -129,13 +129,27 @@ func (s *Server) strictBody(next http.Handler) http.Handler {
 			s.refuse(w, r, fmt.Errorf("read body: %w", err))
 			return
 		}
-		if err := checkBody(r.Header.Get("Content-Type"), body, new(api.EnrolmentRequest)); err != nil {
+		if err := checkBody(r.Header.Get("Content-Type"), body, bodyOf(r)); err != nil {
 			s.refuse(w, r, err)
 			return
 		}
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		next.ServeHTTP(w, r)
 	})
+}
+
+// bodyOf returns what the body of a request is decoded into, by its operation.
+func bodyOf(r *http.Request) any {
+	switch path := chi.RouteContext(r.Context()).RoutePattern(); {
+	case strings.HasSuffix(path, "/pools/{name}/rollout"):
+		return new(api.RolloutRequest)
+	case strings.HasSuffix(path, "/pools/{name}/rollback"):
+		return new(api.RollbackRequest)
+	case strings.HasSuffix(path, "/enrolment-tokens"):
+		return new(api.EnrolmentRequest)
+	default:
+		return new(struct{}) // it has no field
+	}
 }
 
 func checkBody(contentType string, body []byte, into any) error {

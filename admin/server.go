@@ -42,6 +42,19 @@ type Store interface {
 	// RemoveHost forgets a host; one that is not there is fleet.ErrNotFound.
 	RemoveHost(ctx context.Context, id fleet.HostID) error
 	ListDeliveries(ctx context.Context, q fleet.DeliveryQuery) ([]fleet.DeliverySummary, string, error)
+	// Rollouts returns the rollouts of the pools whose image is a reference, by pool.
+	Rollouts(ctx context.Context) (map[string]fleet.Rollout, error)
+}
+
+// Roller changes rollouts. Errors are those of package fleet: ErrNotFound where there is
+// no such pool, ErrLocalImage, ErrNoRollout and ErrNoPrevious where it cannot be done,
+// ErrConflict where something else was to be left, ErrNoImage where there is no such image.
+type Roller interface {
+	// Take rolls out what the tag names now, or the digest that is given; at once, if now.
+	Take(ctx context.Context, pool, digest string, now bool) (fleet.Rollout, error)
+	Promote(ctx context.Context, pool string) (fleet.Rollout, error)
+	// Back goes back, if leave is "" or the digest that is left by it.
+	Back(ctx context.Context, pool, leave string) (fleet.Rollout, error)
 }
 
 // Explainer knows why queued jobs wait.
@@ -64,6 +77,7 @@ type Config struct {
 	Store        Store       // required
 	Explainer    Explainer   // required
 	Enroller     Enroller    // required
+	Roller       Roller      // required
 	Pools        []fleet.Pool
 	HostDeadline time.Duration                   // without a word from a host until it is unreachable; 0 means one minute
 	Ready        func(ctx context.Context) error // nil means always ready
@@ -78,8 +92,8 @@ func (c Config) Validate() error {
 	if strings.TrimSpace(c.Token.Reveal()) == "" {
 		errs = append(errs, errors.New("admin: the operator's token is empty: without one anybody could read the fleet and add hosts"))
 	}
-	if c.Store == nil || c.Explainer == nil || c.Enroller == nil {
-		errs = append(errs, errors.New("admin: a store, an explainer and an enroller are required"))
+	if c.Store == nil || c.Explainer == nil || c.Enroller == nil || c.Roller == nil {
+		errs = append(errs, errors.New("admin: a store, an explainer, an enroller and a roller are required"))
 	}
 	if c.HostDeadline < 0 {
 		errs = append(errs, errors.New("admin: the host deadline must not be negative"))

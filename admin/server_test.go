@@ -18,7 +18,7 @@ import (
 func TestConfigIsChecked(t *testing.T) {
 	t.Parallel()
 	store := admintest.Sample()
-	good := admin.Config{Token: secret.New("t"), Store: store, Explainer: store, Enroller: store}
+	good := admin.Config{Token: secret.New("t"), Store: store, Explainer: store, Enroller: store, Roller: store}
 	if _, err := admin.New(good); err != nil {
 		t.Errorf("the smallest configuration is refused: %v", err)
 	}

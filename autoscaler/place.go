@@ -20,7 +20,7 @@ type shelves struct {
 
 // serves reports whether the host could ever run the pool.
 func (p *poolSheet) serves(h *hostSheet) bool {
-	return h.Slots > 0 && (p.Backend == "" || slices.Contains(h.Backends, p.Backend))
+	return p.FitsOn(h.Host)
 }
 
 // usable reports whether the host could run the pool as soon as it has a slot.

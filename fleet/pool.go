@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -166,6 +167,11 @@ func (p Pool) ScopeFor(owner, repo string) (Scope, bool) {
 		}
 	}
 	return best, !best.IsZero()
+}
+
+// FitsOn reports whether the host could ever run the pool.
+func (p *Pool) FitsOn(h *Host) bool {
+	return h.Slots > 0 && (p.Backend == "" || slices.Contains(h.Backends, p.Backend))
 }
 
 // Serves reports whether a runner of the pool could run the job.

@@ -44,6 +44,8 @@ var (
 	ErrNoPrevious = errors.New("no image is known that served before")
 	// ErrLocalImage: the pool's image is a name, of which the controller knows no versions.
 	ErrLocalImage = errors.New("the pool's image is a name and not a reference: there is nothing to roll out")
+	// ErrNoImage: what a reference names is not there, or cannot be read.
+	ErrNoImage = errors.New("the image was not found")
 )
 
 // NewRollout is the state of a pool at its first sight.

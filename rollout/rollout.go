@@ -187,12 +187,6 @@ func sentence(err error) string {
 	return text
 }
 
-// ErrUnresolved: the image that an operator asked for was not found.
-var ErrUnresolved = errors.New("the image was not found")
-
-// ErrElse: not what the operator saw is to be left, but something else by now.
-var ErrElse = errors.New("another image serves or is rolled out by now")
-
 // Take rolls out what the tag of a pool's image names now, or the digest if one is given;
 // at once, if now is set, without a wait for hosts or canaries.
 func (t *Tracker) Take(ctx context.Context, pool, digest string, now bool) (fleet.Rollout, error) {
@@ -206,9 +200,9 @@ func (t *Tracker) Take(ctx context.Context, pool, digest string, now bool) (flee
 	}
 	found, err := t.resolve(ctx, reference)
 	if err != nil {
-		return fleet.Rollout{}, fmt.Errorf("%w: %s: %s", ErrUnresolved, reference, sentence(err))
+		return fleet.Rollout{}, fmt.Errorf("%w: %s: %s", fleet.ErrNoImage, reference, sentence(err))
 	}
-	return t.change(ctx, pool, "take", func(r fleet.Rollout, at time.Time) (fleet.Rollout, error) {
+	return t.change(ctx, pool, func(r fleet.Rollout, at time.Time) (fleet.Rollout, error) {
 		r = r.Asked(found, tagged, at)
 		if now && r.Next != "" {
 			return r.Promoted("an operator had it serve at once", at)
@@ -220,7 +214,7 @@ func (t *Tracker) Take(ctx context.Context, pool, digest string, now bool) (flee
 // Promote lets the image serve that is being rolled out, without a wait for hosts or
 // canaries.
 func (t *Tracker) Promote(ctx context.Context, pool string) (fleet.Rollout, error) {
-	return t.change(ctx, pool, "promote", func(r fleet.Rollout, at time.Time) (fleet.Rollout, error) {
+	return t.change(ctx, pool, func(r fleet.Rollout, at time.Time) (fleet.Rollout, error) {
 		return r.Promoted("an operator promoted it", at)
 	})
 }
@@ -228,19 +222,19 @@ func (t *Tracker) Promote(ctx context.Context, pool string) (fleet.Rollout, erro
 // Back goes back: from what is being rolled out, or else from what serves. If leave is
 // given that must have this digest: who asks twice goes back once.
 func (t *Tracker) Back(ctx context.Context, pool, leave string) (fleet.Rollout, error) {
-	return t.change(ctx, pool, "go back", func(r fleet.Rollout, at time.Time) (fleet.Rollout, error) {
+	return t.change(ctx, pool, func(r fleet.Rollout, at time.Time) (fleet.Rollout, error) {
 		from := r.Next
 		if from == "" {
 			from = r.Current
 		}
 		if leave != "" && fleet.ImageDigest(from) != leave {
-			return r, ErrElse
+			return r, fmt.Errorf("%w: %s is the newest image by now", fleet.ErrConflict, from)
 		}
 		return r.WentBack("an operator went back from "+fleet.ImageShort(from), at)
 	})
 }
 
-func (t *Tracker) change(ctx context.Context, pool, what string, next func(fleet.Rollout, time.Time) (fleet.Rollout, error)) (fleet.Rollout, error) {
+func (t *Tracker) change(ctx context.Context, pool string, next func(fleet.Rollout, time.Time) (fleet.Rollout, error)) (fleet.Rollout, error) {
 	if _, err := t.pool(pool); err != nil {
 		return fleet.Rollout{}, err
 	}
@@ -248,7 +242,6 @@ func (t *Tracker) change(ctx context.Context, pool, what string, next func(fleet
 	if err != nil {
 		return r, fmt.Errorf("pool %s: %w", pool, err)
 	}
-	t.c.Log.Info("rollout changed by an operator", "pool", pool, "what", what, "image", r.Current, "next", r.Next)
 	return r, nil
 }
 

@@ -307,7 +307,7 @@ func TestOperator(t *testing.T) {
 	want("promote", r, err, "b", "", "")
 	r, err = k.Back(ctx, "a", digest("b"))
 	want("back", r, err, "a", "", "b")
-	if _, err = k.Back(ctx, "a", digest("b")); !errors.Is(err, rollout.ErrElse) {
+	if _, err = k.Back(ctx, "a", digest("b")); !errors.Is(err, fleet.ErrConflict) {
 		t.Errorf("back once more: %v", err)
 	}
 	if _, err = k.Back(ctx, "a", ""); !errors.Is(err, fleet.ErrNoPrevious) {
@@ -335,7 +335,7 @@ func TestOperator(t *testing.T) {
 	want("the tag did not move", all["a"], err, "c", "", "")
 
 	b.set("gs://b/mac@"+digest("d"), "", errors.New("404"))
-	if _, err = k.Take(ctx, "a", digest("d"), false); !errors.Is(err, rollout.ErrUnresolved) || !strings.Contains(err.Error(), "404") {
+	if _, err = k.Take(ctx, "a", digest("d"), false); !errors.Is(err, fleet.ErrNoImage) || !strings.Contains(err.Error(), "404") {
 		t.Errorf("a digest that there is not: %v", err)
 	}
 	if _, err = k.Take(ctx, "none", "", false); !errors.Is(err, fleet.ErrNotFound) {

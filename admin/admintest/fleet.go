@@ -3,6 +3,7 @@
 package admintest
 
 import (
+	"strings"
 	"time"
 
 	"github.com/minifleet/minifleet/fleet"
@@ -22,7 +23,7 @@ func Pools() []fleet.Pool {
 	return []fleet.Pool{
 		{
 			Name: "macos-15", Labels: fleet.NewLabels("self-hosted", "macOS", "arm64"), LabelNames: []string{"self-hosted", "macOS", "arm64"},
-			Scopes: []fleet.Scope{{Owner: "acme"}, {Owner: "zeta", Repo: "tool"}}, Image: "sequoia", Backend: "vz",
+			Scopes: []fleet.Scope{{Owner: "acme"}, {Owner: "zeta", Repo: "tool"}}, Image: "gs://images/mac/sequoia:stable", Backend: "vz", Canary: fleet.Canary{Percent: 10, For: time.Hour},
 			CPUs: 4, MemoryMiB: 8192, MaxRunners: 6, Standby: 1, RunnerGroup: "minis",
 		},
 		{Name: "linux", Labels: fleet.NewLabels("linux"), Scopes: []fleet.Scope{{Owner: "acme", Repo: "app"}}, Image: "noble"},
@@ -35,6 +36,13 @@ func Sample() *Store {
 	return &Store{
 		Token: secret.New("enrol-once-0123456789"),
 		Jobs:  sampleJobs(), Runners: sampleRunners(), Hosts: sampleHosts(),
+		Rolling: map[string]fleet.Rollout{"macos-15": {
+			Pool: "macos-15", Reference: "gs://images/mac/sequoia:stable", Tagged: digest("b"),
+			Current: image("a"), Next: image("b"), Previous: image("c"), Note: "2 of 2 hosts hold it",
+			StartedAt: before(10 * time.Minute), TriedAt: before(5 * time.Minute), PromotedAt: before(24 * time.Hour),
+			Failures: 1, FailedAt: before(4 * time.Minute), Failure: "booting for longer than 5m0s",
+			Error: "403 Forbidden", ErrorAt: before(2 * time.Minute), Version: 4,
+		}},
 		Waits: map[fleet.JobID]fleet.Wait{
 			15: {Job: 15, Code: fleet.WaitBooting, Reason: "runner r-boot is booting on mini-1", Runner: "r-boot"},
 			14: {Job: 14, Code: fleet.WaitNoPool, Reason: "no pool has the labels gpu"},
@@ -53,6 +61,10 @@ func Sample() *Store {
 		},
 	}
 }
+
+func digest(letter string) string { return "sha256:" + strings.Repeat(letter, 64) }
+
+func image(letter string) string { return "gs://images/mac/sequoia@" + digest(letter) }
 
 func sampleJobs() []fleet.Job {
 	job := func(id fleet.JobID, state fleet.JobState) fleet.Job {
@@ -82,7 +94,7 @@ func sampleJobs() []fleet.Job {
 func sampleRunners() []fleet.Runner {
 	return []fleet.Runner{
 		{
-			ID: "r-busy", Pool: "macos-15", Host: "h1", Reason: "most free slots", Wanted: fleet.WantArmed, Scope: fleet.Scope{Owner: "acme"},
+			ID: "r-busy", Pool: "macos-15", Image: image("a"), Host: "h1", Reason: "most free slots", Wanted: fleet.WantArmed, Scope: fleet.Scope{Owner: "acme"},
 			Took: fleet.StepTimes{
 				fleet.StepImage: 40 * time.Millisecond, fleet.StepClone: 310 * time.Microsecond, fleet.StepBoot: 59*time.Second + 709690*time.Microsecond,
 				fleet.StepListener: 1250 * time.Millisecond, fleet.StepJob: 3 * time.Second,
@@ -110,9 +122,16 @@ func sampleRunners() []fleet.Runner {
 func sampleHosts() []fleet.Host {
 	return []fleet.Host{
 		{
-			ID: "h1", Name: "mini-1", Slots: 2, Backends: []string{"vz"}, Images: []string{"sequoia", "sonoma"}, OS: "darwin", Arch: "arm64",
+			ID: "h1", Name: "mini-1", Slots: 2, Backends: []string{"vz"}, Images: []string{digest("a"), "sonoma"}, OS: "darwin", Arch: "arm64",
 			AgentVersion: "v0.1.0", Degraded: "disk is 95% full", SeenAt: before(2 * time.Second), Failures: 1,
 			FailedAt: before(time.Hour), CreatedAt: before(72 * time.Hour),
+			Prefetch: []fleet.Prefetch{
+				{Image: image("a"), Hold: true}, {Image: image("b"), BytesPerSecond: 50 << 20, Turn: before(5 * time.Minute)}, {Image: image("d"), Hold: true},
+			},
+			Cached: []fleet.CachedImage{
+				{Image: image("a"), Digest: digest("a"), State: fleet.CacheWhole, DoneBytes: 40 << 30, TotalBytes: 40 << 30},
+				{Image: image("b"), Digest: digest("b"), State: fleet.CacheFetching, DoneBytes: 10 << 30, TotalBytes: 40 << 30, FetchedBytes: 1 << 30, Failure: "503: asked again"},
+			},
 		},
 		{ID: "h2", Name: "rack-2", Slots: 4, OS: "linux", Arch: "amd64", SeenAt: before(10 * time.Minute), CreatedAt: before(72 * time.Hour)},
 		{ID: "h3", Name: "spare", CreatedAt: before(time.Minute)},

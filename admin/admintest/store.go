@@ -26,6 +26,7 @@ type Store struct {
 	Deliveries []fleet.DeliverySummary
 	Moments    map[fleet.RunnerID][]fleet.Moment
 	Waits      map[fleet.JobID]fleet.Wait
+	Rolling    map[string]fleet.Rollout
 	Token      secret.Text // that NewEnrolment returns
 	Err        error       // if set, every call fails with it
 	Panic      any         // if set, every call panics with it
@@ -33,6 +34,7 @@ type Store struct {
 	mu      sync.Mutex
 	removed []fleet.HostID
 	enrols  []Enrolment
+	rolled  []string
 }
 
 // Enrolment is a call of NewEnrolment.
@@ -61,6 +63,47 @@ func (s *Store) trouble() error {
 		panic(s.Panic)
 	}
 	return s.Err
+}
+
+// Rolled returns the calls that change rollouts, each in a line.
+func (s *Store) Rolled() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.rolled)
+}
+
+// Rollouts returns Rolling.
+func (s *Store) Rollouts(context.Context) (map[string]fleet.Rollout, error) {
+	return s.Rolling, s.trouble()
+}
+
+// Take remembers the call.
+func (s *Store) Take(_ context.Context, pool, digest string, now bool) (fleet.Rollout, error) {
+	return s.roll(pool, fmt.Sprintf("take %s %q %t", pool, digest, now))
+}
+
+// Promote remembers the call.
+func (s *Store) Promote(_ context.Context, pool string) (fleet.Rollout, error) {
+	return s.roll(pool, "promote "+pool)
+}
+
+// Back remembers the call.
+func (s *Store) Back(_ context.Context, pool, leave string) (fleet.Rollout, error) {
+	return s.roll(pool, fmt.Sprintf("back %s %q", pool, leave))
+}
+
+func (s *Store) roll(pool, call string) (fleet.Rollout, error) {
+	if err := s.trouble(); err != nil {
+		return fleet.Rollout{}, err
+	}
+	r, ok := s.Rolling[pool]
+	if !ok {
+		return r, fmt.Errorf("pool %s: %w", pool, fleet.ErrNotFound)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rolled = append(s.rolled, call)
+	return r, nil
 }
 
 // page cuts a page out of the rows that are kept; its cursor is their offset.

@@ -19,6 +19,30 @@ import (
 	"github.com/oapi-codegen/runtime"
 )
 
+// Defines values for CacheState.
+const (
+	CacheStateFailed   CacheState = "failed"
+	CacheStateFetching CacheState = "fetching"
+	CacheStateWaiting  CacheState = "waiting"
+	CacheStateWhole    CacheState = "whole"
+)
+
+// Valid indicates whether the value is a known member of the CacheState enum.
+func (e CacheState) Valid() bool {
+	switch e {
+	case CacheStateFailed:
+		return true
+	case CacheStateFetching:
+		return true
+	case CacheStateWaiting:
+		return true
+	case CacheStateWhole:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for DeliveryStatus.
 const (
 	DeliveryStatusFailed    DeliveryStatus = "failed"
@@ -268,6 +292,7 @@ const (
 	WaitCodeAssignment  WaitCode = "assignment"
 	WaitCodeBackoff     WaitCode = "backoff"
 	WaitCodeBooting     WaitCode = "booting"
+	WaitCodeImage       WaitCode = "image"
 	WaitCodeMintBudget  WaitCode = "mint_budget"
 	WaitCodeNoHost      WaitCode = "no_host"
 	WaitCodeNoPool      WaitCode = "no_pool"
@@ -289,6 +314,8 @@ func (e WaitCode) Valid() bool {
 	case WaitCodeBackoff:
 		return true
 	case WaitCodeBooting:
+		return true
+	case WaitCodeImage:
 		return true
 	case WaitCodeMintBudget:
 		return true
@@ -335,6 +362,47 @@ func (e Wanted) Valid() bool {
 	default:
 		return false
 	}
+}
+
+// CacheState How far an image in a host's cache is. Left out until its agent has told.
+// - `whole`: it is there, and VMs can be cloned from it.
+// - `fetching`: it is on its way.
+// - `waiting`: it is held until it is the host's turn.
+// - `failed`: it could not be fetched; it is tried again with the host's next turn.
+type CacheState string
+
+// CachedImage One image in a host's cache, as its agent reported it last.
+type CachedImage struct {
+	// BytesPerSecond What the host may use for it. Left out without a limit.
+	BytesPerSecond int64 `json:"bytes_per_second,omitempty,omitzero"`
+
+	// Digest Its digest, `sha256:` and 64 hex digits.
+	Digest string `json:"digest"`
+
+	// DoneBytes How much of it is there.
+	DoneBytes int64 `json:"done_bytes,omitempty,omitzero"`
+
+	// Failure Why it could not be fetched.
+	Failure string `json:"failure,omitempty,omitzero"`
+
+	// FetchedBytes How much of what is there came over the network.
+	FetchedBytes int64 `json:"fetched_bytes,omitempty,omitzero"`
+
+	// Image The reference by which it was asked for.
+	Image string `json:"image"`
+
+	// State How far an image in a host's cache is. Left out until its agent has told.
+	// - `whole`: it is there, and VMs can be cloned from it.
+	// - `fetching`: it is on its way.
+	// - `waiting`: it is held until it is the host's turn.
+	// - `failed`: it could not be fetched; it is tried again with the host's next turn.
+	State CacheState `json:"state,omitempty,omitzero"`
+
+	// TotalBytes How large it is.
+	TotalBytes int64 `json:"total_bytes,omitempty,omitzero"`
+
+	// Turn Whether it is the host's turn to fetch it. Left out if not.
+	Turn bool `json:"turn,omitempty,omitzero"`
 }
 
 // Delivery A webhook delivery, without its payload.
@@ -452,6 +520,9 @@ type Host struct {
 	// Backends The hypervisors that its agent offers.
 	Backends []string `json:"backends"`
 
+	// Cache The images that it fetched, fetches or is to fetch. Left out where there is none.
+	Cache []CachedImage `json:"cache,omitempty,omitzero"`
+
 	// CreatedAt When it enrolled.
 	CreatedAt time.Time `json:"created_at"`
 
@@ -470,7 +541,7 @@ type Host struct {
 	// ID The controller's id.
 	ID string `json:"id"`
 
-	// Images The names of the images in its cache.
+	// Images What VMs can be cloned from at once - names of images put there by hand, digests of those that were fetched.
 	Images []string `json:"images"`
 
 	// Name The name that it enrolled with.
@@ -612,7 +683,7 @@ type Pool struct {
 	// CPUs Processors of each VM. Left out if the backend decides.
 	CPUs int `json:"cpus,omitempty,omitzero"`
 
-	// Image The name of the image that its VMs start from.
+	// Image What its VMs start from, as configured: a name, or a reference with a tag or a digest.
 	Image string `json:"image"`
 
 	// Labels All labels of its runners. It can serve a job that asks for a part of them.
@@ -626,6 +697,10 @@ type Pool struct {
 
 	// Name The name of the pool.
 	Name string `json:"name"`
+
+	// Rollout Which image the runners of a pool are made from, and which they are to be made from next. Left out
+	// for a pool whose image is a name. Images are references with a digest.
+	Rollout Rollout `json:"rollout,omitempty,omitzero"`
 
 	// RunnerGroup The group at GitHub that its runners join.
 	RunnerGroup string `json:"runner_group,omitempty,omitzero"`
@@ -655,6 +730,84 @@ type PoolPage struct {
 // `gone`: removed. Left out if there never was one.
 type Registration string
 
+// RollbackRequest What to go back from.
+type RollbackRequest struct {
+	// Leave The digest of the image to leave. If another one is the newest by now, nothing is done.
+	Leave string `json:"leave,omitempty,omitzero"`
+}
+
+// Rollout Which image the runners of a pool are made from, and which they are to be made from next. Left out
+// for a pool whose image is a name. Images are references with a digest.
+type Rollout struct {
+	// CanaryFor For how long, before it serves; left out if an operator decides that.
+	//
+	// Example: 1h0m0s
+	CanaryFor string `json:"canary_for,omitempty,omitzero"`
+
+	// CanaryPercent The share of the runners that tries the next image first.
+	CanaryPercent int `json:"canary_percent,omitempty,omitzero"`
+
+	// Current What serves. Left out while the tag was never read.
+	Current string `json:"current,omitempty,omitzero"`
+
+	// Error Why the tag cannot be read. What serves goes on serving.
+	Error string `json:"error,omitempty,omitzero"`
+
+	// ErrorAt Since when that is so.
+	ErrorAt time.Time `json:"error_at,omitempty,omitzero"`
+
+	// FailedAt When the last of them did.
+	FailedAt time.Time `json:"failed_at,omitempty,omitzero"`
+
+	// Failure And why.
+	Failure string `json:"failure,omitempty,omitzero"`
+
+	// Failures How many runners with the next image failed.
+	Failures int `json:"failures,omitempty,omitzero"`
+
+	// Held What was gone back from. It is not taken again by itself until the tag has moved.
+	Held string `json:"held,omitempty,omitzero"`
+
+	// Hosts How many hosts that are online could serve the pool.
+	Hosts int `json:"hosts"`
+
+	// HostsWithCurrent How many of them have the current image.
+	HostsWithCurrent int `json:"hosts_with_current"`
+
+	// HostsWithNext How many of them have the next one.
+	HostsWithNext int `json:"hosts_with_next"`
+
+	// Next What is being rolled out.
+	Next string `json:"next,omitempty,omitzero"`
+
+	// Note Why what serves does.
+	Note string `json:"note,omitempty,omitzero"`
+
+	// Previous What served before and can be gone back to.
+	Previous string `json:"previous,omitempty,omitzero"`
+
+	// PromotedAt When the current image began to serve.
+	PromotedAt time.Time `json:"promoted_at,omitempty,omitzero"`
+
+	// StartedAt When the rollout of the next image began.
+	StartedAt time.Time `json:"started_at,omitempty,omitzero"`
+
+	// Tagged The digest that the tag named when it was last read.
+	Tagged string `json:"tagged,omitempty,omitzero"`
+
+	// TriedAt When a guest with the next image answered for the first time.
+	TriedAt time.Time `json:"tried_at,omitempty,omitzero"`
+}
+
+// RolloutRequest Which image to roll out, and how fast.
+type RolloutRequest struct {
+	// Digest Of an image in the place that the pool's reference names: `sha256:` and 64 hex digits. Left out, what the tag names.
+	Digest string `json:"digest,omitempty,omitzero"`
+
+	// Now Whether it serves at once, without a wait for hosts or for canaries.
+	Now bool `json:"now,omitempty,omitzero"`
+}
+
 // Runner One ephemeral runner, which is one VM and takes one job at most.
 type Runner struct {
 	// ArmedAt When it was last granted a registration.
@@ -683,6 +836,9 @@ type Runner struct {
 
 	// ID The controller's id; it names the VM on the host as well.
 	ID string `json:"id"`
+
+	// Image What it was made from: a name, or a reference with a digest.
+	Image string `json:"image,omitempty,omitzero"`
 
 	// Job The id of the job that GitHub gave it.
 	Job int64 `json:"job,omitempty,omitzero"`
@@ -797,7 +953,8 @@ type Wait struct {
 	// with a job that GitHub has not named yet. `registering`: a runner is registering at GitHub.
 	// `arming`: a booted VM is being given a registration. `booting`: a VM is coming. `mint_budget`:
 	// GitHub's limit on registrations is used up for the moment. `policy`: there is no verdict on the
-	// job yet, or it was refused. `pool_limit`: every pool for it is at its `max_runners`. `no_host`:
+	// job yet, or it was refused. `pool_limit`: every pool for it is at its `max_runners`. `image`:
+	// no digest of its pool's image is known yet. `no_host`:
 	// no host can run the pool. `no_slot`: every slot is taken. `backoff`: the pool failed several
 	// times in a row and is left alone for a while. `unreachable`: the only fitting hosts are not
 	// heard from.
@@ -815,7 +972,8 @@ type Wait struct {
 // with a job that GitHub has not named yet. `registering`: a runner is registering at GitHub.
 // `arming`: a booted VM is being given a registration. `booting`: a VM is coming. `mint_budget`:
 // GitHub's limit on registrations is used up for the moment. `policy`: there is no verdict on the
-// job yet, or it was refused. `pool_limit`: every pool for it is at its `max_runners`. `no_host`:
+// job yet, or it was refused. `pool_limit`: every pool for it is at its `max_runners`. `image`:
+// no digest of its pool's image is known yet. `no_host`:
 // no host can run the pool. `no_slot`: every slot is taken. `backoff`: the pool failed several
 // times in a row and is left alone for a while. `unreachable`: the only fitting hosts are not
 // heard from.
@@ -834,11 +992,17 @@ type JobID = int64
 // Limit defines model for Limit.
 type Limit = int
 
+// PoolName defines model for PoolName.
+type PoolName = string
+
 // RunnerID defines model for RunnerID.
 type RunnerID = string
 
 // BadRequest Why a request was refused.
 type BadRequest = Error
+
+// Conflict Why a request was refused.
+type Conflict = Error
 
 // Failure Why a request was refused.
 type Failure = Error
@@ -926,6 +1090,12 @@ type ListRunnersParams struct {
 
 // CreateEnrolmentTokenJSONRequestBody defines body for CreateEnrolmentToken for application/json ContentType.
 type CreateEnrolmentTokenJSONRequestBody = EnrolmentRequest
+
+// RollBackJSONRequestBody defines body for RollBack for application/json ContentType.
+type RollBackJSONRequestBody = RollbackRequest
+
+// RollOutJSONRequestBody defines body for RollOut for application/json ContentType.
+type RollOutJSONRequestBody = RolloutRequest
 
 // RequestEditorFn is the function signature for the RequestEditor callback function
 type RequestEditorFn func(ctx context.Context, req *http.Request) error
@@ -1072,6 +1242,60 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /api/v1/pools (the `ListPools` operationId).
 	ListPools(ctx context.Context, params *ListPoolsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetPool Shows one pool.
+	//
+	// Corresponds with GET /api/v1/pools/{name} (the `GetPool` operationId).
+	GetPool(ctx context.Context, name PoolName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// Promote Lets the image serve that is being rolled out.
+	//
+	// New runners are made from it at once, on hosts that have yet to fetch it too.
+	//
+	// Corresponds with POST /api/v1/pools/{name}/promote (the `Promote` operationId).
+	Promote(ctx context.Context, name PoolName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RollBackWithBody Goes back from an image.
+	//
+	// What is being rolled out is given up; if nothing is, the image that served before serves again.
+	// Runners of what was left end at once, unless they run a job. The tag's image is not taken again
+	// until the tag moves, or until it is asked for.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/pools/{name}/rollback (the `RollBack` operationId).
+	RollBackWithBody(ctx context.Context, name PoolName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RollBack Goes back from an image.
+	//
+	// What is being rolled out is given up; if nothing is, the image that served before serves again.
+	// Runners of what was left end at once, unless they run a job. The tag's image is not taken again
+	// until the tag moves, or until it is asked for.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/pools/{name}/rollback (the `RollBack` operationId).
+	RollBack(ctx context.Context, name PoolName, body RollBackJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RollOutWithBody Rolls an image out to a pool.
+	//
+	// Without a body this is the image that the pool's tag names at this moment, even if the pool was
+	// taken back from it. Hosts fetch it while the old one serves.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/pools/{name}/rollout (the `RollOut` operationId).
+	RollOutWithBody(ctx context.Context, name PoolName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RollOut Rolls an image out to a pool.
+	//
+	// Without a body this is the image that the pool's tag names at this moment, even if the pool was
+	// taken back from it. Hosts fetch it while the old one serves.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/pools/{name}/rollout (the `RollOut` operationId).
+	RollOut(ctx context.Context, name PoolName, body RollOutJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListRunners Lists runners, newest first.
 	//
@@ -1273,6 +1497,120 @@ func (c *Client) GetSpec(ctx context.Context, reqEditors ...RequestEditorFn) (*h
 // Corresponds with GET /api/v1/pools (the `ListPools` operationId).
 func (c *Client) ListPools(ctx context.Context, params *ListPoolsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListPoolsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetPool Shows one pool.
+//
+// Corresponds with GET /api/v1/pools/{name} (the `GetPool` operationId).
+func (c *Client) GetPool(ctx context.Context, name PoolName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetPoolRequest(c.Server, name)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// Promote Lets the image serve that is being rolled out.
+//
+// New runners are made from it at once, on hosts that have yet to fetch it too.
+//
+// Corresponds with POST /api/v1/pools/{name}/promote (the `Promote` operationId).
+func (c *Client) Promote(ctx context.Context, name PoolName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPromoteRequest(c.Server, name)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RollBackWithBody Goes back from an image.
+//
+// What is being rolled out is given up; if nothing is, the image that served before serves again.
+// Runners of what was left end at once, unless they run a job. The tag's image is not taken again
+// until the tag moves, or until it is asked for.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/pools/{name}/rollback (the `RollBack` operationId).
+func (c *Client) RollBackWithBody(ctx context.Context, name PoolName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRollBackRequestWithBody(c.Server, name, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RollBack Goes back from an image.
+//
+// What is being rolled out is given up; if nothing is, the image that served before serves again.
+// Runners of what was left end at once, unless they run a job. The tag's image is not taken again
+// until the tag moves, or until it is asked for.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/pools/{name}/rollback (the `RollBack` operationId).
+func (c *Client) RollBack(ctx context.Context, name PoolName, body RollBackJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRollBackRequest(c.Server, name, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RollOutWithBody Rolls an image out to a pool.
+//
+// Without a body this is the image that the pool's tag names at this moment, even if the pool was
+// taken back from it. Hosts fetch it while the old one serves.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/pools/{name}/rollout (the `RollOut` operationId).
+func (c *Client) RollOutWithBody(ctx context.Context, name PoolName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRollOutRequestWithBody(c.Server, name, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RollOut Rolls an image out to a pool.
+//
+// Without a body this is the image that the pool's tag names at this moment, even if the pool was
+// taken back from it. Hosts fetch it while the old one serves.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/pools/{name}/rollout (the `RollOut` operationId).
+func (c *Client) RollOut(ctx context.Context, name PoolName, body RollOutJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRollOutRequest(c.Server, name, body)
 	if err != nil {
 		return nil, err
 	}
@@ -1885,6 +2223,168 @@ func NewListPoolsRequest(server string, params *ListPoolsParams) (*http.Request,
 	return req, nil
 }
 
+// NewGetPoolRequest constructs an http.Request for the GetPool method
+func NewGetPoolRequest(server string, name PoolName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/pools/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewPromoteRequest constructs an http.Request for the Promote method
+func NewPromoteRequest(server string, name PoolName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/pools/%s/promote", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRollBackRequest calls the generic RollBack builder with application/json body
+func NewRollBackRequest(server string, name PoolName, body RollBackJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRollBackRequestWithBody(server, name, "application/json", bodyReader)
+}
+
+// NewRollBackRequestWithBody constructs an http.Request for the RollBack method, with any body, and a specified content type
+func NewRollBackRequestWithBody(server string, name PoolName, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/pools/%s/rollback", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewRollOutRequest calls the generic RollOut builder with application/json body
+func NewRollOutRequest(server string, name PoolName, body RollOutJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRollOutRequestWithBody(server, name, "application/json", bodyReader)
+}
+
+// NewRollOutRequestWithBody constructs an http.Request for the RollOut method, with any body, and a specified content type
+func NewRollOutRequestWithBody(server string, name PoolName, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/pools/%s/rollout", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewListRunnersRequest constructs an http.Request for the ListRunners method
 func NewListRunnersRequest(server string, params *ListRunnersParams) (*http.Request, error) {
 	var err error
@@ -2279,6 +2779,64 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /api/v1/pools (the `ListPools` operationId).
 	ListPoolsWithResponse(ctx context.Context, params *ListPoolsParams, reqEditors ...RequestEditorFn) (*ListPoolsResponse, error)
+
+	// GetPoolWithResponse Shows one pool.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/pools/{name} (the `GetPool` operationId).
+	GetPoolWithResponse(ctx context.Context, name PoolName, reqEditors ...RequestEditorFn) (*GetPoolResponse, error)
+
+	// PromoteWithResponse Lets the image serve that is being rolled out.
+	//
+	// New runners are made from it at once, on hosts that have yet to fetch it too.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/pools/{name}/promote (the `Promote` operationId).
+	PromoteWithResponse(ctx context.Context, name PoolName, reqEditors ...RequestEditorFn) (*PromoteResponse, error)
+
+	// RollBackWithBodyWithResponse Goes back from an image.
+	//
+	// What is being rolled out is given up; if nothing is, the image that served before serves again.
+	// Runners of what was left end at once, unless they run a job. The tag's image is not taken again
+	// until the tag moves, or until it is asked for.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/pools/{name}/rollback (the `RollBack` operationId).
+	RollBackWithBodyWithResponse(ctx context.Context, name PoolName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RollBackResponse, error)
+
+	// RollBackWithResponse Goes back from an image.
+	//
+	// What is being rolled out is given up; if nothing is, the image that served before serves again.
+	// Runners of what was left end at once, unless they run a job. The tag's image is not taken again
+	// until the tag moves, or until it is asked for.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/pools/{name}/rollback (the `RollBack` operationId).
+	RollBackWithResponse(ctx context.Context, name PoolName, body RollBackJSONRequestBody, reqEditors ...RequestEditorFn) (*RollBackResponse, error)
+
+	// RollOutWithBodyWithResponse Rolls an image out to a pool.
+	//
+	// Without a body this is the image that the pool's tag names at this moment, even if the pool was
+	// taken back from it. Hosts fetch it while the old one serves.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/pools/{name}/rollout (the `RollOut` operationId).
+	RollOutWithBodyWithResponse(ctx context.Context, name PoolName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RollOutResponse, error)
+
+	// RollOutWithResponse Rolls an image out to a pool.
+	//
+	// Without a body this is the image that the pool's tag names at this moment, even if the pool was
+	// taken back from it. Hosts fetch it while the old one serves.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/pools/{name}/rollout (the `RollOut` operationId).
+	RollOutWithResponse(ctx context.Context, name PoolName, body RollOutJSONRequestBody, reqEditors ...RequestEditorFn) (*RollOutResponse, error)
 
 	// ListRunnersWithResponse Lists runners, newest first.
 	//
@@ -2944,6 +3502,324 @@ func (r ListPoolsResponse) ContentType() string {
 	return ""
 }
 
+// GetPoolResponse401Headers the declared response headers of an HTTP 401 response for GetPool
+type GetPoolResponse401Headers struct {
+	WWWAuthenticate string
+}
+
+type GetPoolResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Pool
+	// JSON401 the response for an HTTP 401 `application/json` response
+	JSON401 *Unauthorized
+	// JSON404 the response for an HTTP 404 `application/json` response
+	JSON404 *NotFound
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Failure
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *GetPoolResponse401Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetPoolResponse) GetJSON200() *Pool {
+	return r.JSON200
+}
+
+// GetJSON401 returns the response for an HTTP 401 `application/json` response
+func (r GetPoolResponse) GetJSON401() *Unauthorized {
+	return r.JSON401
+}
+
+// GetJSON404 returns the response for an HTTP 404 `application/json` response
+func (r GetPoolResponse) GetJSON404() *NotFound {
+	return r.JSON404
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r GetPoolResponse) GetJSONDefault() *Failure {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetPoolResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetPoolResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetPoolResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetPoolResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// PromoteResponse401Headers the declared response headers of an HTTP 401 response for Promote
+type PromoteResponse401Headers struct {
+	WWWAuthenticate string
+}
+
+type PromoteResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Pool
+	// JSON401 the response for an HTTP 401 `application/json` response
+	JSON401 *Unauthorized
+	// JSON404 the response for an HTTP 404 `application/json` response
+	JSON404 *NotFound
+	// JSON409 the response for an HTTP 409 `application/json` response
+	JSON409 *Conflict
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Failure
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *PromoteResponse401Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r PromoteResponse) GetJSON200() *Pool {
+	return r.JSON200
+}
+
+// GetJSON401 returns the response for an HTTP 401 `application/json` response
+func (r PromoteResponse) GetJSON401() *Unauthorized {
+	return r.JSON401
+}
+
+// GetJSON404 returns the response for an HTTP 404 `application/json` response
+func (r PromoteResponse) GetJSON404() *NotFound {
+	return r.JSON404
+}
+
+// GetJSON409 returns the response for an HTTP 409 `application/json` response
+func (r PromoteResponse) GetJSON409() *Conflict {
+	return r.JSON409
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r PromoteResponse) GetJSONDefault() *Failure {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PromoteResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PromoteResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PromoteResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PromoteResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// RollBackResponse401Headers the declared response headers of an HTTP 401 response for RollBack
+type RollBackResponse401Headers struct {
+	WWWAuthenticate string
+}
+
+type RollBackResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Pool
+	// JSON400 the response for an HTTP 400 `application/json` response
+	JSON400 *BadRequest
+	// JSON401 the response for an HTTP 401 `application/json` response
+	JSON401 *Unauthorized
+	// JSON404 the response for an HTTP 404 `application/json` response
+	JSON404 *NotFound
+	// JSON409 the response for an HTTP 409 `application/json` response
+	JSON409 *Conflict
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Failure
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *RollBackResponse401Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RollBackResponse) GetJSON200() *Pool {
+	return r.JSON200
+}
+
+// GetJSON400 returns the response for an HTTP 400 `application/json` response
+func (r RollBackResponse) GetJSON400() *BadRequest {
+	return r.JSON400
+}
+
+// GetJSON401 returns the response for an HTTP 401 `application/json` response
+func (r RollBackResponse) GetJSON401() *Unauthorized {
+	return r.JSON401
+}
+
+// GetJSON404 returns the response for an HTTP 404 `application/json` response
+func (r RollBackResponse) GetJSON404() *NotFound {
+	return r.JSON404
+}
+
+// GetJSON409 returns the response for an HTTP 409 `application/json` response
+func (r RollBackResponse) GetJSON409() *Conflict {
+	return r.JSON409
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r RollBackResponse) GetJSONDefault() *Failure {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RollBackResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RollBackResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RollBackResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RollBackResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// RollOutResponse401Headers the declared response headers of an HTTP 401 response for RollOut
+type RollOutResponse401Headers struct {
+	WWWAuthenticate string
+}
+
+type RollOutResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Pool
+	// JSON400 the response for an HTTP 400 `application/json` response
+	JSON400 *BadRequest
+	// JSON401 the response for an HTTP 401 `application/json` response
+	JSON401 *Unauthorized
+	// JSON404 the response for an HTTP 404 `application/json` response
+	JSON404 *NotFound
+	// JSON409 the response for an HTTP 409 `application/json` response
+	JSON409 *Conflict
+	// JSON502 the response for an HTTP 502 `application/json` response
+	JSON502 *Error
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Failure
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *RollOutResponse401Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RollOutResponse) GetJSON200() *Pool {
+	return r.JSON200
+}
+
+// GetJSON400 returns the response for an HTTP 400 `application/json` response
+func (r RollOutResponse) GetJSON400() *BadRequest {
+	return r.JSON400
+}
+
+// GetJSON401 returns the response for an HTTP 401 `application/json` response
+func (r RollOutResponse) GetJSON401() *Unauthorized {
+	return r.JSON401
+}
+
+// GetJSON404 returns the response for an HTTP 404 `application/json` response
+func (r RollOutResponse) GetJSON404() *NotFound {
+	return r.JSON404
+}
+
+// GetJSON409 returns the response for an HTTP 409 `application/json` response
+func (r RollOutResponse) GetJSON409() *Conflict {
+	return r.JSON409
+}
+
+// GetJSON502 returns the response for an HTTP 502 `application/json` response
+func (r RollOutResponse) GetJSON502() *Error {
+	return r.JSON502
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r RollOutResponse) GetJSONDefault() *Failure {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RollOutResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RollOutResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RollOutResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RollOutResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // ListRunnersResponse401Headers the declared response headers of an HTTP 401 response for ListRunners
 type ListRunnersResponse401Headers struct {
 	WWWAuthenticate string
@@ -3448,6 +4324,100 @@ func (c *ClientWithResponses) ListPoolsWithResponse(ctx context.Context, params 
 		return nil, err
 	}
 	return ParseListPoolsResponse(rsp)
+}
+
+// GetPoolWithResponse Shows one pool.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/pools/{name} (the `GetPool` operationId).
+func (c *ClientWithResponses) GetPoolWithResponse(ctx context.Context, name PoolName, reqEditors ...RequestEditorFn) (*GetPoolResponse, error) {
+	rsp, err := c.GetPool(ctx, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetPoolResponse(rsp)
+}
+
+// PromoteWithResponse Lets the image serve that is being rolled out.
+//
+// New runners are made from it at once, on hosts that have yet to fetch it too.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/pools/{name}/promote (the `Promote` operationId).
+func (c *ClientWithResponses) PromoteWithResponse(ctx context.Context, name PoolName, reqEditors ...RequestEditorFn) (*PromoteResponse, error) {
+	rsp, err := c.Promote(ctx, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePromoteResponse(rsp)
+}
+
+// RollBackWithBodyWithResponse Goes back from an image.
+//
+// What is being rolled out is given up; if nothing is, the image that served before serves again.
+// Runners of what was left end at once, unless they run a job. The tag's image is not taken again
+// until the tag moves, or until it is asked for.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/pools/{name}/rollback (the `RollBack` operationId).
+func (c *ClientWithResponses) RollBackWithBodyWithResponse(ctx context.Context, name PoolName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RollBackResponse, error) {
+	rsp, err := c.RollBackWithBody(ctx, name, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRollBackResponse(rsp)
+}
+
+// RollBackWithResponse Goes back from an image.
+//
+// What is being rolled out is given up; if nothing is, the image that served before serves again.
+// Runners of what was left end at once, unless they run a job. The tag's image is not taken again
+// until the tag moves, or until it is asked for.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/pools/{name}/rollback (the `RollBack` operationId).
+func (c *ClientWithResponses) RollBackWithResponse(ctx context.Context, name PoolName, body RollBackJSONRequestBody, reqEditors ...RequestEditorFn) (*RollBackResponse, error) {
+	rsp, err := c.RollBack(ctx, name, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRollBackResponse(rsp)
+}
+
+// RollOutWithBodyWithResponse Rolls an image out to a pool.
+//
+// Without a body this is the image that the pool's tag names at this moment, even if the pool was
+// taken back from it. Hosts fetch it while the old one serves.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/pools/{name}/rollout (the `RollOut` operationId).
+func (c *ClientWithResponses) RollOutWithBodyWithResponse(ctx context.Context, name PoolName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RollOutResponse, error) {
+	rsp, err := c.RollOutWithBody(ctx, name, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRollOutResponse(rsp)
+}
+
+// RollOutWithResponse Rolls an image out to a pool.
+//
+// Without a body this is the image that the pool's tag names at this moment, even if the pool was
+// taken back from it. Hosts fetch it while the old one serves.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/pools/{name}/rollout (the `RollOut` operationId).
+func (c *ClientWithResponses) RollOutWithResponse(ctx context.Context, name PoolName, body RollOutJSONRequestBody, reqEditors ...RequestEditorFn) (*RollOutResponse, error) {
+	rsp, err := c.RollOut(ctx, name, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRollOutResponse(rsp)
 }
 
 // ListRunnersWithResponse Lists runners, newest first.
@@ -4071,6 +5041,288 @@ func ParseListPoolsResponse(rsp *http.Response) (*ListPoolsResponse, error) {
 	return response, nil
 }
 
+// ParseGetPoolResponse parses an HTTP response from a GetPoolWithResponse call
+func ParseGetPoolResponse(rsp *http.Response) (*GetPoolResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetPoolResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Pool
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Failure
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 401:
+		var headers GetPoolResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = value
+		}
+		response.Headers401 = &headers
+	}
+
+	return response, nil
+}
+
+// ParsePromoteResponse parses an HTTP response from a PromoteWithResponse call
+func ParsePromoteResponse(rsp *http.Response) (*PromoteResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PromoteResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Pool
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Failure
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 401:
+		var headers PromoteResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = value
+		}
+		response.Headers401 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRollBackResponse parses an HTTP response from a RollBackWithResponse call
+func ParseRollBackResponse(rsp *http.Response) (*RollBackResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RollBackResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Pool
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Failure
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 401:
+		var headers RollBackResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = value
+		}
+		response.Headers401 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRollOutResponse parses an HTTP response from a RollOutWithResponse call
+func ParseRollOutResponse(rsp *http.Response) (*RollOutResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RollOutResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Pool
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 502:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON502 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Failure
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 401:
+		var headers RollOutResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = value
+		}
+		response.Headers401 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseListRunnersResponse parses an HTTP response from a ListRunnersWithResponse call
 func ParseListRunnersResponse(rsp *http.Response) (*ListRunnersResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -4392,6 +5644,18 @@ type ServerInterface interface {
 	// ListPools Lists the configured pools by name, with the runners that they have.
 	// (GET /api/v1/pools)
 	ListPools(w http.ResponseWriter, r *http.Request, params ListPoolsParams)
+	// GetPool Shows one pool.
+	// (GET /api/v1/pools/{name})
+	GetPool(w http.ResponseWriter, r *http.Request, name PoolName)
+	// Promote Lets the image serve that is being rolled out.
+	// (POST /api/v1/pools/{name}/promote)
+	Promote(w http.ResponseWriter, r *http.Request, name PoolName)
+	// RollBack Goes back from an image.
+	// (POST /api/v1/pools/{name}/rollback)
+	RollBack(w http.ResponseWriter, r *http.Request, name PoolName)
+	// RollOut Rolls an image out to a pool.
+	// (POST /api/v1/pools/{name}/rollout)
+	RollOut(w http.ResponseWriter, r *http.Request, name PoolName)
 	// ListRunners Lists runners, newest first.
 	// (GET /api/v1/runners)
 	ListRunners(w http.ResponseWriter, r *http.Request, params ListRunnersParams)
@@ -4467,6 +5731,30 @@ func (_ Unimplemented) GetSpec(w http.ResponseWriter, r *http.Request) {
 // ListPools Lists the configured pools by name, with the runners that they have.
 // (GET /api/v1/pools)
 func (_ Unimplemented) ListPools(w http.ResponseWriter, r *http.Request, params ListPoolsParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetPool Shows one pool.
+// (GET /api/v1/pools/{name})
+func (_ Unimplemented) GetPool(w http.ResponseWriter, r *http.Request, name PoolName) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// Promote Lets the image serve that is being rolled out.
+// (POST /api/v1/pools/{name}/promote)
+func (_ Unimplemented) Promote(w http.ResponseWriter, r *http.Request, name PoolName) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// RollBack Goes back from an image.
+// (POST /api/v1/pools/{name}/rollback)
+func (_ Unimplemented) RollBack(w http.ResponseWriter, r *http.Request, name PoolName) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// RollOut Rolls an image out to a pool.
+// (POST /api/v1/pools/{name}/rollout)
+func (_ Unimplemented) RollOut(w http.ResponseWriter, r *http.Request, name PoolName) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -4883,6 +6171,110 @@ func (siw *ServerInterfaceWrapper) ListPools(w http.ResponseWriter, r *http.Requ
 	handler.ServeHTTP(w, r)
 }
 
+// GetPool operation middleware
+func (siw *ServerInterfaceWrapper) GetPool(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name PoolName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", chi.URLParam(r, "name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetPool(w, r, name)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// Promote operation middleware
+func (siw *ServerInterfaceWrapper) Promote(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name PoolName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", chi.URLParam(r, "name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.Promote(w, r, name)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RollBack operation middleware
+func (siw *ServerInterfaceWrapper) RollBack(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name PoolName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", chi.URLParam(r, "name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RollBack(w, r, name)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RollOut operation middleware
+func (siw *ServerInterfaceWrapper) RollOut(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name PoolName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", chi.URLParam(r, "name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RollOut(w, r, name)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ListRunners operation middleware
 func (siw *ServerInterfaceWrapper) ListRunners(w http.ResponseWriter, r *http.Request) {
 
@@ -5216,6 +6608,18 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Get(options.BaseURL+"/api/v1/pools", wrapper.ListPools)
 	})
 	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/api/v1/pools/{name}", wrapper.GetPool)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/api/v1/pools/{name}/rollout", wrapper.RollOut)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/api/v1/pools/{name}/promote", wrapper.Promote)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/api/v1/pools/{name}/rollback", wrapper.RollBack)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/api/v1/deliveries", wrapper.ListDeliveries)
 	})
 	r.Group(func(r chi.Router) {
@@ -5238,6 +6642,8 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 }
 
 type BadRequestJSONResponse Error
+
+type ConflictJSONResponse Error
 
 type FailureJSONResponse Error
 
@@ -5877,6 +7283,364 @@ func (response ListPoolsdefaultJSONResponse) VisitListPoolsResponse(w http.Respo
 	return err
 }
 
+type GetPoolRequestObject struct {
+	Name PoolName `json:"name"`
+}
+
+type GetPoolResponseObject interface {
+	VisitGetPoolResponse(w http.ResponseWriter) error
+}
+
+type GetPool200JSONResponse Pool
+
+func (response GetPool200JSONResponse) VisitGetPoolResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetPool401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response GetPool401JSONResponse) VisitGetPoolResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetPool404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response GetPool404JSONResponse) VisitGetPoolResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetPooldefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetPooldefaultJSONResponse) VisitGetPoolResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PromoteRequestObject struct {
+	Name PoolName `json:"name"`
+}
+
+type PromoteResponseObject interface {
+	VisitPromoteResponse(w http.ResponseWriter) error
+}
+
+type Promote200JSONResponse Pool
+
+func (response Promote200JSONResponse) VisitPromoteResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type Promote401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response Promote401JSONResponse) VisitPromoteResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type Promote404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response Promote404JSONResponse) VisitPromoteResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type Promote409JSONResponse struct{ ConflictJSONResponse }
+
+func (response Promote409JSONResponse) VisitPromoteResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PromotedefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response PromotedefaultJSONResponse) VisitPromoteResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollBackRequestObject struct {
+	Name PoolName `json:"name"`
+	Body *RollBackJSONRequestBody
+}
+
+type RollBackResponseObject interface {
+	VisitRollBackResponse(w http.ResponseWriter) error
+}
+
+type RollBack200JSONResponse Pool
+
+func (response RollBack200JSONResponse) VisitRollBackResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollBack400JSONResponse struct{ BadRequestJSONResponse }
+
+func (response RollBack400JSONResponse) VisitRollBackResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollBack401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response RollBack401JSONResponse) VisitRollBackResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollBack404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response RollBack404JSONResponse) VisitRollBackResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollBack409JSONResponse struct{ ConflictJSONResponse }
+
+func (response RollBack409JSONResponse) VisitRollBackResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollBackdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response RollBackdefaultJSONResponse) VisitRollBackResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollOutRequestObject struct {
+	Name PoolName `json:"name"`
+	Body *RollOutJSONRequestBody
+}
+
+type RollOutResponseObject interface {
+	VisitRollOutResponse(w http.ResponseWriter) error
+}
+
+type RollOut200JSONResponse Pool
+
+func (response RollOut200JSONResponse) VisitRollOutResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollOut400JSONResponse struct{ BadRequestJSONResponse }
+
+func (response RollOut400JSONResponse) VisitRollOutResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollOut401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response RollOut401JSONResponse) VisitRollOutResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollOut404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response RollOut404JSONResponse) VisitRollOutResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollOut409JSONResponse struct{ ConflictJSONResponse }
+
+func (response RollOut409JSONResponse) VisitRollOutResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollOut502JSONResponse Error
+
+func (response RollOut502JSONResponse) VisitRollOutResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(502)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollOutdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response RollOutdefaultJSONResponse) VisitRollOutResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListRunnersRequestObject struct {
 	Params ListRunnersParams
 }
@@ -6219,6 +7983,18 @@ type StrictServerInterface interface {
 	// ListPools Lists the configured pools by name, with the runners that they have.
 	// (GET /api/v1/pools)
 	ListPools(ctx context.Context, request ListPoolsRequestObject) (ListPoolsResponseObject, error)
+	// GetPool Shows one pool.
+	// (GET /api/v1/pools/{name})
+	GetPool(ctx context.Context, request GetPoolRequestObject) (GetPoolResponseObject, error)
+	// Promote Lets the image serve that is being rolled out.
+	// (POST /api/v1/pools/{name}/promote)
+	Promote(ctx context.Context, request PromoteRequestObject) (PromoteResponseObject, error)
+	// RollBack Goes back from an image.
+	// (POST /api/v1/pools/{name}/rollback)
+	RollBack(ctx context.Context, request RollBackRequestObject) (RollBackResponseObject, error)
+	// RollOut Rolls an image out to a pool.
+	// (POST /api/v1/pools/{name}/rollout)
+	RollOut(ctx context.Context, request RollOutRequestObject) (RollOutResponseObject, error)
 	// ListRunners Lists runners, newest first.
 	// (GET /api/v1/runners)
 	ListRunners(ctx context.Context, request ListRunnersRequestObject) (ListRunnersResponseObject, error)
@@ -6511,6 +8287,130 @@ func (sh *strictHandler) ListPools(w http.ResponseWriter, r *http.Request, param
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ListPoolsResponseObject); ok {
 		if err := validResponse.VisitListPoolsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetPool operation middleware
+func (sh *strictHandler) GetPool(w http.ResponseWriter, r *http.Request, name PoolName) {
+	var request GetPoolRequestObject
+
+	request.Name = name
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetPool(ctx, request.(GetPoolRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetPool")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetPoolResponseObject); ok {
+		if err := validResponse.VisitGetPoolResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// Promote operation middleware
+func (sh *strictHandler) Promote(w http.ResponseWriter, r *http.Request, name PoolName) {
+	var request PromoteRequestObject
+
+	request.Name = name
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.Promote(ctx, request.(PromoteRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "Promote")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(PromoteResponseObject); ok {
+		if err := validResponse.VisitPromoteResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RollBack operation middleware
+func (sh *strictHandler) RollBack(w http.ResponseWriter, r *http.Request, name PoolName) {
+	var request RollBackRequestObject
+
+	request.Name = name
+
+	var body RollBackJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RollBack(ctx, request.(RollBackRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RollBack")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RollBackResponseObject); ok {
+		if err := validResponse.VisitRollBackResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RollOut operation middleware
+func (sh *strictHandler) RollOut(w http.ResponseWriter, r *http.Request, name PoolName) {
+	var request RollOutRequestObject
+
+	request.Name = name
+
+	var body RollOutJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RollOut(ctx, request.(RollOutRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RollOut")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RollOutResponseObject); ok {
+		if err := validResponse.VisitRollOutResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

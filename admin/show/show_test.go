@@ -31,7 +31,7 @@ const operatorToken = "operator-token-of-the-tests"
 func serve(t *testing.T, store *admintest.Store, pools []fleet.Pool) string {
 	t.Helper()
 	server, err := admin.New(admin.Config{
-		Token: secret.New(operatorToken), Store: store, Explainer: store, Enroller: store, Pools: pools, Now: admintest.Now,
+		Token: secret.New(operatorToken), Store: store, Explainer: store, Enroller: store, Roller: store, Pools: pools, Now: admintest.Now,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -82,7 +82,7 @@ func Hosts(w io.Writer, hosts []api.Host, now time.Time) error {
 		}
 		rows[i] = []string{
 			h.ID, h.Name, string(h.State), seen, fmt.Sprintf("%d of %d", h.FreeSlots, h.Slots),
-			joined("/", h.OS, h.Arch), h.AgentVersion, strings.Join(h.Images, ","), joined("; ", h.Degraded, failed),
+			joined("/", h.OS, h.Arch), h.AgentVersion, images(h), joined("; ", h.Degraded, failed),
 		}
 	}
 	return table(w, []string{"ID", "NAME", "STATE", "SEEN", "FREE SLOTS", "SYSTEM", "AGENT", "IMAGES", "NOTE"}, rows)
@@ -101,10 +101,10 @@ func Pools(w io.Writer, pools []api.Pool, _ time.Time) error {
 		}
 		rows[i] = []string{
 			p.Name, strings.Join(p.Labels, ","), strings.Join(p.Scopes, ","), p.Image,
-			strconv.Itoa(p.Standby), most, counts(p.Runners),
+			strconv.Itoa(p.Standby), most, counts(p.Runners), rolling(p.Rollout),
 		}
 	}
-	return table(w, []string{"NAME", "LABELS", "SCOPES", "IMAGE", "STANDBY", "MAX", "RUNNERS"}, rows)
+	return table(w, []string{"NAME", "LABELS", "SCOPES", "IMAGE", "STANDBY", "MAX", "RUNNERS", "ROLLOUT"}, rows)
 }
 
 // counts lists how many runners are in each phase, the most first.

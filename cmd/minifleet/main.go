@@ -31,6 +31,7 @@ type commands struct {
 	Serve  serveCommand  `cmd:"" help:"Run the controller."`
 	Dev    devCommand    `cmd:"" help:"Run a whole site on this machine: simulated GitHub, controller and agents."`
 	Get    getCommand    `cmd:"" help:"List jobs, runners, hosts, pools or deliveries."`
+	Pool   poolCommand   `cmd:"" help:"Roll out the images of pools, and go back."`
 	Host   hostCommand   `cmd:"" help:"Add hosts to the site and remove them."`
 	Backup backupCommand `cmd:"" help:"Copy the database while the controller runs."`
 	Config configCommand `cmd:"" help:"Check a configuration file, or list its keys."`
