@@ -325,8 +325,18 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 func (l *Loop) log(p fleet.Plan, done fleet.Carried) {
+	for _, a := range p.Rollouts {
+		l.c.Log.Info("rollout", "pool", a.Pool, "what", string(a.Act), "reason", a.Reason)
+	}
+	for _, a := range p.Fetches {
+		for _, i := range a.Images {
+			if !i.Hold {
+				l.c.Log.Info("fetch", "host", a.Host, "image", i.Image, "bytes_per_second", i.BytesPerSecond)
+			}
+		}
+	}
 	for _, a := range p.Places {
-		l.c.Log.Info("place", "pool", a.Pool, "host", a.Host, "reason", a.Reason)
+		l.c.Log.Info("place", "pool", a.Pool, "host", a.Host, "image", a.Image, "reason", a.Reason)
 	}
 	for _, a := range p.Arms {
 		l.c.Log.Info("arm", "runner", a.Runner, "scope", a.Scope.String(), "job", a.Job)

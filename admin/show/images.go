@@ -128,3 +128,11 @@ func Rollout(w io.Writer, p api.Pool, now time.Time) error {
 	}
 	return nil
 }
+
+// madeFrom names a runner's image at the end of a line.
+func madeFrom(r api.Runner) string {
+	if r.Image == "" {
+		return ""
+	}
+	return ", made from " + r.Image
+}

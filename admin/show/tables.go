@@ -140,7 +140,7 @@ func Deliveries(w io.Writer, deliveries []api.Delivery, now time.Time) error {
 // Timeline prints the phases of a runner and how long each took.
 func Timeline(w io.Writer, t api.Timeline, now time.Time) error {
 	r := t.Runner
-	if err := say(w, fmt.Sprintf("runner %s of pool %s at host %s: %s", r.ID, r.Pool, firstOf(r.HostName, r.Host, "-"), r.Phase)); err != nil {
+	if err := say(w, fmt.Sprintf("runner %s of pool %s at host %s: %s%s", r.ID, r.Pool, firstOf(r.HostName, r.Host, "-"), r.Phase, madeFrom(r))); err != nil {
 		return err
 	}
 	if len(t.Moments) == 0 {
@@ -238,7 +238,7 @@ func Explanation(w io.Writer, e api.Explanation, now time.Time) error {
 		lines[3] += " (" + string(j.Wait.Code) + ")"
 	}
 	if r := e.Runner; r.ID != "" {
-		lines = append(lines, fmt.Sprintf("runner: %s at host %s, %s for %s", r.ID, firstOf(r.HostName, r.Host, "-"), r.Phase, age(r.Since, now)))
+		lines = append(lines, fmt.Sprintf("runner: %s at host %s, %s for %s%s", r.ID, firstOf(r.HostName, r.Host, "-"), r.Phase, age(r.Since, now), madeFrom(r)))
 		if len(r.Steps) > 0 {
 			lines = append(lines, "its time: "+stepsLine(r.Steps))
 		}

@@ -30,6 +30,7 @@ import (
 	"github.com/minifleet/minifleet/hosts/protocol"
 	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/reconcile"
+	"github.com/minifleet/minifleet/rollout"
 	"github.com/minifleet/minifleet/secret"
 	"github.com/minifleet/minifleet/store"
 	"github.com/minifleet/minifleet/webhook"
@@ -86,6 +87,9 @@ type controller struct {
 	loop  *autoscaler.Loop
 	hooks *webhook.Handler
 	lists *reconcile.Reconciler
+	tags  *rollout.Tracker
+	// images finds what the tags name.
+	images *resolver
 	// installed is written to when a delivery told of an installation.
 	installed chan struct{}
 	doors     []*door
@@ -116,9 +120,19 @@ func newController(ctx context.Context, cfg settings, dir string, log *slog.Logg
 		return nil, err
 	}
 	pools := cfg.pools()
+	cfg.Images.KeyFile, cfg.Images.RegistryFile = under(dir, cfg.Images.KeyFile), under(dir, cfg.Images.RegistryFile)
+	c.images = newResolver(cfg.Images)
+	if c.tags, err = rollout.New(rollout.Config{
+		Store: c.store, Resolver: c.images, Pools: pools, Refresh: cfg.Images.Refresh, Log: log.With("part", "images"),
+	}); err != nil {
+		return nil, err
+	}
+	if err := c.tags.Configure(ctx); err != nil {
+		return nil, err
+	}
 	c.loop = autoscaler.New(autoscaler.Config{
 		Store: c.store, GitHub: gitHubPort{c.app}, Pools: pools, Repair: cfg.Timing.Repair,
-		Rules: autoscaler.Rules{HostDeadline: cfg.Timing.HostDeadline, MintsPerMinute: cfg.GitHub.MintsPerMinute},
+		Rules: autoscaler.Rules{HostDeadline: cfg.Timing.HostDeadline, MintsPerMinute: cfg.GitHub.MintsPerMinute, Images: cfg.Images.rules()},
 		Fresh: func() bool { return c.lists.Fresh() },
 		Log:   log.With("part", "autoscaler"),
 	})
@@ -147,7 +161,7 @@ func newController(ctx context.Context, cfg settings, dir string, log *slog.Logg
 		return nil, err
 	}
 	api, err := admin.New(admin.Config{
-		Token: cfg.Admin.Token, Store: c.store, Explainer: c.loop, Enroller: fleetHosts, Pools: pools,
+		Token: cfg.Admin.Token, Store: c.store, Explainer: c.loop, Enroller: fleetHosts, Roller: c.tags, Pools: pools,
 		HostDeadline: cfg.Timing.HostDeadline, Ready: (&readiness{ping: c.store.Ping}).ready, Version: program.Version(), Log: log.With("part", "admin"),
 	})
 	if err != nil {
@@ -305,6 +319,7 @@ func (c *controller) run(ctx context.Context, parts *program.Parts) error {
 	}
 	run("decisions", func() error { return c.loop.Run(ctx) })
 	run("GitHub's lists", func() error { return c.lists.Run(ctx) })
+	run("the tags of images", func() error { return c.tags.Run(ctx) })
 	run("the list of installations", func() error {
 		return c.every(ctx, c.cfg.GitHub.InstallationRefresh, c.installed, "installations not read", c.refreshInstallations)
 	})
@@ -399,6 +414,11 @@ func (c *controller) close() error {
 	}
 	if c.app != nil {
 		c.app.Close()
+	}
+	if c.images != nil {
+		if err := c.images.close(); err != nil {
+			c.log.Warn("the place of images not closed", "error", err)
+		}
 	}
 	if c.store == nil {
 		return nil

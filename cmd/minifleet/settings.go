@@ -11,8 +11,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/minifleet/minifleet/autoscaler"
 	"github.com/minifleet/minifleet/config"
 	"github.com/minifleet/minifleet/fleet"
+	"github.com/minifleet/minifleet/imagecache/manifest"
 	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/secret"
 )
@@ -27,6 +29,7 @@ type settings struct {
 	Admin      adminSettings   `yaml:"admin" help:"API for operators"`
 	GitHub     gitHub          `yaml:"github" help:"the GitHub App"`
 	Timing     timing          `yaml:"timing"`
+	Images     imageSettings   `yaml:"images" help:"how images by reference come to the hosts"`
 	Pools      []pool          `yaml:"pools" help:"what is served, by which machines"`
 	LogLevel   string          `yaml:"log_level" default:"info" help:"debug, info, warn or error"`
 	LogFormat  string          `yaml:"log_format" default:"text" help:"text or json"`
@@ -89,21 +92,68 @@ type timing struct {
 	Prune        time.Duration `yaml:"prune" default:"1h" help:"how often what was kept for long enough is deleted"`
 }
 
+// imageSettings say how images by reference come to the hosts.
+type imageSettings struct {
+	Refresh       time.Duration `yaml:"refresh" default:"1m" help:"how often the tags of the pools' images are read"`
+	PrefetchHosts int           `yaml:"prefetch_hosts" default:"2" help:"how many hosts fetch images at once, before any VM needs them"`
+	BandwidthMiB  int           `yaml:"bandwidth_mib" help:"MiB per second that those hosts share; 0 sets no limit"`
+	ReadyPercent  int           `yaml:"ready_percent" default:"100" help:"share of a pool's live hosts that must have its next image before that serves"`
+	PrefetchLimit time.Duration `yaml:"prefetch_limit" default:"1h" help:"after which the next image serves although fewer have it, if one has; 0 waits for them"`
+	Stall         time.Duration `yaml:"stall" default:"5m" help:"without progress, after which a host gives up its turn to fetch"`
+	KeyFile       string        `yaml:"key_file" help:"service account's key for gs://; without it, Application Default Credentials"`
+	Endpoint      string        `yaml:"endpoint" help:"of the storage service, for an emulator"`
+	RegistryFile  string        `yaml:"registry_file" help:"user:password, or a token, for oci://"`
+}
+
+func (s imageSettings) rules() autoscaler.ImageRules {
+	return autoscaler.ImageRules{
+		ReadyPercent: s.ReadyPercent, PrefetchLimit: s.PrefetchLimit, PrefetchHosts: s.PrefetchHosts,
+		BytesPerSecond: int64(s.BandwidthMiB) << 20, Stall: s.Stall,
+	}
+}
+
+func (s imageSettings) validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf("images."+format, args...)) }
+	if s.Refresh < time.Second {
+		bad("refresh %s: want at least 1s; each reading is a call of the bucket or the registry", s.Refresh)
+	}
+	if s.PrefetchHosts < 1 {
+		bad("prefetch_hosts is %d: want at least 1, or no host ever fetches what is to be rolled out", s.PrefetchHosts)
+	}
+	if s.BandwidthMiB < 0 || s.BandwidthMiB > 1<<20 {
+		bad("bandwidth_mib is %d: want 0 for no limit, or MiB per second", s.BandwidthMiB)
+	}
+	if s.ReadyPercent < 1 || s.ReadyPercent > 100 {
+		bad("ready_percent is %d: want 1 to 100", s.ReadyPercent)
+	}
+	if s.PrefetchLimit < 0 {
+		bad("prefetch_limit %s: it must not be negative", s.PrefetchLimit)
+	}
+	if s.Stall < 10*time.Second {
+		bad("stall %s: want at least 10s; a host reports how far it is every few seconds", s.Stall)
+	}
+	return errors.Join(errs...)
+}
+
 type pool struct {
-	Name        string   `yaml:"name" required:"true" help:"lower-case letters, digits and dashes"`
-	Labels      []string `yaml:"labels" required:"true" help:"all labels of its runners: GitHub adds none, so list self-hosted, macOS, ARM64"`
-	Scopes      []string `yaml:"scopes" required:"true" help:"organizations, or owner/repository"`
-	Image       string   `yaml:"image" required:"true" help:"name of the VM image"`
-	Backend     string   `yaml:"backend" help:"kind of VM; empty takes what the host offers"`
-	CPUs        int      `yaml:"cpus" default:"4" help:"of each VM"`
-	MemoryMiB   int      `yaml:"memory_mib" default:"8192" help:"of each VM"`
-	MaxRunners  int      `yaml:"max_runners" help:"0: as many as there are slots"`
-	Standby     int      `yaml:"standby" help:"VMs kept booted beyond demand"`
-	RunnerGroup string   `yaml:"runner_group" help:"of an organization; empty is the default group"`
-	Guest       string   `yaml:"guest" help:"ssh for images that have only an SSH server; empty where the image starts minifleet-guest"`
-	Network     string   `yaml:"network" help:"isolated or nat; empty is the backend's default"`
-	Runner      archive  `yaml:"runner" help:"the runner that is put into every guest, instead of the image's own"`
-	Limits      limits   `yaml:"limits" help:"how long a runner may take in each phase"`
+	Name           string        `yaml:"name" required:"true" help:"lower-case letters, digits and dashes"`
+	Labels         []string      `yaml:"labels" required:"true" help:"all labels of its runners: GitHub adds none, so list self-hosted, macOS, ARM64"`
+	Scopes         []string      `yaml:"scopes" required:"true" help:"organizations, or owner/repository"`
+	Image          string        `yaml:"image" required:"true" help:"name of a VM image on the hosts, or a reference: gs://, file:// or oci://, with a tag or @digest"`
+	Backend        string        `yaml:"backend" help:"kind of VM; empty takes what the host offers"`
+	CPUs           int           `yaml:"cpus" default:"4" help:"of each VM"`
+	MemoryMiB      int           `yaml:"memory_mib" default:"8192" help:"of each VM"`
+	MaxRunners     int           `yaml:"max_runners" help:"0: as many as there are slots"`
+	Standby        int           `yaml:"standby" help:"VMs kept booted beyond demand"`
+	RunnerGroup    string        `yaml:"runner_group" help:"of an organization; empty is the default group"`
+	Guest          string        `yaml:"guest" help:"ssh for images that have only an SSH server; empty where the image starts minifleet-guest"`
+	Network        string        `yaml:"network" help:"isolated or nat; empty is the backend's default"`
+	CanaryPercent  int           `yaml:"canary_percent" help:"share of the runners that tries the next image before it serves, at least one; 0 tries nothing"`
+	CanaryFor      time.Duration `yaml:"canary_for" help:"how long without a failure until the next image serves; 0 leaves that to minifleet pool promote"`
+	CanaryFailures int           `yaml:"canary_failures" help:"failures of runners with the next image after which the pool goes back by itself; 0 is 3"`
+	Runner         archive       `yaml:"runner" help:"the runner that is put into every guest, instead of the image's own"`
+	Limits         limits        `yaml:"limits" help:"how long a runner may take in each phase"`
 }
 
 type archive struct {
@@ -170,6 +220,7 @@ func (s *settings) Validate() error {
 	if s.Timing.Prune < time.Second {
 		errs = append(errs, fmt.Errorf("timing.prune %s: want at least 1s", s.Timing.Prune))
 	}
+	errs = append(errs, s.Images.validate())
 	if len(s.Pools) == 0 {
 		errs = append(errs, errors.New("pools: at least one is needed, or no job is served"))
 	}
@@ -215,7 +266,7 @@ func loopback(host string) bool {
 func (p pool) domain() (fleet.Pool, error) {
 	out := fleet.Pool{
 		Name: p.Name, Labels: fleet.NewLabels(p.Labels...), LabelNames: p.Labels,
-		Image: p.Image, Backend: p.Backend, CPUs: p.CPUs, MemoryMiB: p.MemoryMiB,
+		Image: p.Image, Canary: fleet.Canary{Percent: p.CanaryPercent, For: p.CanaryFor, Failures: p.CanaryFailures}, Backend: p.Backend, CPUs: p.CPUs, MemoryMiB: p.MemoryMiB,
 		MaxRunners: p.MaxRunners, Standby: p.Standby, RunnerGroup: cmp.Or(p.RunnerGroup, "default"),
 		Guest: p.Guest, Network: p.Network, Runner: fleet.RunnerArchive(p.Runner),
 		Limits: fleet.Limits{
@@ -225,6 +276,11 @@ func (p pool) domain() (fleet.Pool, error) {
 		}.WithDefaults(),
 	}
 	var errs []error
+	if fleet.RemoteImage(p.Image) {
+		if _, err := manifest.ParseReference(p.Image); err != nil {
+			errs = append(errs, fmt.Errorf("pool %q: image: %w", p.Name, err))
+		}
+	}
 	for _, text := range p.Scopes {
 		s, err := fleet.ParseScope(text)
 		if err != nil {
