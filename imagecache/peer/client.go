@@ -27,7 +27,9 @@ import (
 
 const (
 	pathChunks = "/chunks/" // and the SHA-256 in hex
-	queryWait  = "wait"     // "1" asks for a chunk that has to be fetched first
+	queryWait  = "wait"     // asks for a chunk that has to be fetched first
+	waitSoon   = "soon"     // its value where somebody waits for the image
+	waitLong   = "long"     // and where nobody does
 
 	maxHeader = 8 << 10
 	maxChunk  = 64 << 20 // far more than any manifest's
@@ -38,6 +40,15 @@ const (
 	slowFor    = 30 * time.Second // a peer is not waited for, after it was in vain
 	busyFor    = 500 * time.Millisecond
 	asideMost  = 5 * time.Minute
+)
+
+// question is what a peer is asked for.
+type question int
+
+const (
+	holding      question = iota // a chunk that it has
+	fetching                     // or that it fetches for itself too
+	fetchingSoon                 // as long as it does that in a hurry
 )
 
 // Why a peer did not give a chunk.
@@ -149,15 +160,14 @@ func (o *other) usable(now time.Time, wait bool) (luck float64, ok bool) {
 	return o.luck, !now.Before(o.aside) && !now.Before(o.lacking) && (!wait || !now.Before(o.slow))
 }
 
-// ask returns a chunk of the peer's, verified. With wait it may be one that the peer has to
-// fetch first.
-func (o *other) ask(ctx context.Context, sum manifest.Sum, size int64, wait bool) ([]byte, error) {
+// ask returns a chunk of the peer's, verified.
+func (o *other) ask(ctx context.Context, sum manifest.Sum, size int64, q question) ([]byte, error) {
 	began := time.Now()
-	content, err := o.request(ctx, sum, size, wait)
+	content, err := o.request(ctx, sum, size, q)
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx) // says nothing of the peer
 	}
-	o.learn(began, wait, err)
+	o.learn(began, q != holding, err)
 	return content, err
 }
 
@@ -207,6 +217,19 @@ func (o *other) pause() time.Duration {
 	return window/2 + rand.N(window/2+1)
 }
 
+// pullsToo notes that a peer, which may have lacked everything, fetches an image now.
+func (x *Exchange) pullsToo(pin string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, o := range x.others {
+		if o.peer.Pin == pin {
+			o.mu.Lock()
+			o.lacks, o.lacking, o.luck = 0, time.Time{}, 1
+			o.mu.Unlock()
+		}
+	}
+}
+
 func later(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a
@@ -214,7 +237,7 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-func (o *other) request(ctx context.Context, sum manifest.Sum, size int64, wait bool) ([]byte, error) {
+func (o *other) request(ctx context.Context, sum manifest.Sum, size int64, q question) ([]byte, error) {
 	if size <= 0 || size > maxChunk {
 		return nil, fmt.Errorf("a chunk of %d bytes is none", size)
 	}
@@ -224,8 +247,8 @@ func (o *other) request(ctx context.Context, sum manifest.Sum, size int64, wait 
 	patience := time.AfterFunc(limits.Sign, func() { cancel(errSilent) })
 	defer patience.Stop()
 	url := "https://" + o.peer.Address + pathChunks + sum.String()
-	if wait {
-		url += "?" + queryWait + "=1"
+	if q != holding {
+		url += "?" + queryWait + "=" + map[question]string{fetching: waitLong, fetchingSoon: waitSoon}[q]
 		var once sync.Once
 		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: func(int, textproto.MIMEHeader) error {
 			once.Do(func() { patience.Reset(limits.Hold + limits.Sign) })

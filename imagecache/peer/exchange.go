@@ -19,11 +19,11 @@ import (
 	"github.com/minifleet/minifleet/secret"
 )
 
-// Chunks is what this host has on its disk, whole images and those that are being pulled.
+// Chunks is what this host has on its disk of images that are whole.
 type Chunks interface {
 	// OpenChunk returns the content of a chunk, or an error if it is not there. What it
 	// returns is not believed.
-	OpenChunk(sum manifest.Sum) ([]byte, error)
+	OpenChunk(ctx context.Context, sum manifest.Sum) ([]byte, error)
 }
 
 // Peer is another host that gives out chunks.
@@ -139,53 +139,33 @@ func (x *Exchange) Learn(t Terms) {
 // Close drops the connections to peers that nobody uses.
 func (x *Exchange) Close() { x.Learn(Terms{}) }
 
-// pull is an image that this host fetches now.
-type pull struct {
-	ctx   context.Context // of its flights, which serve other hosts too
-	sizes map[manifest.Sum]int64
-	next  assemble.Fetcher
-	work  sync.WaitGroup
-}
-
-// First returns a fetcher that asks peers for the chunks of the image before next, and
-// lets them have what it fetches, until release is called. What it returns is shared: nobody
+// First returns a fetcher that asks peers for an image's chunks before p.Next, and lets
+// them have what it fetches, until release is called. What it returns is shared: nobody
 // may write to it.
-func (x *Exchange) First(m *manifest.Manifest, next assemble.Fetcher) (f assemble.Fetcher, release func()) {
+func (x *Exchange) First(p Pull) (f assemble.Fetcher, release func()) {
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &pull{ctx: ctx, next: next, sizes: map[manifest.Sum]int64{}}
-	for _, file := range m.Files {
-		for i, c := range file.Chunks {
-			if !c.Zero() {
-				p.sizes[c.Sum] = min(m.ChunkBytes, file.Size-int64(i)*m.ChunkBytes)
-			}
-		}
-	}
+	mine := newPull(ctx, p)
 	x.mu.Lock()
-	x.pulls = append(x.pulls, p)
+	x.pulls = append(x.pulls, mine)
 	x.mu.Unlock()
-	return fetcher{x, p}, sync.OnceFunc(func() {
+	return fetcher{x, mine}, sync.OnceFunc(func() {
 		x.mu.Lock()
-		x.pulls = slices.DeleteFunc(x.pulls, func(q *pull) bool { return q == p })
+		x.pulls = slices.DeleteFunc(x.pulls, func(q *pull) bool { return q == mine })
 		last := len(x.pulls) == 0
 		cancel() // under the lock: nobody begins another flight of it now
 		x.mu.Unlock()
-		p.work.Wait()
+		mine.work.Wait()
 		if last {
 			x.recent.clear() // all of it is on the disk
 		}
 	})
 }
 
-// pulling returns a pull that needs the chunk, and the chunk's size.
-func (x *Exchange) pulling(sum manifest.Sum) (*pull, int64) {
+// pulling returns the pulls that need the chunk.
+func (x *Exchange) pulling(sum manifest.Sum) []*pull {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for _, p := range x.pulls {
-		if size, ok := p.sizes[sum]; ok {
-			return p, size
-		}
-	}
-	return nil, 0
+	return slices.DeleteFunc(slices.Clone(x.pulls), func(p *pull) bool { return p.where[sum].size == 0 })
 }
 
 // flight is a chunk on its way to this host, however many wait for it.
@@ -232,11 +212,12 @@ func (x *Exchange) fly(p *pull, c manifest.Chunk, size int64, besides []*other) 
 		return got, nil
 	}
 	for _, o := range x.holders(c.Sum, besides) {
-		if content, err := o.ask(p.ctx, c.Sum, size, false); err == nil {
+		if content, err := o.ask(p.ctx, c.Sum, size, holding); err == nil {
 			return assemble.Fetched{Content: content, Network: size, Peer: true}, nil
 		}
 	}
-	return p.next.Fetch(p.ctx, c, size)
+	got, err := p.Next.Fetch(p.ctx, c, size)
+	return got, err
 }
 
 // fetcher is what First returns.
@@ -249,14 +230,18 @@ type fetcher struct {
 // this host's, or fetches it.
 func (f fetcher) Fetch(ctx context.Context, c manifest.Chunk, size int64) (assemble.Fetched, error) {
 	if c.Zero() {
-		return f.p.next.Fetch(ctx, c, size)
+		return f.p.Next.Fetch(ctx, c, size)
 	}
 	if got, ok := f.x.recent.get(c.Sum); ok {
 		return got, nil
 	}
+	how := fetching
+	if !f.p.Patient() {
+		how = fetchingSoon
+	}
 	var asked []*other
 	for _, o := range f.x.before(c.Sum) {
-		content, err := o.ask(ctx, c.Sum, size, true)
+		content, err := o.ask(ctx, c.Sum, size, how)
 		if err == nil {
 			got := assemble.Fetched{Content: content, Network: size, Peer: true}
 			f.x.recent.add(c.Sum, got)

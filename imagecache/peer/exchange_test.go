@@ -3,11 +3,15 @@
 package peer
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/minifleet/minifleet/imagecache/manifest"
 )
@@ -61,6 +65,80 @@ func TestOneThatComesLater(t *testing.T) {
 	}
 }
 
+// TestHalfAnImageIsGivenToo has one host in the middle of its pull when the next begins.
+func TestHalfAnImageIsGivenToo(t *testing.T) {
+	img := newImage(8, 60)
+	a, b := newHost(t, "h-a", func(c *Config) { c.RecentBytes = 2 * chunkBytes }), newHost(t, "h-b")
+	a.serve()
+	b.serve()
+	know(a, b)
+	source := &bucket{content: img.content}
+	dir := t.TempDir()
+	disk, err := os.Create(filepath.Join(dir, "disk.img"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	if err := disk.Truncate(img.bytes); err != nil {
+		t.Fatal(err)
+	}
+	f, release := a.First(Pull{Manifest: img.manifest, Dir: dir, Next: source})
+	defer release()
+	for i := range 40 {
+		got := a.fetch(f, img, i)
+		if _, err := disk.WriteAt(got.Content, int64(i)*chunkBytes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What is there and is not the image's, as from the one it is made from, is not given.
+	if _, err := disk.WriteAt(bytes.Repeat([]byte("x"), chunkBytes), 50*chunkBytes); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.pull(img, source); err != nil {
+		t.Fatal(err)
+	}
+	for i := 40; i < 60; i++ {
+		a.fetch(f, img, i)
+	}
+	if n := source.bytes.Load(); n != img.bytes {
+		t.Errorf("the bucket gave %d bytes for an image of %d", n, img.bytes)
+	}
+}
+
+// TestNobodyInAHurryWaitsForOneThatIsNot lets a host whose pull is limited be asked by one
+// with a job that waits.
+func TestNobodyInAHurryWaitsForOneThatIsNot(t *testing.T) {
+	img := newImage(9, 20)
+	a, b := newHost(t, "h-a"), newHost(t, "h-b")
+	a.serve()
+	b.serve()
+	know(a, b)
+	patient := func() bool { return true }
+	slow := &bucket{content: img.content}
+	_, release := a.First(Pull{Manifest: img.manifest, Patient: patient, Next: slow})
+	defer release()
+	source := &bucket{content: img.content}
+	f, releaseB := b.First(Pull{Manifest: img.manifest, Next: source})
+	for i := range 10 {
+		b.fetch(f, img, i)
+	}
+	releaseB()
+	if slow.calls.Load() != 0 || source.calls.Load() != 10 {
+		t.Errorf("%d chunks were fetched by the host that is limited, %d by the other", slow.calls.Load(), source.calls.Load())
+	}
+	for _, o := range b.others {
+		o.slow = time.Time{}
+	}
+	f, releaseB = b.First(Pull{Manifest: img.manifest, Patient: patient, Next: source})
+	defer releaseB()
+	for i := 10; i < 20; i++ {
+		b.fetch(f, img, i)
+	}
+	if slow.calls.Load() == 0 || slow.calls.Load()+source.calls.Load() != 20 {
+		t.Errorf("without a hurry: %d and %d", slow.calls.Load(), source.calls.Load())
+	}
+}
+
 // TestAllHoldersShareTheWork spreads the questions of one host over all that have the image.
 func TestAllHoldersShareTheWork(t *testing.T) {
 	img := newImage(3, 90)
@@ -96,11 +174,11 @@ type counter struct {
 	n  int
 }
 
-func (c *counter) OpenChunk(sum manifest.Sum) ([]byte, error) {
+func (c *counter) OpenChunk(ctx context.Context, sum manifest.Sum) ([]byte, error) {
 	c.mu.Lock()
 	c.n++
 	c.mu.Unlock()
-	return c.Chunks.OpenChunk(sum)
+	return c.Chunks.OpenChunk(ctx, sum)
 }
 
 // TestOnePeerVanishes ends the listener of one host in the middle of three pulls.
@@ -152,9 +230,9 @@ func TestAPullThatEndsLeavesNothing(t *testing.T) {
 		<-ctx.Done()
 		return context.Cause(ctx)
 	}}
-	_, release := b.First(img.manifest, stuck)
+	_, release := b.First(Pull{Manifest: img.manifest, Next: stuck})
 	source := &bucket{content: img.content}
-	f, releaseA := a.First(img.manifest, source)
+	f, releaseA := a.First(Pull{Manifest: img.manifest, Next: source})
 	defer releaseA()
 	// A chunk that b is to fetch, so a asks b.
 	i := 0
@@ -174,7 +252,7 @@ func TestAPullThatEndsLeavesNothing(t *testing.T) {
 	if source.calls.Load() != 1 {
 		t.Errorf("%d calls to the bucket", source.calls.Load())
 	}
-	if n, _ := b.pulling(img.manifest.Files[0].Chunks[0].Sum); n != nil {
+	if len(b.pulling(img.manifest.Files[0].Chunks[0].Sum)) > 0 {
 		t.Error("b is still pulling")
 	}
 }
@@ -182,7 +260,7 @@ func TestAPullThatEndsLeavesNothing(t *testing.T) {
 func TestRecentIsBounded(t *testing.T) {
 	img := newImage(6, 50)
 	a := newHost(t, "h-a", func(c *Config) { c.RecentBytes = 4 * chunkBytes })
-	f, release := a.First(img.manifest, &bucket{content: img.content})
+	f, release := a.First(Pull{Manifest: img.manifest, Next: &bucket{content: img.content}})
 	for i := range 50 {
 		a.fetch(f, img, i)
 		if len(a.recent.held) > 5 || a.recent.bytes > 4*chunkBytes || len(a.recent.order) != len(a.recent.held) {
@@ -204,7 +282,7 @@ func TestNoTokenNoPeers(t *testing.T) {
 	terms := a.terms(a, b)
 	terms.Token = b.token(b.claims()) // it has one, but not this
 	source := &bucket{content: img.content}
-	f, release := a.First(img.manifest, source)
+	f, release := a.First(Pull{Manifest: img.manifest, Next: source})
 	defer release()
 	a.fetch(f, img, 0) // nothing was learnt yet
 	a.Learn(terms)

@@ -80,7 +80,7 @@ func TestPeersThatFail(t *testing.T) {
 			a := newHost(t, "h-a", func(c *Config) { c.Limits = tc.limits; c.Limits.Aside = time.Hour })
 			know(a, bad)
 			source := &bucket{content: img.content}
-			f, release := a.First(img.manifest, source)
+			f, release := a.First(Pull{Manifest: img.manifest, Next: source})
 			defer release()
 			for i := range 10 {
 				if got := a.fetch(f, img, i); got.Peer {
@@ -114,7 +114,7 @@ func TestPeersThatHaveNothing(t *testing.T) {
 			poor := impostor(t, "h-poor", func(w http.ResponseWriter, _ *http.Request) { asked.Add(1); w.WriteHeader(tc.status) })
 			a := newHost(t, "h-a")
 			know(a, poor)
-			f, release := a.First(img.manifest, &bucket{content: img.content})
+			f, release := a.First(Pull{Manifest: img.manifest, Next: &bucket{content: img.content}})
 			defer release()
 			for i := range 60 {
 				a.fetch(f, img, i)
@@ -140,7 +140,7 @@ func TestAnotherKeyIsNotThePeer(t *testing.T) {
 	a.Learn(terms)
 	know(b)
 	source := &bucket{content: img.content}
-	f, release := a.First(img.manifest, source)
+	f, release := a.First(Pull{Manifest: img.manifest, Next: source})
 	defer release()
 	a.fetch(f, img, 0)
 	if log := a.log.String(); source.calls.Load() != 1 || !strings.Contains(log, "its key is not the one") {
@@ -209,7 +209,7 @@ func TestTokensThatLetNobodyIn(t *testing.T) {
 	good := claim(func(*token.Claims) {})
 	for path, want := range map[string]int{
 		pathChunks: 400, pathChunks + "zz": 400, pathChunks + c.Sum.String() + "00": 400, "/": 405,
-		pathChunks + strings.Repeat("0", 64): 404, pathChunks + strings.Repeat("0", 64) + "?wait=1": 404,
+		pathChunks + strings.Repeat("0", 64): 404, pathChunks + strings.Repeat("0", 64) + "?wait=long": 404,
 	} {
 		if status, body := b.get(a, path, good); status != want {
 			t.Errorf("%s: %d %s, want %d", path, status, body, want)
@@ -288,7 +288,7 @@ type slowDisk struct {
 	hold, begun chan struct{}
 }
 
-func (s *slowDisk) OpenChunk(manifest.Sum) ([]byte, error) {
+func (s *slowDisk) OpenChunk(context.Context, manifest.Sum) ([]byte, error) {
 	s.begun <- struct{}{}
 	<-s.hold
 	return nil, io.EOF

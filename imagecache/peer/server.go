@@ -187,6 +187,9 @@ func (x *Exchange) answer(w http.ResponseWriter, r *http.Request) (int, error) {
 		return http.StatusTooManyRequests, errors.New("too many questions at once")
 	}
 	defer x.leave(claims.Host)
+	if r.URL.Query().Has(queryWait) {
+		x.pullsToo(claims.Pin)
+	}
 	content, status, err := x.find(w, r, sum)
 	if err != nil {
 		return status, err
@@ -258,19 +261,20 @@ func (x *Exchange) find(w http.ResponseWriter, r *http.Request, sum manifest.Sum
 	if err != nil {
 		return nil, http.StatusServiceUnavailable, err
 	}
-	p, size := x.pulling(sum)
-	if p == nil {
-		return nil, http.StatusNotFound, errors.New("there is no such chunk here")
+	pulls := x.pulling(sum)
+	if len(pulls) == 0 {
+		return nil, http.StatusNotFound, errAbsent
 	}
-	if r.URL.Query().Get(queryWait) == "" {
-		return nil, http.StatusTooEarly, errors.New("the chunk is not here yet")
+	p, wait := pulls[0], r.URL.Query().Get(queryWait)
+	if wait == "" || wait == waitSoon && p.Patient() { // whose limit is not for who is in a hurry
+		return nil, http.StatusTooEarly, errEarly
 	}
 	w.WriteHeader(http.StatusProcessing) // which tells the other side that it is worth waiting
 	ctx, cancel := context.WithTimeout(r.Context(), x.cfg.Limits.Hold)
 	defer cancel()
-	got, err := x.bring(ctx, p, manifest.Chunk{Sum: sum}, size, nil)
+	got, err := x.bring(ctx, p, manifest.Chunk{Sum: sum}, p.where[sum].size, nil)
 	if err != nil {
-		return nil, http.StatusTooEarly, errors.New("the chunk is not here yet")
+		return nil, http.StatusTooEarly, errEarly
 	}
 	return got.Content, 0, nil
 }
@@ -289,11 +293,16 @@ func (x *Exchange) fromDisk(ctx context.Context, sum manifest.Sum) ([]byte, erro
 	case <-ctx.Done():
 		return nil, errQueue
 	}
-	content, err := x.cfg.Chunks.OpenChunk(sum)
-	if err != nil || manifest.Sum(sha256.Sum256(content)) != sum {
-		return nil, nil // nothing unverified leaves this host
+	content, err := x.cfg.Chunks.OpenChunk(ctx, sum)
+	if err == nil && manifest.Sum(sha256.Sum256(content)) == sum { // nothing unverified leaves this host
+		return content, nil
 	}
-	return content, nil
+	for _, p := range x.pulling(sum) {
+		if content, err := p.read(sum); err == nil {
+			return content, nil
+		}
+	}
+	return nil, nil
 }
 
 // send writes a chunk, no faster than all may be given.

@@ -11,6 +11,8 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -94,7 +96,7 @@ type disk struct {
 	held map[manifest.Sum][]byte
 }
 
-func (d *disk) OpenChunk(sum manifest.Sum) ([]byte, error) {
+func (d *disk) OpenChunk(_ context.Context, sum manifest.Sum) ([]byte, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	c, ok := d.held[sum]
@@ -235,9 +237,18 @@ func (h *host) fetch(f assemble.Fetcher, img image, i int) assemble.Fetched {
 }
 
 // pull fetches an image as package assemble does: several chunks at once, written to the
-// disk in order.
+// disk in order. Once it is whole all of it is on the host's disk.
 func (h *host) pull(img image, next assemble.Fetcher) error {
-	f, release := h.First(img.manifest, next)
+	dir := h.t.TempDir()
+	file, err := os.Create(filepath.Join(dir, img.manifest.Files[0].Path))
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if err := file.Truncate(img.bytes); err != nil {
+		return err
+	}
+	f, release := h.First(Pull{Manifest: img.manifest, Dir: dir, Next: next})
 	defer release()
 	const ahead = 6
 	type fetched struct {
@@ -273,8 +284,12 @@ func (h *host) pull(img image, next assemble.Fetcher) error {
 		case !bytes.Equal(r.got.Content, img.content[c.Sum]):
 			first = errors.Join(first, errors.New("a chunk has another content"))
 		default:
-			h.disk.put(c.Sum, r.got.Content)
+			_, err := file.WriteAt(r.got.Content, int64(i)*chunkBytes)
+			first = errors.Join(first, err)
 		}
+	}
+	if first == nil {
+		h.disk.putAll(img)
 	}
 	return first
 }
