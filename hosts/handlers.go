@@ -60,6 +60,8 @@ func (s *Server) hello(w http.ResponseWriter, r *http.Request, h fleet.Host) {
 		return
 	}
 	facts, err := factsOf(in.Facts)
+	listener, wrong := peerOf(in.Facts)
+	err = errors.Join(err, wrong)
 	if err == nil && (!idPattern.MatchString(in.Instance) || !idPattern.MatchString(in.Machine)) {
 		err = errors.New("instance and machine: want 1 to 64 letters, digits, dots and dashes")
 	}
@@ -71,11 +73,13 @@ func (s *Server) hello(w http.ResponseWriter, r *http.Request, h fleet.Host) {
 		s.failWith(w, r, err)
 		return
 	}
+	s.peers.note(h.ID, listener, time.Now())
 	crashpoint.Reached(crashpoint.HelloStored)
 	s.c.Log.Info("agent speaks for host", "host", h.ID, "name", h.Name, "instance", in.Instance, "version", in.Facts.AgentVersion)
 	reply(w, protocol.Welcome{
 		Site: s.c.Store.Site(), Epoch: s.c.Store.Epoch(), Host: string(h.ID), Name: h.Name,
 		PollSeconds: int(s.c.Poll / time.Second), LeaseSeconds: int(s.c.Lease / time.Second),
+		PeerKey: s.peerKey(),
 	})
 }
 
@@ -104,7 +108,9 @@ func (s *Server) desired(w http.ResponseWriter, r *http.Request, h fleet.Host) {
 		}
 		if d.Revision != revision || over {
 			crashpoint.Reached(crashpoint.DesiredRead)
-			reply(w, s.wire(d))
+			answer := s.wire(d)
+			s.addPeers(&answer, h.ID)
+			reply(w, answer)
 			return
 		}
 		select {
@@ -127,6 +133,7 @@ func (s *Server) heard(w http.ResponseWriter, r *http.Request, h fleet.Host, ins
 		s.failWith(w, r, err)
 		return false
 	}
+	s.peers.heard(h.ID, time.Now())
 	return true
 }
 
@@ -143,7 +150,8 @@ func (s *Server) report(w http.ResponseWriter, r *http.Request, h fleet.Host) {
 		return
 	}
 	rep, err := reportOf(in)
-	if err != nil {
+	listener, wrong := peerOf(in.Facts)
+	if err = errors.Join(err, wrong); err != nil {
 		fail(w, http.StatusBadRequest, protocol.CodeBadRequest, err.Error())
 		return
 	}
@@ -152,6 +160,7 @@ func (s *Server) report(w http.ResponseWriter, r *http.Request, h fleet.Host) {
 		s.failWith(w, r, err)
 		return
 	}
+	s.peers.note(h.ID, listener, time.Now())
 	s.c.Reported(h.ID)
 	crashpoint.Reached(crashpoint.ReportStored)
 	w.WriteHeader(http.StatusNoContent)

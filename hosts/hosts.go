@@ -8,6 +8,7 @@ package hosts
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"log/slog"
 	"time"
@@ -68,7 +69,10 @@ type Config struct {
 	// CertificatePin goes into enrolment tokens: hex SHA-256 of the public key of the
 	// certificate that agents meet, "" where the public PKI vouches for it.
 	CertificatePin string
-	Log            *slog.Logger
+	// PeerKey signs the tokens with which hosts take chunks of images from each other, see
+	// LoadPeerKey. Nil has them know nothing of each other.
+	PeerKey ed25519.PrivateKey
+	Log     *slog.Logger
 }
 
 // Server answers agents.
@@ -76,6 +80,7 @@ type Server struct {
 	c       Config
 	pools   map[string]fleet.Pool
 	minting inFlight
+	peers   directory
 }
 
 // New checks the configuration and returns a server for Routes.
@@ -97,7 +102,7 @@ func New(c Config) (*Server, error) {
 		}
 	}
 	c.Poll = min(c.Poll, protocol.MaxWait)
-	s := &Server{c: c, pools: map[string]fleet.Pool{}}
+	s := &Server{c: c, pools: map[string]fleet.Pool{}, peers: directory{hosts: map[fleet.HostID]peerFacts{}}}
 	for _, p := range c.Pools {
 		s.pools[p.Name] = p
 	}

@@ -152,10 +152,14 @@ func newController(ctx context.Context, cfg settings, dir string, log *slog.Logg
 			return nil, err
 		}
 	}
+	peerKey, err := hosts.LoadPeerKey(under(dir, cfg.Database) + ".peer-key")
+	if err != nil {
+		return nil, err
+	}
 	fleetHosts, err := hosts.New(hosts.Config{
 		Store: c.store, GitHub: gitHubPort{c.app}, Pools: pools, Name: githubapp.RunnerName, Reported: c.loop.Reported,
 		Poll: cfg.Timing.Poll, Live: cfg.Timing.HostDeadline, Lease: cfg.Timing.Lease, EndGrace: cfg.Timing.EndGrace,
-		CertificatePin: pin, Log: log.With("part", "hosts"),
+		CertificatePin: pin, PeerKey: peerKey, Log: log.With("part", "hosts"),
 	})
 	if err != nil {
 		return nil, err

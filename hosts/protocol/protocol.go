@@ -93,6 +93,8 @@ type Facts struct {
 	// nowhere, and PeerPin the pin of the certificate it shows there.
 	PeerAddress string `json:"peer_address,omitempty"`
 	PeerPin     string `json:"peer_pin,omitempty"`
+	// PeerGroup names the hosts with which it does: those on one local network.
+	PeerGroup string `json:"peer_group,omitempty"`
 }
 
 // Welcome answers Hello.
@@ -119,10 +121,12 @@ type Desired struct {
 	Runners  []Desire `json:"runners"`
 	// Images are to be in the cache before any VM needs them, most wanted first.
 	Images []Prefetch `json:"images,omitempty"`
-	// Peers have a listener for chunks and are of the same site; PeerToken lets this host
-	// in there, and is renewed well before it expires.
+	// Peers have a listener for chunks and are of the same group; PeerToken lets this host
+	// in there, and is renewed well before it expires. PeerKey is Welcome's, or its successor.
+	// All three may change without a new revision: each answer has the newest.
 	Peers     []Peer `json:"peers,omitempty"`
 	PeerToken string `json:"peer_token,omitempty"`
+	PeerKey   string `json:"peer_key,omitempty"`
 }
 
 // Prefetch is an image that a host is to fetch while nothing waits for it.

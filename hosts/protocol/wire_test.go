@@ -49,20 +49,35 @@ var golden = []struct {
 		"Facts",
 		protocol.Facts{
 			Slots: 2, Backends: []string{"vz"}, Images: []string{"a", "b"}, OS: "darwin", Arch: "arm64", AgentVersion: "1.2.3", Degraded: "disk",
+			PeerAddress: "192.0.2.1:7443", PeerPin: "p", PeerGroup: "default",
 		},
-		`{"slots":2,"backends":["vz"],"images":["a","b"],"os":"darwin","arch":"arm64","agent_version":"1.2.3","degraded":"disk"}`,
+		`{"slots":2,"backends":["vz"],"images":["a","b"],"os":"darwin","arch":"arm64","agent_version":"1.2.3","degraded":"disk","peer_address":"192.0.2.1:7443","peer_pin":"p","peer_group":"default"}`,
 		`{"slots":0,"backends":null,"images":null,"os":"","arch":"","agent_version":""}`,
 	},
 	{
 		"Welcome",
-		protocol.Welcome{Site: "s", Epoch: 2, Host: "h", Name: "n", PollSeconds: 20, LeaseSeconds: 600},
-		`{"site":"s","epoch":2,"host":"h","name":"n","poll_seconds":20,"lease_seconds":600}`,
+		protocol.Welcome{Site: "s", Epoch: 2, Host: "h", Name: "n", PollSeconds: 20, LeaseSeconds: 600, PeerKey: "k"},
+		`{"site":"s","epoch":2,"host":"h","name":"n","poll_seconds":20,"lease_seconds":600,"peer_key":"k"}`,
 		`{"site":"","epoch":0,"host":"","name":"","poll_seconds":0,"lease_seconds":0}`,
 	},
 	{
 		"Desired",
-		protocol.Desired{Site: "s", Epoch: 2, Revision: 1 << 53, Runners: []protocol.Desire{}},
-		`{"site":"s","epoch":2,"revision":9007199254740992,"runners":[]}`, `{"site":"","epoch":0,"revision":0,"runners":null}`,
+		protocol.Desired{
+			Site: "s", Epoch: 2, Revision: 1 << 53, Runners: []protocol.Desire{}, Images: []protocol.Prefetch{{Image: "i"}},
+			Peers: []protocol.Peer{{Address: "a", Pin: "p"}}, PeerToken: "t", PeerKey: "k",
+		},
+		`{"site":"s","epoch":2,"revision":9007199254740992,"runners":[],"images":[{"image":"i"}],"peers":[{"address":"a","pin":"p"}],"peer_token":"t","peer_key":"k"}`,
+		`{"site":"","epoch":0,"revision":0,"runners":null}`,
+	},
+	{
+		"Prefetch", protocol.Prefetch{Image: "i", BytesPerSecond: 1 << 40, Hold: true},
+		`{"image":"i","bytes_per_second":1099511627776,"hold":true}`, `{"image":""}`,
+	},
+	{"Peer", protocol.Peer{Address: "a", Pin: "p"}, `{"address":"a","pin":"p"}`, `{"address":"","pin":""}`},
+	{
+		"ImageReport",
+		protocol.ImageReport{Image: "i", Digest: "d", State: protocol.ImageFetching, DoneBytes: 1, TotalBytes: 2, FetchedBytes: 3, Failure: "f"},
+		`{"image":"i","digest":"d","state":"fetching","done_bytes":1,"total_bytes":2,"fetched_bytes":3,"failure":"f"}`, `{"image":"","digest":"","state":""}`,
 	},
 	{
 		"Desire",
