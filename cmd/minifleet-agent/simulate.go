@@ -31,6 +31,7 @@ type simulateCommand struct {
 	CAFile         string        `placeholder:"FILE" help:"PEM certificates to trust."`
 	Backend        string        `default:"process" help:"Kind of VM that the hosts claim to have."`
 	Images         []string      `help:"Images that the hosts claim to have."`
+	Fetch          time.Duration `default:"0s" help:"Time to fetch an image that is published somewhere."`
 	Prepare        time.Duration `default:"0s" help:"Time to prepare a VM."`
 	Boot           time.Duration `default:"50ms" help:"Time from a VM's start to its guest's answer."`
 	Register       time.Duration `default:"50ms" help:"Time from the JIT config to a listening runner."`
@@ -148,7 +149,7 @@ func (c simulateCommand) receipts(log *slog.Logger) (receipt func(agent.Receipt)
 func (c simulateCommand) host(n int, token secret.Text, counts *agent.SimulatedCounts, receipt func(agent.Receipt), log *slog.Logger) (*agent.Agent, error) {
 	name := fmt.Sprintf("%s-%04d", c.Name, n)
 	machines, err := agent.NewSimulated(agent.SimulatedConfig{
-		Prepare: c.Prepare, Boot: c.Boot, Register: c.Register, Idle: c.Idle, Job: c.Job, Stop: c.Stop,
+		Prepare: c.Prepare, Fetch: c.Fetch, Boot: c.Boot, Register: c.Register, Idle: c.Idle, Job: c.Job, Stop: c.Stop,
 		Jitter: c.Jitter, FailRate: c.FailRate, Images: c.Images, Seed: c.Seed + uint64(n), Counts: counts,
 		Receipt: func(r agent.Receipt) {
 			r.Host = name

@@ -42,11 +42,14 @@ type Agent struct {
 	machine    string // of the hardware
 	clock      exchangeClock
 	archives   *archives.Cache // nil without a state folder: a host without VMs
+	peers      *peers          // nil where nothing is shared
+	prefetch   *prefetches     // nil where no images are fetched
 
 	lives      sync.WaitGroup // one for each runner
 	pruning    sync.Mutex     // one at a time clears the failures folder
 	forgetting sync.Mutex     // one at a time forgets runners
 	wake       chan struct{}  // holds one token while a report is due
+	relook     chan struct{}  // holds one token while the list of images is to be looked at
 	unfit      atomic.Int64   // saved states that were of no use, in this agent's life
 
 	mu       sync.Mutex // guards the rest, and what runner.go says it guards
@@ -67,7 +70,7 @@ func New(cfg Config) (*Agent, error) {
 	cfg = cfg.withDefaults()
 	return &Agent{
 		cfg: cfg, log: cfg.Log, slots: newSlots(cfg.Slots),
-		wake: make(chan struct{}, 1), runners: map[string]*runner{}, troubles: map[string]string{},
+		wake: make(chan struct{}, 1), relook: make(chan struct{}, 1), runners: map[string]*runner{}, troubles: map[string]string{},
 		instance: rand.Text(), clock: exchangeClock{wall: cfg.Wall},
 	}, nil
 }
@@ -90,6 +93,13 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			return errors.Join(err, a.state.close())
 		}
 	}
+	if a.peers, err = a.openPeers(); err != nil {
+		return errors.Join(err, a.state.close())
+	}
+	if store, ok := a.cfg.Machines.(ImageStore); ok {
+		a.prefetch = newPrefetches(a, store)
+	}
+	defer a.peers.close()
 	defer a.slots.stop()
 	inner, cancel := context.WithCancelCause(ctx)
 	err = a.serve(inner)
@@ -147,6 +157,12 @@ func (a *Agent) speak(ctx context.Context) error {
 	var watches sync.WaitGroup
 	listed := make(chan struct{})
 	watches.Go(func() { a.watchLease(watchCtx) })
+	if a.peers != nil {
+		watches.Go(func() { a.peers.run(watchCtx) })
+	}
+	if a.prefetch != nil {
+		watches.Go(func() { a.prefetch.run(watchCtx) })
+	}
 	watches.Go(func() { a.watchImages(watchCtx, sync.OnceFunc(func() { close(listed) })) })
 	defer func() { stopWatches(); watches.Wait() }()
 	a.awaitImages(ctx, listed)
@@ -235,6 +251,7 @@ func (a *Agent) facts() protocol.Facts {
 		f.Degraded += a.troubles[c]
 	}
 	f.Degraded = cut(f.Degraded, protocol.MaxText)
+	a.peers.facts(&f)
 	return f
 }
 

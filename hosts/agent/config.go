@@ -62,6 +62,8 @@ type Config struct {
 	// LookEvery is the longest time between two looks at a VM and its guest, whose
 	// changes tell of themselves. A guest that hangs is found out so. Zero means 25 s.
 	LookEvery time.Duration
+	// Peers are the hosts with which chunks of images are shared.
+	Peers PeersConfig
 	// Log receives what happens. Nil means nowhere.
 	Log *slog.Logger
 
@@ -81,6 +83,7 @@ func (c Config) withDefaults() Config {
 	c.ReportEvery = cmp.Or(c.ReportEvery, time.Minute)
 	c.ImagesEvery = cmp.Or(c.ImagesEvery, 30*time.Second)
 	c.LookEvery = cmp.Or(c.LookEvery, 25*time.Second)
+	c.Peers.Group = cmp.Or(c.Peers.Group, DefaultPeerGroup)
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	if c.Wall == nil {
 		c.Wall = func() time.Time { return time.Now().Round(0) }
@@ -106,6 +109,9 @@ func (c Config) Validate() error {
 	}
 	if c.BootTimeout < 0 || c.EndGrace < 0 || c.GuestTimeout < 0 || min(c.ReportEvery, c.ImagesEvery, c.LookEvery, c.RestoreTimeout) < 0 || c.KeepFailures < 0 {
 		bad("times and counts must not be negative")
+	}
+	if err := c.Peers.Validate(); err != nil {
+		bad("peers: %w", err)
 	}
 	return errors.Join(errs...)
 }

@@ -122,6 +122,8 @@ func (a *Agent) admit(ctx context.Context, d protocol.Desired, acked map[string]
 		crashpoint.Reached(crashpoint.EpochWritten)
 		a.obeyed = next
 	}
+	a.prefetch.want(d.Images)
+	a.peers.learn(d)
 	listed := make(map[string]bool, len(d.Runners))
 	for _, want := range d.Runners {
 		listed[want.ID] = true

@@ -97,6 +97,7 @@ func (a *Agent) greet(ctx context.Context) error {
 			a.mu.Lock()
 			a.welcome = w
 			a.mu.Unlock()
+			a.peers.welcome(w)
 			a.clock.exchanged()
 			a.log.Info("connected to the controller", slog.String("host", w.Host), slog.String("name", w.Name), slog.Int64("epoch", w.Epoch))
 			return nil

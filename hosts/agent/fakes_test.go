@@ -39,6 +39,7 @@ type controller struct {
 	revision int64
 	lease    int
 	wants    map[string]protocol.Desire
+	words    protocol.Desired  // images and peers in it are told too
 	hosts    map[string]string // credential hash -> host id
 	enrols   []protocol.Enrol
 	token    string
@@ -306,6 +307,7 @@ func (c *controller) desired(r *http.Request) (int, any) {
 			return 409, protocol.Error{Code: protocol.CodeSuperseded, Message: "another instance"}
 		}
 		d := protocol.Desired{Site: c.site, Epoch: c.epoch, Revision: c.revision, Runners: slices.Collect(maps.Values(c.wants))}
+		d.Images, d.Peers, d.PeerToken, d.PeerKey = c.words.Images, c.words.Peers, c.words.PeerToken, c.words.PeerKey
 		changed := c.changed
 		c.mu.Unlock()
 		if d.Revision != revision {

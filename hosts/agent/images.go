@@ -31,9 +31,24 @@ func (a *Agent) watchImages(ctx context.Context, listed func()) {
 			a.mu.Unlock()
 		}
 		listed()
-		if !sleep(ctx, around(a.cfg.ImagesEvery)) {
+		t := time.NewTimer(around(a.cfg.ImagesEvery))
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		case <-a.relook:
+		}
+		t.Stop()
+		if ctx.Err() != nil {
 			return
 		}
+	}
+}
+
+// lookAtImages has the list of images looked at now.
+func (a *Agent) lookAtImages() {
+	select {
+	case a.relook <- struct{}{}:
+	default:
 	}
 }
 

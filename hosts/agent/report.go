@@ -68,7 +68,7 @@ func (a *Agent) observe(sequence int64) protocol.Report {
 	case <-a.wake:
 	default:
 	}
-	report := protocol.Report{Instance: a.instance, Sequence: sequence, Facts: a.facts(), Runners: []protocol.RunnerReport{}}
+	report := protocol.Report{Instance: a.instance, Sequence: sequence, Facts: a.facts(), Runners: []protocol.RunnerReport{}, Images: a.prefetch.images()}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	report.Revision = max(a.revision, a.obeyed.Revision)

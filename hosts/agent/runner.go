@@ -323,6 +323,8 @@ func (r *runner) prepare(ctx context.Context) error {
 // clone makes the VM.
 func (r *runner) clone(ctx context.Context) error {
 	d := r.record.Desire
+	r.agent.prefetch.look() // it may fetch its image
+	defer r.agent.prefetch.look()
 	machine, err := r.agent.cfg.Machines.Create(ctx, Order{
 		ID: r.id, Pool: d.Pool, Slot: r.slot, Mac: r.mac, Image: d.Image, Backend: d.Backend,
 		Guest: d.Guest, Network: d.Network, CPUs: d.CPUs, MemoryMiB: d.MemoryMiB, Cold: r.cold,

@@ -25,6 +25,8 @@ import (
 type SimulatedConfig struct {
 	// How long each step takes.
 	Prepare, Boot, Register, Idle, Job, Stop time.Duration
+	// Fetch is how long it takes to fetch an image that is published somewhere.
+	Fetch time.Duration
 	// Jitter lets each time vary by up to this part of it, 0 to 1.
 	Jitter float64
 	// FailRate is the part of VMs that fail somewhere on their way, 0 to 1.
@@ -51,7 +53,7 @@ type Receipt struct {
 // Validate returns everything that is wrong with the configuration.
 func (c SimulatedConfig) Validate() error {
 	var errs []error
-	for _, d := range []time.Duration{c.Prepare, c.Boot, c.Register, c.Idle, c.Job, c.Stop} {
+	for _, d := range []time.Duration{c.Prepare, c.Boot, c.Register, c.Idle, c.Job, c.Stop, c.Fetch} {
 		if d < 0 {
 			errs = append(errs, fmt.Errorf("the time %s is negative", d))
 		}
@@ -72,7 +74,8 @@ type SimulatedCounts struct {
 
 // Simulated are Machines without VMs.
 type Simulated struct {
-	cfg SimulatedConfig
+	cfg    SimulatedConfig
+	images simulatedImages
 
 	mu     sync.Mutex // guards chance
 	chance *rand.Rand
@@ -89,7 +92,7 @@ func NewSimulated(cfg SimulatedConfig) (*Simulated, error) {
 	if cfg.Receipt == nil {
 		cfg.Receipt = func(Receipt) {}
 	}
-	return &Simulated{cfg: cfg, chance: rand.New(rand.NewPCG(cfg.Seed, cfg.Seed))}, nil
+	return &Simulated{cfg: cfg, images: simulatedImages{takes: cfg.Fetch, byID: map[string]*simulatedImage{}}, chance: rand.New(rand.NewPCG(cfg.Seed, cfg.Seed))}, nil
 }
 
 // flaw is how a simulated VM fails.
@@ -129,13 +132,14 @@ func (s *Simulated) IsMac(string) (bool, error) { return false, nil }
 // EndLeftovers finds none.
 func (s *Simulated) EndLeftovers(context.Context) (int, error) { return 0, nil }
 
-// Images returns what the configuration says.
-func (s *Simulated) Images(context.Context) ([]string, error) { return s.cfg.Images, nil }
-
 // Create takes its time.
 func (s *Simulated) Create(ctx context.Context, order Order, progress func(string)) (Machine, error) {
 	m := &simulatedVM{host: s, id: order.ID, changed: make(chan struct{}), ended: make(chan struct{})}
 	m.step("assigned")
+	var err error
+	if m.took.Image, err = s.fetchFor(ctx, order.Image, progress); err != nil {
+		return nil, err
+	}
 	progress("pretending to clone")
 	cloning := time.Now()
 	if !sleep(ctx, s.vary(s.cfg.Prepare)) {

@@ -27,6 +27,7 @@ const (
 	fileIdentity   = "identity.json"   // what enrolment answered
 	fileController = "controller.json" // the newest word of the controller that was obeyed
 	filePlace      = "place.json"      // where this folder was used last, to know a copy of it
+	filePeerKey    = "peer.key"        // by which other hosts know this one
 	dirRunners     = "runners"         // records of runners that have, or may have, a VM
 	dirTombstones  = "tombstones"      // last reports of runners whose VM is gone
 	dirFailures    = "failures"        // diagnostics
