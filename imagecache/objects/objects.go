@@ -17,6 +17,8 @@ var (
 	ErrNotFound     = errors.New("no such object")
 	ErrPrecondition = errors.New("the object has changed meanwhile")
 	ErrForbidden    = errors.New("access is denied")
+	// ErrCorrupt is of a reader at its end: what it gave is not what was put there.
+	ErrCorrupt = errors.New("the content is damaged")
 )
 
 // Attributes are what a store knows of an object.
