@@ -139,7 +139,7 @@ func TestEnsureRefuses(t *testing.T) {
 		strings.Repeat("a", 101):                "101 characters",
 		"unknown-key":                           `unknown field "os"`,
 		"newer":                                 "schema 2",
-		"plan9":                                 "linux or darwin",
+		"plan9":                                 "darwin or linux",
 		"large":                                 "larger than",
 		"renamed":                               "says that it is was",
 		"pipe":                                  "neither a file",

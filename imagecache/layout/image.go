@@ -9,11 +9,10 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"regexp"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/minifleet/minifleet/imagecache/manifest"
+	"github.com/minifleet/minifleet/vm/options"
 )
 
 // FileImage is the file that makes a folder an image of ours. Everything beside it is the
@@ -94,53 +93,22 @@ func (m Image) manifest() manifest.Manifest {
 }
 
 func (m Image) validate() error {
-	return errors.Join(validateName(m.Name), validate(m.manifest()))
+	return errors.Join(manifest.ValidateName(m.Name), validate(m.manifest()))
 }
-
-var hostOS = regexp.MustCompile(`^[1-9][0-9]{0,2}(\.[0-9]{1,3}){0,2}$`)
-
-// Limits of what an image says of itself, far above what there is.
-const (
-	maxDescription = 4 << 10
-	maxCPUs        = 1 << 10
-	maxMemoryMiB   = 16 << 20
-	maxPixels      = 1 << 15
-)
 
 // validate checks what a manifest says beside its files.
 func validate(m manifest.Manifest) error {
-	var errs []error
-	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if m.GuestOS != guestLinux && m.GuestOS != guestDarwin {
-		fail("guest_os is %.40q: give linux or darwin", m.GuestOS)
+	m.ChunkBytes, m.Files = manifest.ChunkBytes, []manifest.File{{Path: options.FileDisk, Mode: FileMode}}
+	if _, err := m.Encode(); err != nil {
+		return err
 	}
-	if m.Arch != "" && m.Arch != archARM && m.Arch != archAMD {
-		fail("arch is %.40q: give arm64 or amd64, or leave it out", m.Arch)
+	if m.HardwareModel == nil {
+		return nil
 	}
-	if len(m.Description) > maxDescription || !utf8.ValidString(m.Description) {
-		fail("description is longer than %d bytes or not UTF-8", maxDescription)
+	if err := checkModel(m.HardwareModel); err != nil {
+		return fmt.Errorf("hardware_model: %w", err)
 	}
-	if m.MinHostOS != "" && !hostOS.MatchString(m.MinHostOS) {
-		fail("min_host_os is %.40q: give a version such as 14.4", m.MinHostOS)
-	}
-	if m.MinCPUs < 0 || m.MinCPUs > maxCPUs {
-		fail("min_cpus is %d: give 0 to %d", m.MinCPUs, maxCPUs)
-	}
-	if m.MinMemoryMiB < 0 || m.MinMemoryMiB > maxMemoryMiB {
-		fail("min_memory_mib is %d: give 0 to %d", m.MinMemoryMiB, maxMemoryMiB)
-	}
-	if d := m.Display; d != nil && (min(d.Width, d.Height) < 1 || max(d.Width, d.Height, d.PPI) > maxPixels || d.PPI < 0) {
-		fail("display is %d x %d with %d ppi: give sizes from 1 to %d", d.Width, d.Height, d.PPI, maxPixels)
-	}
-	if m.HardwareModel != nil {
-		if m.GuestOS != guestDarwin {
-			fail("hardware_model belongs to macOS guests only: leave it out")
-		}
-		if err := checkModel(m.HardwareModel); err != nil {
-			fail("hardware_model: %w", err)
-		}
-	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // maxModelBytes is what the backend reads of a hardware model. A real one has about 150.

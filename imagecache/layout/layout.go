@@ -21,12 +21,10 @@ import (
 	"github.com/minifleet/minifleet/vm/options"
 )
 
-// What guests and processors are called.
+// What a Mac's guest and processor are called.
 const (
-	guestLinux  = "linux"
 	guestDarwin = "darwin"
 	archARM     = "arm64"
-	archAMD     = "amd64"
 )
 
 // Template is an image in a folder, whatever its layout.

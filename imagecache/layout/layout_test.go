@@ -186,11 +186,12 @@ func TestOpenRefuses(t *testing.T) {
 		"link inside":               {ours, swap("root/bin/tool", link("/bin/sh")), "root/bin/tool is a link"},
 		"pipe inside":               {ours, swap("root/bin/tool", pipe), "root/bin/tool is neither"},
 		"empty folder":              {ours, swap("root/bin/tool", nil), "root/bin is empty"},
-		"name that is no text":      {ours, func(dir string) error { return os.WriteFile(filepath.Join(dir, "a\xff"), nil, 0o600) }, "no UTF-8"},
+		"name that is no text":      {ours, func(dir string) error { return os.WriteFile(filepath.Join(dir, "a\xff"), nil, 0o600) }, "printable ASCII"},
 		"two hardware models": {
 			with(bundle, "image.json", `{"schema":1,"name":"a","guest_os":"darwin","hardware_model":"`+base64.StdEncoding.EncodeToString([]byte("bplist00 other"))+`"}`),
 			nil, "is another than",
 		},
+		"hidden file":                     {with(ours, ".metadata_never_index", "x"), nil, "begins with a dot"},
 		"hardware model of a Linux guest": {with(bundle, "image.json", `{"schema":1,"name":"a","guest_os":"linux"}`), nil, "guest_os is linux"},
 		"hardware model that is none":     {with(bundle, "hardware-model.bin", "model"), nil, "hardware-model.bin: it is no binary property list"},
 		"hardware model that is a link":   {bundle, swap("hardware-model.bin", link("disk.img")), "hardware-model.bin is a link"},
@@ -338,15 +339,16 @@ func TestOpenRefusesARunningVMOfTart(t *testing.T) {
 func TestParseImageRefuses(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
+		`"guest_os":"darwin","hardware_model":"AAAA"`: "no binary property list",
 		`"min_cpus":-1`:                   "min_cpus is -1",
 		`"min_memory_mib":99999999999`:    "min_memory_mib",
 		`"arch":"vax"`:                    "arm64 or amd64",
-		`"min_host_os":"Sonoma"`:          "a version such as",
-		`"min_host_os":"14.4.1.2"`:        "a version such as",
+		`"min_host_os":"Sonoma"`:          "a version like",
+		`"min_host_os":"14.4.1.2"`:        "a version like",
 		`"display":{"width":1}`:           "display is 1 x 0",
 		`"display":{"w":1}`:               "unknown field",
 		`"display":{"ppi":-1}`:            "display",
-		`"hardware_model":"AAAA"`:         "no binary property list",
+		`"hardware_model":"AAAA"`:         "macOS guests only",
 		`"hardware_model":"` + b64 + `"`:  "macOS guests only",
 		`"hardware_model":"` + b64 + `e"`: "illegal base64",
 	} {

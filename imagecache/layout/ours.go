@@ -9,14 +9,11 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
-	"unicode/utf8"
 
+	"github.com/minifleet/minifleet/imagecache/manifest"
 	"github.com/minifleet/minifleet/vm"
 	"github.com/minifleet/minifleet/vm/options"
 )
-
-// maxFiles bounds what is listed of a folder.
-const maxFiles = 100_000
 
 // openBundle reads what the image brought into the bundle of a machine that has ended, in
 // the state in which the machine left it.
@@ -100,8 +97,8 @@ func walk(root string, skip func(name string) bool) ([]File, error) {
 			}
 			return nil
 		}
-		if !utf8.ValidString(rel) {
-			return fmt.Errorf("%q is no UTF-8: rename it", rel)
+		if err := manifest.ValidatePath(rel); err != nil {
+			return err
 		}
 		delete(empty, filepath.Dir(path))
 		info, err := e.Info()
@@ -118,8 +115,8 @@ func walk(root string, skip func(name string) bool) ([]File, error) {
 		default:
 			return fmt.Errorf("%s is neither a file nor a folder: remove it from the image", rel)
 		}
-		if len(files) == maxFiles {
-			return fmt.Errorf("it has more than %d files: pack them into a disk", maxFiles)
+		if len(files) == manifest.MaxFiles {
+			return fmt.Errorf("it has more than %d files: pack them into a disk", manifest.MaxFiles)
 		}
 		files = append(files, File{Path: rel, Mode: uint32(info.Mode().Perm()), Source: path})
 		return nil

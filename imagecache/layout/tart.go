@@ -26,7 +26,10 @@ const (
 	tartState  = "state.vzvmsave"
 )
 
-const maxTartBytes = 256 << 10
+const (
+	maxTartBytes  = 256 << 10
+	maxTartMemory = 1 << 50 // bytes, so that no sum overflows
+)
 
 // ParseTart reads the configuration of one of tart's VMs, which is also the first layer of
 // its images in registries. Machine identifier and MAC address are not taken: here they
@@ -70,7 +73,7 @@ func parseTart(b []byte) (manifest.Manifest, error) {
 	if format := or(c.DiskFormat, "raw"); format != "raw" {
 		return manifest.Manifest{}, fmt.Errorf("its disk has the format %.40q and only raw disks can be used: make the VM anew with a raw disk", format)
 	}
-	if c.MemorySizeMin < 0 || c.MemorySizeMin > maxMemoryMiB<<20 {
+	if c.MemorySizeMin < 0 || c.MemorySizeMin > maxTartMemory {
 		return manifest.Manifest{}, fmt.Errorf("memorySizeMin is %d bytes, which no machine has", c.MemorySizeMin)
 	}
 	m := manifest.Manifest{

@@ -129,7 +129,7 @@ func parseLayer(d v1.Descriptor) (layer, error) {
 	case d.MediaType == typeDisk:
 		most = maxLayerBytes
 	case strings.HasPrefix(string(d.MediaType), typeDisks):
-		return l, fmt.Errorf("its type %.100q is a form of disk that this program does not read: pull it with tart and push it again with a tart of 2024 or later, or import tart's folder", string(d.MediaType))
+		return l, fmt.Errorf("its type %.100q is a form of disk that this program does not read: pull it with tart and push it again, or import the VM's folder", string(d.MediaType))
 	default:
 		return l, nil // others may add what they like
 	}

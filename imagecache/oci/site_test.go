@@ -59,13 +59,20 @@ func digest(b []byte) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// disk is a layer of a disk.
+// disk is a layer of a disk. What was packed once is not packed again.
 func disk(content []byte) pushed {
-	return pushed{typeDisk, encodeLZ4(content), map[string]string{
+	sum := digest(content)
+	stored, ok := packed.Load(sum)
+	if !ok {
+		stored, _ = packed.LoadOrStore(sum, encodeLZ4(content))
+	}
+	return pushed{typeDisk, bytes.Clone(stored.([]byte)), map[string]string{
 		"org.cirruslabs.tart.uncompressed-size":           strconv.Itoa(len(content)),
-		"org.cirruslabs.tart.uncompressed-content-digest": digest(content),
+		"org.cirruslabs.tart.uncompressed-content-digest": sum,
 	}}
 }
+
+var packed sync.Map // by the digest of the content
 
 // changed is a layer with another annotation.
 func (p pushed) changed(note, value string) pushed {
@@ -259,10 +266,12 @@ func wants(t testing.TB, err error, text string) {
 }
 
 // mac is the image of most tests: layers of several sizes, one twice, and zeros.
-func mac() (nvram []byte, disks [][]byte) {
-	a, b, c := realistic(11, 5<<20), realistic(12, 3<<20+4096), realistic(13, 9<<20)
-	return realistic(14, 100_000), [][]byte{a, make([]byte, 8<<20), b, make([]byte, 8<<20), c, a, make([]byte, 1<<20)}
-}
+func mac() (nvram []byte, disks [][]byte) { return macOnce() }
+
+var macOnce = sync.OnceValues(func() (nvram []byte, disks [][]byte) {
+	a, b, c := realistic(11, 2<<20), realistic(12, 1<<20+4096), realistic(13, 5<<20)
+	return realistic(14, 100_000), [][]byte{a, make([]byte, 4<<20), b, make([]byte, 4<<20), c, a, make([]byte, 1<<20)}
+})
 
 var errTest = errors.New("the test's error")
 
