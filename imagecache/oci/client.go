@@ -316,7 +316,7 @@ func (a *answer) Read(b []byte) (int, error) {
 		for left := n; left > 0; {
 			part := min(left, max(l.Burst(), 1))
 			if err := l.WaitN(a.ctx, part); err != nil {
-				return n, err
+				return n, final{err}
 			}
 			left -= part
 		}

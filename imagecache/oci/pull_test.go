@@ -11,9 +11,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -199,17 +201,28 @@ func TestPullOverAnother(t *testing.T) {
 
 const pullVariable = "OCI_TEST_PULL"
 
+// pullIn pulls in a process of its own.
+func pullIn(t testing.TB, ref manifest.Reference, dir string, layers int) *exec.Cmd {
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestPullInAProcess$")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s|%s|%d", pullVariable, ref, dir, layers))
+	return cmd
+}
+
 // TestPullInAProcess is the process that another test kills, when it starts it as such.
 func TestPullInAProcess(t *testing.T) {
-	what, dir, ok := strings.Cut(os.Getenv(pullVariable), "|")
-	if !ok {
-		t.Skip("this test is a part of TestPullGoesOnAfterAKill")
+	order := strings.Split(os.Getenv(pullVariable), "|")
+	if len(order) != 3 {
+		t.Skip("this test is a part of others")
 	}
-	ref, err := manifest.ParseReference(what)
+	ref, err := manifest.ParseReference(order[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := oci.Open(ref, oci.Options{Layers: 1})
+	layers, err := strconv.Atoi(order[2])
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := oci.Open(ref, oci.Options{Layers: layers})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,8 +230,12 @@ func TestPullInAProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := img.Pull(t.Context(), dir, nil); err != nil {
+	if _, err := img.Pull(t.Context(), order[1], nil); err != nil {
 		t.Fatal(err)
+	}
+	// The most memory that it had, for the benchmark. Only Linux tells.
+	if b, err := os.ReadFile("/proc/self/status"); err == nil {
+		fmt.Printf("%s\n", b)
 	}
 }
 
@@ -239,8 +256,7 @@ func TestPullGoesOnAfterAKill(t *testing.T) {
 				content[digest(l.content)] = l.content
 			}
 			dir := t.TempDir()
-			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestPullInAProcess$")
-			cmd.Env = append(os.Environ(), pullVariable+"="+s.ref().At(image).String()+"|"+dir)
+			cmd := pullIn(t, s.ref().At(image), dir, 1)
 			started := make(chan struct{})
 			var before []string
 			requests := 0
@@ -332,21 +348,37 @@ func TestPullNeedsAFolder(t *testing.T) {
 	}
 }
 
-// BenchmarkPull pulls 1 GiB in layers of 64 MiB.
+// BenchmarkPull pulls 512 MiB in layers of 64 MiB, in a process of its own, whose memory is
+// measured.
 func BenchmarkPull(b *testing.B) {
 	s := newSite(b)
-	var disks [][]byte
-	size := int64(0)
-	for i := range 16 {
-		disks = append(disks, realistic(uint64(i), 64<<20))
+	layers := []pushed{{kind: typeConfig, content: []byte(config())}}
+	size, network := int64(0), 0
+	for i := range 8 {
+		l := disk(realistic(uint64(i), 64<<20))
+		layers = append(layers, l)
 		size += 64 << 20
+		network += len(l.content)
 	}
-	img := s.image(s.push(tart(realistic(99, 1<<20), disks...)...))
-	disks = nil
+	packed.Clear()
+	image := s.push(append(layers, pushed{kind: typeNVRAM, content: realistic(99, 1<<20)})...)
 	b.SetBytes(size)
+	memory, cpu := 0, time.Duration(0)
 	for b.Loop() {
-		if _, err := img.Pull(b.Context(), b.TempDir(), nil); err != nil {
+		cmd := pullIn(b, s.ref().At(image), b.TempDir(), 4)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			b.Fatalf("%v\n%s", err, out)
+		}
+		_, kib, _ := strings.Cut(string(out), "VmHWM:")
+		n, err := strconv.Atoi(strings.Fields(kib + " 0")[0])
+		if err != nil {
 			b.Fatal(err)
 		}
+		memory = max(memory, n)
+		cpu += cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 	}
+	b.ReportMetric(cpu.Seconds()*float64(1<<30)/float64(size)/float64(b.N), "cpu-s/GiB")
+	b.ReportMetric(float64(memory)/1024, "MiB-resident")
+	b.ReportMetric(float64(network)/float64(size), "packed/content")
 }
