@@ -50,11 +50,11 @@ func (w withVMM) Run() int {
 	}
 	defer os.RemoveAll(dir)
 	vmmProgram = filepath.Join(dir, "minifleet-vmm")
-	args := []string{"build", "-o", vmmProgram}
+	build := exec.Command("go", "build", "-o", vmmProgram)
 	if raceDetector {
-		args = append(args, "-race")
+		build.Args, build.Env = append(build.Args, "-race"), append(os.Environ(), "CGO_ENABLED=1")
 	}
-	build := exec.Command("go", append(args, "github.com/minifleet/minifleet/cmd/minifleet-vmm")...)
+	build.Args = append(build.Args, "github.com/minifleet/minifleet/cmd/minifleet-vmm")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build minifleet-vmm: %v\n%s", err, out)
 		return 1
