@@ -88,17 +88,25 @@ func sweep(ctx context.Context, vms string) error {
 	}
 	var errs []error
 	for _, f := range found {
-		switch f.Condition {
-		case vm.Running:
-			m, err := vm.Adopt(ctx, f.Dir)
-			if err == nil {
-				err = m.Stop(ctx)
-			}
-			errs = append(errs, err)
-		case vm.Orphaned:
-			errs = append(errs, vm.EndWriter(ctx, f.Dir))
-		}
-		errs = append(errs, vm.Remove(ctx, f.Dir))
+		errs = append(errs, end(ctx, f), vm.Remove(ctx, f.Dir))
 	}
 	return errors.Join(errs...)
+}
+
+// end ends a VM that was found. It may have ended since.
+func end(ctx context.Context, f vm.Found) error {
+	switch f.Condition {
+	case vm.Running:
+		m, err := vm.Adopt(ctx, f.Dir)
+		if errors.Is(err, vm.ErrNotRunning) {
+			return vm.EndWriter(ctx, f.Dir)
+		}
+		if err != nil {
+			return err
+		}
+		return m.Stop(ctx)
+	case vm.Orphaned:
+		return vm.EndWriter(ctx, f.Dir)
+	}
+	return nil
 }
