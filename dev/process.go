@@ -17,6 +17,9 @@ import (
 	"time"
 )
 
+// startGrace is how long a program may take until it is ready. It only ends one that hangs.
+const startGrace = time.Minute
+
 // process is a child of ours with its log.
 type process struct {
 	name string
@@ -68,7 +71,7 @@ func start(ctx context.Context, name, logDir string, announced []string, program
 		close(lines)
 		p.err = p.cmd.Wait()
 	}()
-	late := time.NewTimer(20 * time.Second)
+	late := time.NewTimer(startGrace)
 	defer late.Stop()
 	for len(p.said) < len(announced) {
 		select {
@@ -82,7 +85,7 @@ func start(ctx context.Context, name, logDir string, announced []string, program
 		case <-late.C:
 			listened()
 			p.kill()
-			return nil, fmt.Errorf("%s is not ready after 20 s:\n%s", name, p.tail())
+			return nil, fmt.Errorf("%s is not ready after %s:\n%s", name, startGrace, p.tail())
 		case <-ctx.Done():
 			listened()
 			p.kill()
