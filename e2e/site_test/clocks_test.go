@@ -74,17 +74,17 @@ var testSkew = func() (seconds int64) {
 // The clocks of two hosts are an hour ahead of the controller's and an hour behind it.
 // All goes as it does otherwise: no side compares its clock with another's.
 func TestClocksAnHourApart(t *testing.T) {
-	t.Parallel()
-	s := newSite(t, "--seed", "131")
+	turn(t)
 	hosts := map[string]time.Duration{"mini-1": time.Hour, "mini-2": -time.Hour}
-	folders := map[string]time.Duration{}
+	skewed, folders := t.TempDir(), map[string]time.Duration{}
 	for name, skew := range hosts {
-		folders[s.path("programs", name)] = skew
+		folders[filepath.Join(skewed, name)] = skew
 	}
-	buildSkewed(t, folders)
+	buildSkewed(t, folders) // which may take longer than a site lasts
+	s := newSite(t, "--seed", "131")
 	controller := s.startController()
 	start := func(name string) *program {
-		p := launch(t, s.dir, s.path("programs", name, "minifleet-agent"), nil, "run", "--config", s.agentConfig(name))
+		p := launch(t, s.dir, filepath.Join(skewed, name, "minifleet-agent"), nil, "run", "--config", s.agentConfig(name))
 		s.online(p, name)
 		return p
 	}

@@ -17,7 +17,7 @@ import (
 // and on another one. It is refused and says what to do; the original and its VMs notice
 // nothing.
 func TestTwoAgentsOnOneCredential(t *testing.T) {
-	t.Parallel()
+	turn(t)
 	s := newSite(t, "--seed", "111")
 	controller := s.startController()
 	agent := s.startAgent("mini-1")

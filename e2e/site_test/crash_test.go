@@ -21,7 +21,10 @@ import (
 // Each program is killed at each of its points, in turn, while jobs come, run and are
 // cancelled, and is started again. Whoever is not restarted by anybody, a vmm or a
 // guest, takes its runner along and nothing else.
-func TestEveryCrash(t *testing.T) { everyCrash(t, "") }
+func TestEveryCrash(t *testing.T) {
+	t.Parallel()
+	everyCrash(t, "")
+}
 
 // The same where runners are machines: those of which a program dies, those that it has to
 // find again, and the one whose job prints on all the while. The guest program dies inside
@@ -29,6 +32,7 @@ func TestEveryCrash(t *testing.T) { everyCrash(t, "") }
 // them follow each other before the site has to be at rest: a machine takes seconds to
 // boot.
 func TestEveryCrashOnQEMU(t *testing.T) {
+	machineTurn(t)
 	programs(t)
 	bin, err := crashPrograms()
 	if err != nil {
@@ -67,28 +71,28 @@ func everyCrash(t *testing.T, images string) {
 		{"controller", nil, controllerCrashes},
 		{"enrolment", []string{"--flow", "migrate"}, enrolmentCrashes},
 	}
-	// As many as that at once, the longest first: machines take the processors.
-	lanes := len(sites)
+	room := processSites
 	if images != "" {
-		lanes = machineSites
+		room = machineSlots // of a site's machines one boots at a time, mostly
 	}
 	next := make(chan int, len(sites))
 	for i := range sites {
 		next <- i
 	}
-	close(next)
 	var ran atomic.Int64
 	t.Run("sites", func(t *testing.T) {
-		for lane := range lanes {
+		for lane := range sites {
 			t.Run(fmt.Sprintf("lane %d", lane+1), func(t *testing.T) {
 				t.Parallel()
-				for i := range next {
-					s := sites[i]
-					t.Run(s.name, func(t *testing.T) {
-						ran.Add(1)
-						s.run(newCrashSite(t, bin, images, died, append(s.github, "--seed", fmt.Sprint(51+i))...))
-					})
-				}
+				giveBack := takeRoom(t, room, 1)
+				i := <-next
+				s := sites[i]
+				t.Run(s.name, func(t *testing.T) {
+					ran.Add(1)
+					c := newCrashSite(t, bin, images, died, append(s.github, "--seed", fmt.Sprint(51+i))...)
+					c.waits = giveBack
+					s.run(c)
+				})
 			})
 		}
 	})
@@ -151,6 +155,7 @@ func mintCrashes(c *crashSite) {
 	if err := c.sim.ClearFaults(c.ctx); err != nil {
 		c.t.Fatal(err)
 	}
+	c.waits()
 	c.rest()
 	c.end()
 }
@@ -419,6 +424,7 @@ func guestCrashesInside(c *crashSite) {
 		}
 		eventually(c.t, "a runner says that its guest program was started anew", func() bool { return c.failed() > before })
 	}
+	c.waits()
 	c.rest()
 }
 

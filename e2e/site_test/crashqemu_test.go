@@ -24,9 +24,6 @@ import (
 	"github.com/minifleet/minifleet/vm"
 )
 
-// machineSites is how many crash sites with machines run at once.
-const machineSites = 3
-
 // noPoint is none.
 const noPoint crashpoint.Point = -1
 
@@ -173,25 +170,6 @@ func (c *crashSite) killedInside(p crashpoint.Point) int {
 		}
 	}
 	return 0
-}
-
-// countBoots counts the machines that have booted, and holds the site to the others having
-// died of what was done to them.
-func (c *crashSite) countBoots() {
-	c.t.Helper()
-	booted := 0
-	for _, r := range c.list("runners?all=true&limit=1000") {
-		if r.Attempts > 0 { // a standby asks for its config
-			booted++
-		}
-		for _, own := range []string{"did not answer within", "hypervisor_crashed", "guest_ended", "backend_failed", "restore_failed", "bad_configuration"} {
-			if strings.Contains(r.Failure, own) {
-				c.t.Errorf("a machine has failed of itself: %s", r.Failure)
-			}
-		}
-	}
-	boots.Add(int64(booted))
-	c.t.Logf("%d machines have booted", booted)
 }
 
 // endLong tells the long job to end.

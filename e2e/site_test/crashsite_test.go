@@ -29,6 +29,7 @@ type crashSite struct {
 	controller *program
 	agents     map[string]*program
 	died       func(crashpoint.Point)
+	waits      func() // gives other sites the room of this one, which only waits from now on
 
 	born   time.Time
 	long   int64
@@ -342,7 +343,7 @@ func (c *crashSite) end() {
 	}
 	c.t.Logf("%.1f s: %d jobs; the long one counted to %d", time.Since(c.born).Seconds(), len(c.github()), ticks)
 	if c.onMachines() {
-		c.countBoots()
+		c.countBoots("")
 	}
 	for _, agent := range c.agents {
 		agent.stop()

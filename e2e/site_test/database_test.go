@@ -23,7 +23,7 @@ import (
 // says which process is in its way, and disturbs nothing. It may begin when the first is
 // dead, however it died.
 func TestSecondController(t *testing.T) {
-	t.Parallel()
+	turn(t)
 	s := newSite(t, "--seed", "51")
 	first := s.startController()
 	agent := s.startAgent("mini-1")
@@ -93,7 +93,7 @@ func TestDatabaseCannotBeWrittenForAWhile(t *testing.T) {
 	t.Parallel()
 	for i, fault := range databaseFaults {
 		t.Run(fault.name, func(t *testing.T) {
-			t.Parallel()
+			turn(t)
 			if runtime.GOOS != "linux" {
 				t.Skip("these faults are made as Linux has them")
 			}
@@ -135,7 +135,7 @@ func TestDatabaseCannotBeWrittenForAWhile(t *testing.T) {
 
 // A full inode table takes no room: who has his files goes on, and who has not says why.
 func TestDatabaseOnAFullInodeTable(t *testing.T) {
-	t.Parallel()
+	turn(t)
 	s := newSite(t, "--seed", "64")
 	s.config = strings.Replace(s.config, "database: minifleet.db", "database: db/minifleet.db", 1)
 	v := newVolume(t, s.path("db"), 16, 64)
@@ -160,7 +160,7 @@ func TestDatabaseOnAFullInodeTable(t *testing.T) {
 
 // What cannot be opened as it is stays as it is, and the program says what to do.
 func TestDatabaseIsRefusedAtTheStart(t *testing.T) {
-	t.Parallel()
+	turn(t)
 	s := newSite(t, "--seed", "65")
 	s.startController().stop()
 	path := s.path("minifleet.db")

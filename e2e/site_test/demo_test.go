@@ -17,6 +17,7 @@ func summaryLine(slots string) *regexp.Regexp {
 }
 
 func TestDemo(t *testing.T) {
+	turn(t)
 	dir := folder(t)
 	p := launch(t, dir, "minifleet", []string{"CI=true"}, "dev", "--demo", "--seed", "23", "--runner", os.Getenv(runnerEnv))
 	code, out := p.exit()
@@ -50,6 +51,7 @@ func TestDemo(t *testing.T) {
 
 // Without a runner client the demo uses its own, says so, and proves nothing in CI.
 func TestDemoWithoutRunner(t *testing.T) {
+	turn(t)
 	t.Run("in CI", func(t *testing.T) {
 		dir := folder(t)
 		code, out := launch(t, dir, "minifleet", []string{"CI=true"}, "dev", "--demo").exit()
@@ -69,6 +71,7 @@ func TestDemoWithoutRunner(t *testing.T) {
 }
 
 func TestDemoWithBadRunner(t *testing.T) {
+	turn(t)
 	dir := folder(t)
 	files := t.TempDir()
 	text, silent, failing := filepath.Join(files, "text"), filepath.Join(files, "silent"), filepath.Join(files, "failing")
@@ -98,8 +101,10 @@ func TestDemoWithBadRunner(t *testing.T) {
 }
 
 func TestInterrupt(t *testing.T) {
+	t.Parallel()
 	for name, signal := range map[string]syscall.Signal{"SIGINT": syscall.SIGINT, "SIGTERM": syscall.SIGTERM} {
 		t.Run(name, func(t *testing.T) {
+			turn(t)
 			dir := folder(t)
 			p := launch(t, dir, "minifleet", nil, "dev", "--demo", "--runner", os.Getenv(runnerEnv))
 			p.await("jobs run and their agent has been killed", func(out string) bool {

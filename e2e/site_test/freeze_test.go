@@ -133,7 +133,7 @@ func TestFrozen(t *testing.T) {
 	t.Parallel()
 	for i, f := range frozens {
 		t.Run(f.name, func(t *testing.T) {
-			t.Parallel()
+			turn(t)
 			s := newSite(t, "--seed", fmt.Sprint(90+i))
 			s.config = strings.Replace(s.config, "host_deadline: 20s, repair: 1s,", "host_deadline: 10s, lease: 5s, poll: 2s, repair: 1s,", 1)
 			controller := s.startController()

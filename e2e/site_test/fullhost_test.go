@@ -23,7 +23,7 @@ func TestHostWithoutRoom(t *testing.T) {
 		do   func(*volume) func()
 	}{{"full volume", (*volume).fill}, {"full inode table", (*volume).crowd}} {
 		t.Run(fault.name, func(t *testing.T) {
-			t.Parallel()
+			turn(t)
 			s := newSite(t, "--seed", fmt.Sprint(70+i))
 			v := newVolume(t, s.path("mini-1"), 64, 1000)
 			controller := s.startController()
@@ -68,7 +68,7 @@ func TestHostWithoutRoom(t *testing.T) {
 // A job fills its host's volume with its own files: they are deleted after it, although
 // there is not even room for the note that says so, and the host serves the next job.
 func TestJobFillsItsHost(t *testing.T) {
-	t.Parallel()
+	turn(t)
 	s := newSite(t, "--seed", "72")
 	newVolume(t, s.path("mini-1"), 64, 1000)
 	controller := s.startController()

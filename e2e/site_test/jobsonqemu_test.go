@@ -20,7 +20,7 @@ import (
 // What the demo shows, on real VMs, two at once: jobs run, fail and are cancelled, and the
 // agent is killed under two of them, which notice nothing.
 func TestJobsOnQEMU(t *testing.T) {
-	t.Parallel()
+	machineTurn(t)
 	s := newSiteOnQEMU(t, 310, 2)
 	controller := s.startController()
 	agent := s.startAgent("mini-1")
@@ -48,6 +48,7 @@ func TestJobsOnQEMU(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.settled()
+	s.countBoots("")
 	agent.stop()
 	controller.stop()
 	s.noSockets()
@@ -69,7 +70,7 @@ func (s *site) noSockets() {
 
 // A job writes until its disk is full: that is its own affair. Its neighbour goes on.
 func TestFullGuestDiskOnQEMU(t *testing.T) {
-	t.Parallel()
+	machineTurn(t)
 	s := newSiteOnQEMU(t, 311, 2)
 	controller := s.startController()
 	agent := s.startAgent("mini-1")
@@ -85,6 +86,7 @@ func TestFullGuestDiskOnQEMU(t *testing.T) {
 	}
 	s.fates[jobs[1]] = "failure"
 	s.settled()
+	s.countBoots("")
 	agent.stop()
 	controller.stop()
 }
@@ -93,7 +95,7 @@ func TestFullGuestDiskOnQEMU(t *testing.T) {
 // up, a bundle half made among it and a lock whose holder's number another process has now,
 // and its slot serves again.
 func TestHostRestartsOnQEMU(t *testing.T) {
-	t.Parallel()
+	machineTurn(t)
 	s := newSiteOnQEMU(t, 312, 1)
 	controller := s.startController()
 	agent := s.startAgent("mini-1")
@@ -126,6 +128,7 @@ func TestHostRestartsOnQEMU(t *testing.T) {
 	s.untilEnd(next, "it ends")
 	complete(t, s.job(next), 1)
 	s.settled()
+	s.countBoots("")
 	agent.stop()
 	controller.stop()
 }
@@ -148,7 +151,7 @@ func (s *site) renumber(bundle string, pid int) {
 // The files of a VM cannot all be deleted for a while: the host says so and serves other
 // jobs in that slot meanwhile, and deletes the rest once it can.
 func TestDeletionFailsOnQEMU(t *testing.T) {
-	t.Parallel()
+	machineTurn(t)
 	s := newSiteOnQEMU(t, 313, 1)
 	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
 		lacking(t, "only root can mount something in a bundle, here on Linux")
@@ -182,6 +185,7 @@ func TestDeletionFailsOnQEMU(t *testing.T) {
 	s.untilEnd(second, "it runs meanwhile")
 	free()
 	s.settled()
+	s.countBoots("")
 	agent.stop()
 	controller.stop()
 }

@@ -14,8 +14,10 @@ import (
 // The controller is killed in the middle of everything and started again on the same
 // database: running jobs notice nothing, the others are served, nothing is left.
 func TestControllerIsKilled(t *testing.T) {
+	t.Parallel()
 	for name, flow := range map[string]string{"first protocol": "v1", "second protocol": "migrate"} {
 		t.Run(name, func(t *testing.T) {
+			turn(t)
 			s := newSite(t, "--seed", "41", "--flow", flow)
 			controller := s.startController()
 			agents := []*program{s.startAgent("mini-1"), s.startAgent("mini-2")}

@@ -20,11 +20,13 @@ import (
 // Deliveries that GitHub never sends: the books and the slots come right all the same,
 // though no look at GitHub's lists is due for an hour.
 func TestDeliveriesNeverSent(t *testing.T) {
+	t.Parallel()
 	for name, lost := range map[string][]string{
 		"completed":                 {"workflow_job.completed"},
 		"in_progress and completed": {"workflow_job.in_progress", "workflow_job.completed"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			turn(t)
 			s := newSite(t, "--seed", "43")
 			s.config = strings.Replace(s.config, "timing: {", "timing: {reconcile: 1h, ", 1)
 			controller := s.startController()
@@ -54,6 +56,7 @@ func TestDeliveriesNeverSent(t *testing.T) {
 // A registration with this site's name and without a VM is deleted; one of another
 // site is left alone.
 func TestLeftOverRegistration(t *testing.T) {
+	turn(t)
 	s := newSite(t, "--seed", "44")
 	s.config = strings.Replace(s.config, "timing: {host_deadline: 20s", "timing: {reconcile: 1s, absence: 2s, host_deadline: 10s", 1)
 	controller := s.startController()

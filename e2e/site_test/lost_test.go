@@ -39,7 +39,7 @@ func newImpatientSite(t *testing.T) *site {
 // left is cleared up when it is back. The dead jobs' fate is stated, their registrations
 // go, their neighbours notice nothing, and the slots serve again.
 func TestVMsDie(t *testing.T) {
-	t.Parallel()
+	turn(t)
 	s := newImpatientSite(t)
 	controller := s.startController()
 	first := s.startAgent("mini-1")

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -29,7 +28,7 @@ func newSiteOnQEMU(t *testing.T, seed uint64, vms int) *site {
 	t.Helper()
 	programs(t)
 	images := testimage.Need(t)
-	giveBack := takeProcessors(t, vms)
+	giveBack := takeRoom(t, machineSlots, int64(vms))
 	dir := folder(t)
 	github, err := githubsim.New(githubsim.Options{
 		Seed: seed, RunnerURL: "http://" + guestGitHub, Timing: githubsim.Timing{CancelGrace: time.Second, OfflineAfter: 5 * time.Second},
@@ -57,44 +56,6 @@ func newSiteOnQEMU(t *testing.T, seed uint64, vms int) *site {
 	// What is emulated, on a machine that is busy with other tests, is slow.
 	s.config = strings.NewReplacer("booting: 30s, registering: 30s", "booting: 2m, registering: 2m", "end_grace: 5s", "end_grace: 1s").Replace(s.config)
 	return s
-}
-
-// processors bounds the VMs that run at once, whatever the tests.
-var processors = struct {
-	sync.Mutex
-	free  int
-	freed chan struct{} // closed when there are more
-}{free: 2, freed: make(chan struct{})}
-
-// takeProcessors waits until so many VMs more may run, which they may until the test ends or
-// gives them back.
-func takeProcessors(t *testing.T, vms int) (giveBack func()) {
-	t.Helper()
-	for {
-		processors.Lock()
-		enough, freed := processors.free >= vms, processors.freed
-		if enough {
-			processors.free -= vms
-		}
-		processors.Unlock()
-		if enough {
-			break
-		}
-		select {
-		case <-freed:
-		case <-t.Context().Done():
-			t.Fatal(context.Cause(t.Context()))
-		}
-	}
-	giveBack = sync.OnceFunc(func() {
-		processors.Lock()
-		defer processors.Unlock()
-		processors.free += vms
-		close(processors.freed)
-		processors.freed = make(chan struct{})
-	})
-	t.Cleanup(giveBack)
-	return giveBack
 }
 
 // endless is a job that says that it begins, and goes on until something ends it.
@@ -149,7 +110,7 @@ func (s *site) giveUp(job int64) {
 // What can happen to a VM in the middle of its job: the VM is ended, what failed is stated,
 // the slot is free and nothing is left, whatever hangs or has died.
 func TestVMFailsOnQEMU(t *testing.T) {
-	t.Parallel()
+	machineTurn(t)
 	for i, fault := range []struct {
 		name    string
 		strike  func(s *site, bundle string)
@@ -183,6 +144,7 @@ func TestVMFailsOnQEMU(t *testing.T) {
 			})
 			s.noMoreVMs() // what follows can take a minute: GitHub refuses to delete a registration while a job has it
 			s.settled()
+			s.countBoots(fault.failure)
 			agent.stop()
 			controller.stop()
 		})

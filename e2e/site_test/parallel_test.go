@@ -15,6 +15,7 @@ import (
 
 // Eight jobs that end only once all eight run, on eight runners.
 func TestEightInParallel(t *testing.T) {
+	turn(t)
 	dir := folder(t)
 	meeting := t.TempDir()
 	p := launch(t, dir, "minifleet", []string{"CI=true"}, "dev", "--agents", "2", "--slots", "4", "--seed", "31", "--runner", os.Getenv(runnerEnv))

@@ -64,6 +64,7 @@ func lonelyAgent(t *testing.T, user *syscall.Credential, dir, state string) (int
 }
 
 func TestStateFolderCannotBeWritten(t *testing.T) {
+	turn(t)
 	programs(t)
 	check := func(t *testing.T, code int, out, state string) {
 		t.Helper()
@@ -124,6 +125,7 @@ func TestStateFolderCannotBeWritten(t *testing.T) {
 // The folder of the VMs cannot be written for a while: the operator is told why no
 // runner comes, and the job runs once it can be.
 func TestVMFolderCannotBeWrittenForAWhile(t *testing.T) {
+	turn(t)
 	programs(t)
 	s := newSite(t, "--seed", "43")
 	controller := s.startController()

@@ -25,7 +25,7 @@ import (
 // disturbed, what was begun since is found again, and a registration of another site is
 // left alone.
 func TestOlderDatabase(t *testing.T) {
-	t.Parallel()
+	turn(t)
 	s := newSite(t, "--seed", "121")
 	controller := s.startController()
 	agent := s.startAgent("mini-1")

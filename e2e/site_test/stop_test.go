@@ -34,6 +34,7 @@ func (p *program) stopping() {
 // TestSecondSignal holds every program but the vmm (see its own tests) up in the middle of its graceful stop and
 // tells it again: it is gone, and its exit status says by which signal.
 func TestSecondSignal(t *testing.T) {
+	turn(t)
 	for name, hold := range map[string]func(*testing.T) *program{
 		"controller":      heldController,
 		"agent":           heldAgent,
@@ -84,6 +85,7 @@ func heldController(t *testing.T) *program {
 
 // A request that is under way when the controller is told to stop is answered.
 func TestControllerFinishesRequests(t *testing.T) {
+	turn(t)
 	s := newSite(t)
 	p := s.startController()
 	c := openRequest(t, s.webhook, "/webhook", 2)
@@ -149,6 +151,7 @@ func heldAgent(t *testing.T) *program {
 
 // TestStopIsGivenUp: a program that hangs ends by itself, and says what hung.
 func TestStopIsGivenUp(t *testing.T) {
+	turn(t)
 	p := heldAgent(t)
 	p.signal(syscall.SIGTERM)
 	if code, out := p.exit(); code != 1 || !strings.Contains(out, "minifleet-agent: the stop was given up after 10s: not finished: ") {
@@ -251,6 +254,7 @@ func jitConfig(t *testing.T, url string) string {
 
 // A site that is told twice kills its processes, and leaves nothing all the same.
 func TestSecondSignalToASite(t *testing.T) {
+	turn(t)
 	dir := folder(t)
 	p := launch(t, dir, "minifleet", nil, "dev", "--agents", "1", "--slots", "1", "--kind")
 	url := p.announced("simulated GitHub")

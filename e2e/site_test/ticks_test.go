@@ -13,7 +13,7 @@ import (
 // Events drive, ticks only repair: with every periodic tick set to an hour all jobs end
 // as they do otherwise. A step that needs a tick hangs here, and so fails.
 func TestTicksOfAnHour(t *testing.T) {
-	t.Parallel()
+	turn(t)
 	s := newSite(t, "--seed", "81")
 	s.config = strings.Replace(s.config, "timing: {host_deadline: 20s, repair: 1s, end_grace: 5s}",
 		"timing: {host_deadline: 3h, lease: 3h, poll: 1h, repair: 1h, end_grace: 5s}", 1)
