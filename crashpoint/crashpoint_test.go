@@ -125,9 +125,9 @@ func TestNames(t *testing.T) {
 		}
 		seen[p.String()] = true
 	}
-	parts := slices.Concat(crashpoint.Controller(), crashpoint.Agent(), crashpoint.VMM(), crashpoint.Guest())
+	parts := slices.Concat(crashpoint.Controller(), crashpoint.Agent(), crashpoint.VMM(), crashpoint.Guest(), crashpoint.Images())
 	if !slices.Equal(parts, crashpoint.All()) {
-		t.Errorf("the four programs have the points %v of %v", parts, crashpoint.All())
+		t.Errorf("the programs have the points %v of %v", parts, crashpoint.All())
 	}
 }
 

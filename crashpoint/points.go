@@ -3,7 +3,7 @@
 package crashpoint
 
 // The points of each program, in this order: controller, agent (with what package vm
-// does inside it), vmm, guest. They are numbers, so that no name of any is in a release.
+// does inside it), vmm, guest, and the operator's commands on images. They are numbers, so that no name of any is in a release.
 const (
 	StoreCreated        Point = iota // the database file is there, without a schema
 	StoreMigrated                    // the schema is there, without a site id
@@ -99,6 +99,17 @@ const (
 	ListenerExited  // it has ended, what it left was not
 	GuestFinished   // its end is in the status
 	GuestEndAsked   // the host asks for the end, nothing was done
+
+	ChunkStored     // a chunk of an image is in its location, no manifest names it
+	ChunksStored    // all chunks are, as far as was looked
+	ChunksKept      // all were touched, there is no manifest
+	ManifestStored  // there is, nothing was looked at again
+	ManifestSealed  // the manifest is safe, no tag names it
+	TagMoved        // the tag names it, which was not confirmed
+	ManifestsMarked // a collection has listed the manifests, nothing is deleted
+	ManifestDeleted // a manifest without a tag is deleted, its chunks are not
+	ChunksMarked    // a collection has listed the chunks, none is deleted
+	ChunkDeleted    // a chunk without a manifest is deleted, others are not
 )
 
 // String returns the point's name: package, subject, and what has just happened.
@@ -200,6 +211,17 @@ func names() []string {
 		ListenerExited:  "guest.listener.exited",
 		GuestFinished:   "guest.status.finished",
 		GuestEndAsked:   "guest.end.asked",
+
+		ChunkStored:     "publish.chunk.stored",
+		ChunksStored:    "publish.chunks.stored",
+		ChunksKept:      "publish.chunks.kept",
+		ManifestStored:  "publish.manifest.stored",
+		ManifestSealed:  "publish.manifest.sealed",
+		TagMoved:        "publish.tag.moved",
+		ManifestsMarked: "publish.manifests.marked",
+		ManifestDeleted: "publish.manifest.deleted",
+		ChunksMarked:    "publish.chunks.marked",
+		ChunkDeleted:    "publish.chunk.deleted",
 	}
 }
 
@@ -217,6 +239,9 @@ func VMM() []Point { return span(VMMLocked, VMMFinal) }
 
 // Guest lists the guest's points.
 func Guest() []Point { return span(GuestReceived, GuestEndAsked) }
+
+// Images lists the points of the operator's commands on published images.
+func Images() []Point { return span(ChunkStored, ChunkDeleted) }
 
 func span(first, last Point) []Point {
 	var list []Point
