@@ -130,20 +130,40 @@ func diagnosis(e *transport.Error) string {
 }
 
 // plain takes out of an error what may not be shown: the addresses that registries redirect
-// to are signed.
+// to are signed, and what a token server answers may hold a token.
 func plain(err error) error {
 	if said, ok := errors.AsType[*transport.Error](err); ok {
 		return &statusError{code: said.StatusCode, text: diagnosis(said)}
 	}
-	if in, ok := errors.AsType[*url.Error](err); ok {
-		host := "the registry"
-		if u, err := url.Parse(in.URL); err == nil && u.Host != "" {
+	host := ""
+	for {
+		in, ok := errors.AsType[*url.Error](err)
+		if !ok {
+			break
+		}
+		if u, err := url.Parse(in.URL); err == nil {
 			host = u.Host
 		}
-		return fmt.Errorf("ask %s: %w", host, in.Err)
+		err = in.Err
 	}
-	return err
+	if host != "" {
+		return fmt.Errorf("ask %s: %w", host, brief{err})
+	}
+	return brief{err}
 }
+
+// brief is the first line of an error, cut to what a log can take.
+type brief struct{ error }
+
+func (b brief) Error() string {
+	text, _, _ := strings.Cut(b.error.Error(), "\n")
+	if len(text) > 500 {
+		text = strings.ToValidUTF8(text[:500], "") + "..."
+	}
+	return text
+}
+
+func (b brief) Unwrap() error { return b.error }
 
 // transient reports whether another attempt may succeed.
 func transient(err error) bool {

@@ -497,6 +497,8 @@ func TestCredentials(t *testing.T) {
 		switch {
 		case q.URL.Path == "/token" && user == "builder" && password == "open sesame"[5:]:
 			_, _ = io.WriteString(w, `{"token":"token of sesame"}`)
+		case q.URL.Path == "/token" && user == "confused":
+			_, _ = io.WriteString(w, `{"refresh_token":"of sesame"}`)
 		case q.URL.Path == "/token":
 			w.WriteHeader(http.StatusUnauthorized)
 		case q.Header.Get("Authorization") != "Bearer token of sesame" && q.Header.Get("Authorization") != "Bearer sesame2":
@@ -550,6 +552,7 @@ func TestCredentials(t *testing.T) {
 		"another password": {oci.Options{TokenFile: file("builder:sesame3")}, "give credentials"},
 		"another token":    {oci.Options{TokenFile: file("sesame4")}, "give credentials"},
 		"no token":         {oci.Options{TokenFile: file("\n")}, "it must hold one line"},
+		"no token for it":  {oci.Options{TokenFile: file("confused:sesame")}, "no token in bearer response"},
 		"two lines":        {oci.Options{TokenFile: file("sesame\nsesame")}, "it must hold one line"},
 		"no file":          {oci.Options{TokenFile: "/no/such/file"}, "no such file"},
 	} {
