@@ -207,6 +207,15 @@ func FuzzReport(f *testing.F) {
 			}
 			seen[one.ID] = true
 		}
+		digests := map[string]bool{}
+		for _, one := range r.Images {
+			fit(t, 3*protocol.MaxText, one.Image, one.Failure) // what is no UTF-8 is shown by three bytes
+			if digests[one.Digest] || !fleet.ValidDigest(one.Digest) || !slices.Contains(fleet.CacheStates(), one.State) ||
+				min(one.DoneBytes, one.TotalBytes, one.FetchedBytes) < 0 || len(r.Images) > protocol.MaxImages {
+				t.Errorf("taken: %+v", one)
+			}
+			digests[one.Digest] = true
+		}
 	})
 }
 
