@@ -94,9 +94,6 @@ func later(a, b time.Time) time.Time {
 
 // ready reports whether enough hosts hold the pool's next image for it to serve.
 func (d *decision) ready(p *poolSheet) (why string, ok bool) {
-	if !d.Fresh.Hosts {
-		return "", false // who is silent now may be back in a moment
-	}
 	var fitting, live, holding int
 	for i := range d.sheets {
 		h := &d.sheets[i]
@@ -104,6 +101,9 @@ func (d *decision) ready(p *poolSheet) (why string, ok bool) {
 			continue
 		}
 		fitting++
+		if d.hoped(h.Host) && !d.Fresh.Reported[h.ID] {
+			return "", false // who is silent now may be back in a moment
+		}
 		if h.live {
 			live++
 			if h.Holds(p.next) {
@@ -132,7 +132,7 @@ func (d *decision) ready(p *poolSheet) (why string, ok bool) {
 // where one is to try the next image; few at once, and only where their successors have
 // their image already. Those that jobs are matched to stay.
 func (d *decision) renew(m *matching) {
-	if !d.Fresh.Demand || !d.Fresh.Hosts {
+	if !d.Fresh.Demand {
 		return
 	}
 	for _, p := range d.order {

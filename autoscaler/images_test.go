@@ -165,6 +165,23 @@ func TestRollouts(t *testing.T) {
 		"hosts had no time to report": {
 			make: func(s *snap) { s.Fresh.Hosts = false; s.rollout("ab--"); s.host("1", 1, with("ab")) },
 		},
+		"hosts have reported since the start": {
+			make: func(s *snap) {
+				s.Fresh.Hosts, s.Fresh.Reported = false, map[fleet.HostID]bool{"h-1": true}
+				s.rollout("ab--")
+				s.host("1", 1, with("ab"))
+				s.host("2", 1, func(h *fleet.Host) { h.SeenAt = time.Time{} }) // enrolled, and never heard of
+			},
+			want: []string{"promote a"},
+		},
+		"some have not": {
+			make: func(s *snap) {
+				s.Fresh.Hosts, s.Fresh.Reported = false, map[fleet.HostID]bool{"h-1": true}
+				s.rollout("ab--")
+				s.host("1", 1, with("ab"))
+				s.host("2", 1, with("ab"))
+			},
+		},
 		"one of ten tries the next": {
 			make: func(s *snap) {
 				s.Pools[0].Canary = canary
