@@ -75,7 +75,8 @@ type fetchItem struct {
 }
 
 // wantedOn lists what a host is to have: what serves the pools that it serves, then what
-// is next, then what a pool could go back to, as long as the host has that. All are held.
+// is next, then what a pool could go back to, as long as the host has that and what serves.
+// All are held.
 func (d *decision) wantedOn(h *hostSheet) (list []fetchItem) {
 	add := func(p *poolSheet, image string, rank int) {
 		if image == "" || !fleet.RemoteImage(image) || !p.serves(h) ||
@@ -91,7 +92,7 @@ func (d *decision) wantedOn(h *hostSheet) (list []fetchItem) {
 		add(p, p.next, 1)
 	}
 	for _, p := range d.order {
-		if h.Holds(p.rollout.Previous) {
+		if h.Holds(p.rollout.Previous) && h.Holds(p.image) { // or it could be in the way of what serves
 			add(p, p.rollout.Previous, 2)
 		}
 	}

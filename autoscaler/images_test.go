@@ -438,6 +438,10 @@ func TestTurnsToFetch(t *testing.T) {
 			shape: "a-b-", make: func(s *snap) { s.host("1", 1, with("ab")); s.host("2", 1, with("a")) },
 			want: []string{"cache of h-1: i@aaa held i@bbb held", "cache of h-2: i@aaa held"},
 		},
+		"what it could go back to is not in the way of what serves": {
+			shape: "a-b-", make: func(s *snap) { s.host("1", 1, with("b")) },
+			want: []string{"cache of h-1: i@aaa"},
+		},
 		"what was left is not": {
 			shape: "a--b", make: func(s *snap) { s.host("1", 1, with("ab")) },
 			want: []string{"cache of h-1: i@aaa held"},
