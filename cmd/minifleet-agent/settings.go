@@ -39,6 +39,7 @@ type settings struct {
 	ImagesDir          string        `yaml:"images_dir" required:"true" help:"folder of the images, on the volume of state_dir"`
 	Backend            string        `yaml:"backend" help:"kind of VM: vz, qemu, or process, which has no isolation and is for development; empty is vz on a Mac and qemu on Linux"`
 	QEMU               qemu          `yaml:"qemu" help:"how machines of the backend qemu are made"`
+	Peers              peersOf       `yaml:"peers" help:"other hosts of the same local network, with which chunks of images are shared"`
 	SavedStates        saved         `yaml:"saved_states" help:"states of booted VMs, from which later ones continue instead of booting"`
 	VMM                string        `yaml:"vmm" help:"path of minifleet-vmm; empty looks beside this program"`
 	Guest              string        `yaml:"guest" help:"path of minifleet-guest, for the process backend; empty looks beside this program"`
@@ -63,6 +64,36 @@ type qemu struct {
 	Forwards    []forward `yaml:"forwards" help:"what guests of an isolated network may reach"`
 	Accelerator string    `yaml:"accelerator" help:"kvm, tcg (emulation), or empty for kvm where a boot shows that it works"`
 }
+
+type peersOf struct {
+	Address  string   `yaml:"address" help:"where this host gives chunks of its images to others: IP:PORT or INTERFACE:PORT, of an interface that guests are not on; empty neither gives nor takes any"`
+	Group    string   `yaml:"group" default:"default" help:"of hosts that reach each other over a local network; hosts of other groups are never asked"`
+	Allow    []string `yaml:"allow" help:"networks (such as 10.1.0.0/16) from which others may come, besides that of the interface"`
+	LimitMiB int      `yaml:"mib_per_second" default:"200" help:"the most that is given, to all others together"`
+}
+
+// config returns the settings as the agent takes them, or what is wrong with them.
+func (p peersOf) config() (agent.PeersConfig, error) {
+	c := agent.PeersConfig{Address: p.Address, Group: p.Group}
+	for i, text := range p.Allow {
+		network, err := netip.ParsePrefix(text)
+		if err != nil {
+			return c, fmt.Errorf("peers.allow[%d] is %.60q: give a network, such as 10.1.0.0/16", i, text)
+		}
+		c.Allow = append(c.Allow, network.Masked())
+	}
+	if p.LimitMiB < 1 || p.LimitMiB > maxPeerMiB {
+		return c, fmt.Errorf("peers.mib_per_second is %d: give 1 to %d", p.LimitMiB, maxPeerMiB)
+	}
+	c.BytesPerSecond = p.LimitMiB << 20
+	if err := c.Validate(); err != nil {
+		return c, fmt.Errorf("peers: %w", err)
+	}
+	return c, nil
+}
+
+// maxPeerMiB is far more than any network brings.
+const maxPeerMiB = 1 << 20
 
 type forward struct {
 	Guest string `yaml:"guest" required:"true" help:"address and port that guests call, within 10.0.2.0/24"`
@@ -158,6 +189,9 @@ func (s *settings) Validate() error {
 	if _, err := s.QEMU.config(); err != nil {
 		errs = append(errs, err)
 	}
+	if _, err := s.Peers.config(); err != nil {
+		errs = append(errs, err)
+	}
 	if err := s.SavedStates.validate(); err != nil {
 		errs = append(errs, err)
 	}
@@ -185,7 +219,9 @@ func (s *settings) backend() vm.BackendName {
 }
 
 func (s *settings) agentConfig(log *slog.Logger) agent.Config {
+	peers, _ := s.Peers.config() // Validate has said what is wrong with it
 	return agent.Config{
+		Peers:      peers,
 		Controller: s.Controller, Name: s.Name, StateDir: s.StateDir, OtherUser: s.SessionUser != "", EnrolmentToken: s.EnrolmentToken, CAFile: s.CAFile,
 		Slots: s.Slots, Backends: []string{string(s.backend())}, Version: program.Version(),
 		BootTimeout: s.BootTimeout, RestoreTimeout: s.SavedStates.Timeout, GuestTimeout: s.GuestTimeout, EndGrace: s.EndGrace, KeepFailures: s.KeepFailures,

@@ -70,7 +70,8 @@ var golden = []struct {
 		`{"site":"","epoch":0,"revision":0,"runners":null}`,
 	},
 	{
-		"Prefetch", protocol.Prefetch{Image: "i", BytesPerSecond: 1 << 40, Hold: true},
+		"Prefetch",
+		protocol.Prefetch{Image: "i", BytesPerSecond: 1 << 40, Hold: true},
 		`{"image":"i","bytes_per_second":1099511627776,"hold":true}`, `{"image":""}`,
 	},
 	{"Peer", protocol.Peer{Address: "a", Pin: "p"}, `{"address":"a","pin":"p"}`, `{"address":"","pin":""}`},

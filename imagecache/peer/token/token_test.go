@@ -89,8 +89,10 @@ func TestClocksMayDifferALittle(t *testing.T) {
 		at   time.Time
 		good bool
 	}{
-		{begins.Add(-token.Leeway), true}, {begins.Add(-token.Leeway - time.Second), false},
-		{ends.Add(token.Leeway - time.Second), true}, {ends.Add(token.Leeway), false},
+		{begins.Add(-token.Leeway), true},
+		{begins.Add(-token.Leeway - time.Second), false},
+		{ends.Add(token.Leeway - time.Second), true},
+		{ends.Add(token.Leeway), false},
 	} {
 		if _, err := token.Verify(sign(t, key, c), []ed25519.PublicKey{public(key)}, tc.at); (err == nil) != tc.good {
 			t.Errorf("%s of %s to %s: %v", tc.at, begins, ends, err)
