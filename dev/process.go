@@ -119,7 +119,8 @@ func (p *process) kill() {
 	<-p.done
 }
 
-// stop asks it to end, and kills it when it does not.
+// stop asks it to end, and kills it when it does not. One that was started a moment ago may
+// not listen yet: it dies of the signal, and has begun nothing that would have to be finished.
 func (p *process) stop(grace time.Duration) error {
 	if p == nil {
 		return nil
@@ -132,6 +133,9 @@ func (p *process) stop(grace time.Duration) error {
 	case <-timer.C:
 		p.kill()
 		return fmt.Errorf("%s did not stop within %s", p.name, grace)
+	}
+	if exit, ok := errors.AsType[*exec.ExitError](p.err); ok && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGTERM {
+		return nil
 	}
 	if p.err != nil {
 		return fmt.Errorf("%s ended badly: %w:\n%s", p.name, p.err, p.tail())
