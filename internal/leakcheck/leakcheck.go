@@ -71,13 +71,13 @@ func outside(m interface{ Run() int }) int {
 // inside runs the tests and looks at what is left of them in this process. A failed test
 // may well leave things: then that is what is to be mended first.
 func inside(m interface{ Run() int }) int {
-	before := descriptors()
+	before, running := descriptors(), goleak.IgnoreCurrent() // what a library begins when it is loaded
 	code := m.Run()
 	if code != 0 {
 		return code
 	}
 	var leaks []string
-	if err := goleak.Find(); err != nil {
+	if err := goleak.Find(running); err != nil {
 		leaks = append(leaks, err.Error())
 	}
 	for _, d := range awaitNone(func() []string { return opened(before, descriptors()) }) {
