@@ -122,7 +122,7 @@ func TestPullRefuses(t *testing.T) {
 			s := newSite(t)
 			layers := tart(nvram, disks...)
 			tt.change(layers)
-			img := s.image(s.push(layers...))
+			img := s.image(t, s.push(layers...))
 			dir := t.TempDir()
 			for range 2 { // what is there of a first attempt does not help a second one
 				m, err := img.Pull(t.Context(), dir, nil)
@@ -220,7 +220,7 @@ func TestPullWhileTheRegistryFails(t *testing.T) {
 			t.Parallel()
 			s := newSite(t)
 			image := s.push(layers...)
-			img := s.image(image)
+			img := s.image(t, image)
 			dir := t.TempDir()
 			s.make(tt.fault)
 			m, err := img.Pull(t.Context(), dir, nil)
@@ -241,7 +241,7 @@ func TestPullWhileTheRegistryFails(t *testing.T) {
 				t.Errorf("the disk has %d bytes, %v", len(b), err)
 			}
 			s.make(nil)
-			s.pull(image, dir, nvram, disks...)
+			s.pull(t, image, dir, nvram, disks...)
 		})
 	}
 }
@@ -395,7 +395,7 @@ func TestPullDoesNotTrustItsSpool(t *testing.T) {
 				}
 			}
 			s.make(nil)
-			s.pull(image, dir, nvram, disks...)
+			s.pull(t, image, dir, nvram, disks...)
 			if n := s.asked()[digest(layers[1].content)]; name == "whole" && n != 0 {
 				t.Errorf("asked %d times for what was there", n)
 			}
@@ -578,7 +578,7 @@ func TestResolve(t *testing.T) {
 	if got, err := r.Resolve(t.Context()); err != nil || got != second || second == first {
 		t.Errorf("%s, %v, want %s", got, err, second)
 	}
-	s.pull(first, t.TempDir(), nvram, disks...)
+	s.pull(t, first, t.TempDir(), nvram, disks...)
 	ref := s.ref().At(first)
 	pinned, err := oci.Open(ref, oci.Options{})
 	if err != nil {

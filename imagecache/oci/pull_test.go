@@ -107,7 +107,7 @@ func TestPullMakesWhatTheFolderIs(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	content, nvram := realistic(21, 5<<20), realistic(22, 1000)
-	want := s.image(s.push(tart(nvram, content)...)).Template()
+	want := s.image(t, s.push(tart(nvram, content)...)).Template()
 	dir := t.TempDir()
 	for name, b := range map[string][]byte{"config.json": []byte(config()), "disk.img": content, "nvram.bin": nvram} {
 		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
@@ -145,7 +145,7 @@ func TestPullOfLinux(t *testing.T) {
 	layers[0].content = []byte(`{"version":1,"os":"linux","arch":"arm64","cpuCountMin":1,"memorySizeMin":1}`)
 	layers = append(layers, pushed{kind: "application/vnd.example.signature", content: []byte("x")})
 	dir := t.TempDir()
-	m, err := s.image(s.push(layers...)).Pull(t.Context(), dir, nil)
+	m, err := s.image(t, s.push(layers...)).Pull(t.Context(), dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +179,7 @@ func TestPullOverAnother(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			s.pull(image, dir, nvram, disks...)
+			s.pull(t, image, dir, nvram, disks...)
 		})
 	}
 	t.Run("asks only for what differs", func(t *testing.T) {
@@ -191,7 +191,7 @@ func TestPullOverAnother(t *testing.T) {
 			t.Fatal(err)
 		}
 		one.make(nil)
-		one.pull(image, dir, nvram, disks...)
+		one.pull(t, image, dir, nvram, disks...)
 		want := map[string]int{digest(layers[0].content): 1, digest(layers[3].content): 1, digest(layers[len(layers)-1].content): 1}
 		if diff := cmp.Diff(want, one.asked()); diff != "" {
 			t.Error(diff)
@@ -290,7 +290,7 @@ func TestPullGoesOnAfterAKill(t *testing.T) {
 				t.Fatal("it was not killed")
 			}
 			s.make(nil)
-			s.pull(image, dir, nvram, disks...)
+			s.pull(t, image, dir, nvram, disks...)
 			for _, blob := range before {
 				if s.asked()[blob] != 0 {
 					t.Errorf("%s was written and is asked for again", blob)
@@ -311,7 +311,7 @@ func TestPullCalledOff(t *testing.T) {
 	dir := t.TempDir()
 	for _, after := range []int64{1, 3 << 20, 10 << 20} {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		_, err := s.image(image).Pull(ctx, dir, func(p assemble.Progress) {
+		_, err := s.image(t, image).Pull(ctx, dir, func(p assemble.Progress) {
 			if p.DoneBytes >= after {
 				cancel(errTest)
 			}
@@ -320,14 +320,14 @@ func TestPullCalledOff(t *testing.T) {
 			t.Errorf("called off after %d bytes: %v", after, err)
 		}
 	}
-	s.pull(image, dir, nvram, disks...)
+	s.pull(t, image, dir, nvram, disks...)
 }
 
 func TestPullNeedsAFolder(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	nvram, disks := mac()
-	img := s.image(s.push(tart(nvram, disks...)...))
+	img := s.image(t, s.push(tart(nvram, disks...)...))
 	for name, change := range map[string]func(dir string) error{
 		"none":                nil,
 		"a disk that is link": func(dir string) error { return os.Symlink("/etc/passwd", filepath.Join(dir, "disk.img")) },

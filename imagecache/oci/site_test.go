@@ -189,23 +189,23 @@ func (s *site) open(o oci.Options) *oci.Repository {
 	return r
 }
 
-func (s *site) image(digest string) *oci.Image {
-	s.t.Helper()
-	img, err := s.open(oci.Options{}).Image(s.t.Context(), digest)
+func (s *site) image(t testing.TB, digest string) *oci.Image {
+	t.Helper()
+	img, err := s.open(oci.Options{}).Image(t.Context(), digest)
 	if err != nil {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
 	return img
 }
 
 // pull pulls an image and expects it to be right.
-func (s *site) pull(digest, dir string, nvram []byte, disks ...[]byte) *manifest.Manifest {
-	s.t.Helper()
-	m, err := s.image(digest).Pull(s.t.Context(), dir, nil)
+func (s *site) pull(t testing.TB, digest, dir string, nvram []byte, disks ...[]byte) *manifest.Manifest {
+	t.Helper()
+	m, err := s.image(t, digest).Pull(t.Context(), dir, nil)
 	if err != nil {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
-	holds(s.t, dir, m, nvram, disks...)
+	holds(t, dir, m, nvram, disks...)
 	return m
 }
 
