@@ -29,7 +29,7 @@ type resolver struct {
 func newResolver(s imageSettings) *resolver {
 	return &resolver{
 		open: func(ctx context.Context, scheme, location string) (objects.Store, error) {
-			return openPlace(ctx, scheme, location, s)
+			return objects.Open(ctx, objects.Options{Scheme: scheme, Location: location, KeyFile: s.KeyFile, Endpoint: s.Endpoint})
 		},
 		registry: func(ctx context.Context, ref manifest.Reference) (string, error) {
 			r, err := oci.Open(ref, oci.Options{TokenFile: s.RegistryFile, Keychain: s.RegistryFile == ""})
