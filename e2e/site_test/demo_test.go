@@ -27,8 +27,8 @@ func TestDemo(t *testing.T) {
 	for _, want := range []*regexp.Regexp{
 		summaryLine("4"),
 		regexp.MustCompile(`(?m)^runner client: +github-act-runner v\d`),
-		regexp.MustCompile(`(?m)^webhook -> listener started +p50 [\d.]+m?s, p99 [\d.]+m?s \(2\d jobs`),
-		regexp.MustCompile(`(?m)^webhook -> job running +p50 [\d.]+m?s, p99 [\d.]+m?s \(2\d jobs`),
+		regexp.MustCompile(`(?m)^webhook -> listener started +p50 [\dm.]+s, p99 [\dm.]+s \(2\d jobs`),
+		regexp.MustCompile(`(?m)^webhook -> job running +p50 [\dm.]+s, p99 [\dm.]+s \(2\d jobs`),
 		regexp.MustCompile(`(?m)^leftovers +0 `),
 		regexp.MustCompile(`agent of mini-[12] killed \(SIGKILL\) while survives-agent-restart runs there`),
 		regexp.MustCompile(`agent of mini-[12] started again`),
