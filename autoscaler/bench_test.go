@@ -114,6 +114,19 @@ func shapes() map[string]func() *snap {
 			s.job(101, "app", "macos")
 			return s
 		},
+		"an image rolls out to 5,000 hosts": func() *snap {
+			s := newSnap()
+			s.pool("a", mac, rolled(fleet.Canary{Percent: 10}))
+			s.rollout("ab--")
+			for i := range 5000 {
+				s.host(fmt.Sprintf("%04d", i), 2, with("a"), turn("a", true, time.Hour), turn("b", true, time.Hour))
+			}
+			for i := range 100 {
+				s.runner(fmt.Sprint("r", i), "a", fmt.Sprintf("%04d", i*7), fleet.PhaseIdle, from("a"))
+				s.job(i+1, "app", "macos")
+			}
+			return s
+		},
 		"nobody can serve": func() *snap {
 			s := newSnap()
 			for i := range 20 {
