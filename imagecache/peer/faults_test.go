@@ -87,8 +87,9 @@ func TestPeersThatFail(t *testing.T) {
 					t.Errorf("chunk %d came from the peer", i)
 				}
 			}
-			if source.calls.Load() != 10 || asked.Load() != 1 {
-				t.Errorf("the bucket was asked %d times and the peer %d: want 10 and 1", source.calls.Load(), asked.Load())
+			hurried := tc.limits.Sign != patience // on a slow machine not even the question got there
+			if n := asked.Load(); source.calls.Load() != 10 || n > 1 || n == 0 && !hurried {
+				t.Errorf("the bucket was asked %d times and the peer %d: want 10 and 1", source.calls.Load(), n)
 			}
 			if log := a.log.String(); !strings.Contains(log, tc.log) {
 				t.Errorf("log: %s", log)
