@@ -38,6 +38,10 @@ const (
 	prefetchMostWait  = 15 * time.Minute
 )
 
+// minPrefetchRate is the lowest limit that is kept: with a lower one what a chunk waits for
+// already would take long even after the limit is lifted.
+const minPrefetchRate = 64 << 10
+
 // errNotWanted is the cause with which the fetching of an image is called off.
 var errNotWanted = errors.New("the image is not to be fetched now")
 
@@ -88,7 +92,9 @@ func (p *prefetches) want(list []protocol.Prefetch) {
 			continue
 		}
 		seen[ref.Digest] = true
-		w.BytesPerSecond = max(0, w.BytesPerSecond)
+		if w.BytesPerSecond = max(0, w.BytesPerSecond); w.BytesPerSecond > 0 {
+			w.BytesPerSecond = max(w.BytesPerSecond, minPrefetchRate)
+		}
 		wants = append(wants, wantedImage{w, ref.Digest})
 	}
 	p.mu.Lock()

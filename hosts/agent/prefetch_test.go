@@ -228,7 +228,7 @@ func TestHeldImagesAreNotBegun(t *testing.T) {
 
 func TestALimitChangesOnTheWay(t *testing.T) {
 	inLibrary(t, func(_ *world, l *library) { l.gates[digestOf(1)] = make(chan struct{}) }, func(w *world, l *library) {
-		for _, limit := range []int64{1000, 2000, 0, -5, 7} {
+		for _, limit := range []int64{100_000, 200_000, 0, -5, 7} {
 			p := prefetch(1)
 			p.BytesPerSecond = limit
 			w.c.wantImages(p)
@@ -236,7 +236,7 @@ func TestALimitChangesOnTheWay(t *testing.T) {
 			synctest.Wait()
 		}
 		l.change(func() {
-			if diff := cmp.Diff([]string{"1 1000", "1 2000", "1 0", "1 7"}, l.limits); diff != "" || len(l.begun) != 1 {
+			if diff := cmp.Diff([]string{"1 100000", "1 200000", "1 0", "1 65536"}, l.limits); diff != "" || len(l.begun) != 1 {
 				t.Errorf("begun %d times; limits (-want +got):\n%s", len(l.begun), diff)
 			}
 			close(l.gates[digestOf(1)])

@@ -189,9 +189,7 @@ func (v *VMs) Create(ctx context.Context, o Order, progress func(string)) (Machi
 		return nil, err
 	}
 	began := time.Now()
-	image, err := v.images.Ensure(ctx, o.Image, func(p imagecache.Progress) {
-		progress(fmt.Sprintf("image %s: %d of %d MiB", o.Image, p.DoneBytes>>20, p.TotalBytes>>20))
-	})
+	image, err := v.images.Ensure(ctx, o.Image, imageProgress(o.Image, progress))
 	if err != nil {
 		return nil, err
 	}
