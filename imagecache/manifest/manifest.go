@@ -11,7 +11,7 @@ const Schema = 1
 
 // ChunkBytes is the chunk size of the images that this program publishes. It reads
 // others: docs/image-format.md says why it is this one.
-const ChunkBytes = 4 << 20
+const ChunkBytes = 2 << 20
 
 // Manifest is what an image is made of. Two manifests with the same bytes are the same
 // image, under whatever name: it holds neither a name nor a time.

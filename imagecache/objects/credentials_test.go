@@ -9,6 +9,8 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -60,7 +62,7 @@ func TestTokenRefused(t *testing.T) {
 	}
 }
 
-// TestForbiddenNamesTheAccount, and nothing secret goes to an address without TLS.
+// TestNoSecretWithoutTLS: an address without TLS gets no token, whatever key is given.
 func TestNoSecretWithoutTLS(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(&objectstest.Server{Bucket: "images", Fault: func(w http.ResponseWriter, r *http.Request, answer http.Handler) {
@@ -91,8 +93,9 @@ func TestUntrusted(t *testing.T) {
 		w.Write([]byte(`{"access_token":"the-secret","token_type":"Bearer","expires_in":3600}`))
 	}))
 	defer tokens.Close()
-	server := httptest.NewTLSServer(&objectstest.Server{Bucket: "images"})
-	server.Config.ErrorLog = nil
+	server := httptest.NewUnstartedServer(&objectstest.Server{Bucket: "images"})
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
 	defer server.Close()
 	s := open(t, objects.Options{Scheme: "gs", Location: "images", Endpoint: server.URL, KeyFile: key(t, tokens.URL)})
 	began := time.Now()

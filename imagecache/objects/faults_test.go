@@ -11,8 +11,10 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,6 +30,13 @@ type site struct {
 
 	mu   sync.Mutex
 	seen []string // what was asked
+}
+
+// asked is what the store has asked for so far.
+func (s *site) asked() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.seen)
 }
 
 type fault func(w http.ResponseWriter, r *http.Request, answer http.Handler)
@@ -109,7 +118,8 @@ func times(n int, f fault) fault {
 		bad := n >= 0
 		mu.Unlock()
 		if !bad {
-			f = func(w http.ResponseWriter, r *http.Request, answer http.Handler) { answer.ServeHTTP(w, r) }
+			answer.ServeHTTP(w, r)
+			return
 		}
 		f(w, r, answer)
 	}
@@ -221,8 +231,8 @@ func TestWorthAnotherTry(t *testing.T) {
 					if err := calls(t.Context(), s.store)[call](); err != nil {
 						t.Error(err)
 					}
-					if len(s.seen) != 3 {
-						t.Errorf("it asked %q", s.seen)
+					if len(s.asked()) != 3 {
+						t.Errorf("it asked %q", s.asked())
 					}
 				})
 			})
@@ -266,8 +276,8 @@ func TestFinal(t *testing.T) {
 					if strings.ContainsAny(err.Error(), "\n") || len(err.Error()) > 2000 {
 						t.Errorf("%q is no line", err)
 					}
-					if len(s.seen) != 1 || time.Since(began) != 0 {
-						t.Errorf("it asked %q and took %s", s.seen, time.Since(began))
+					if len(s.asked()) != 1 || time.Since(began) != 0 {
+						t.Errorf("it asked %q and took %s", s.asked(), time.Since(began))
 					}
 				})
 			})
@@ -289,8 +299,8 @@ func TestGivesUp(t *testing.T) {
 					if err == nil || !strings.Contains(err.Error(), "given up after") {
 						t.Fatal(err)
 					}
-					if took := time.Since(began); took > 3*time.Minute || len(s.seen) < 3 || len(s.seen) > 100 {
-						t.Errorf("it took %s and asked %d times", took, len(s.seen))
+					if took := time.Since(began); took > 3*time.Minute || len(s.asked()) < 3 || len(s.asked()) > 100 {
+						t.Errorf("it took %s and asked %d times", took, len(s.asked()))
 					}
 				})
 			})
@@ -356,8 +366,8 @@ func TestGoesOn(t *testing.T) {
 				}
 				want := []string{"", "bytes=100000-", "bytes=200000-", "bytes=300000-"}
 				for i, w := range want {
-					if i >= len(s.seen) || !strings.HasSuffix(s.seen[i], " "+w) {
-						t.Fatalf("it asked %q, want %q", s.seen, want)
+					if i >= len(s.asked()) || !strings.HasSuffix(s.asked()[i], " "+w) {
+						t.Fatalf("it asked %q, want %q", s.asked(), want)
 					}
 				}
 			})
@@ -369,8 +379,8 @@ func TestGoesOn(t *testing.T) {
 			if err != nil || !bytes.Equal(b, content) {
 				t.Errorf("%d bytes, %v", len(b), err)
 			}
-			if len(s.seen) != 65 {
-				t.Errorf("it asked %d times", len(s.seen))
+			if len(s.asked()) != 65 {
+				t.Errorf("it asked %d times", len(s.asked()))
 			}
 		})
 	})
@@ -390,8 +400,8 @@ func TestSlowUser(t *testing.T) {
 		}
 		time.Sleep(time.Hour)
 		rest, err := io.ReadAll(r)
-		if err != nil || !bytes.Equal(append(half, rest...), content) || len(s.seen) != 1 {
-			t.Errorf("%d bytes more, %v, asked %q", len(rest), err, s.seen)
+		if err != nil || !bytes.Equal(append(half, rest...), content) || len(s.asked()) != 1 {
+			t.Errorf("%d bytes more, %v, asked %q", len(rest), err, s.asked())
 		}
 	})
 }
@@ -424,10 +434,9 @@ func (r *recorded) WriteHeader(code int)        { r.code = code }
 func TestLies(t *testing.T) {
 	t.Parallel()
 	middle := func(after fault) fault {
-		first := true
+		var begun atomic.Bool
 		return func(w http.ResponseWriter, r *http.Request, answer http.Handler) {
-			if first {
-				first = false
+			if !begun.Swap(true) {
 				part(1000, abort)(w, r, answer)
 				return
 			}

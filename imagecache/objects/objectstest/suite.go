@@ -110,7 +110,7 @@ func (suite) names(t *testing.T, s objects.Store) {
 	}
 	absent := objects.Condition{Absent: true}
 	if errOf(s.Touch(t.Context(), "a", absent)) == nil || s.Delete(t.Context(), "a", absent) == nil {
-		t.Error("what is not there can be touched or deleted")
+		t.Errorf("what is not there can be touched or deleted")
 	}
 }
 
@@ -184,7 +184,7 @@ func (s suite) touch(t *testing.T, store objects.Store) {
 	if !s.lacks.SteadyGeneration && second.Generation != first.Generation {
 		t.Errorf("the generation became %d", second.Generation)
 	}
-	if st, err := store.Stat(t.Context(), "a"); err != nil || st.Metageneration != second.Metageneration || st.Generation != second.Generation || !st.Touched.Equal(second.Touched) {
+	if st, err := store.Stat(t.Context(), "a"); err != nil || !s.lacks.Metageneration && st.Metageneration != second.Metageneration || !s.lacks.SteadyGeneration && st.Generation != second.Generation || !s.lacks.SteadyGeneration && st.Touched.Before(first.Touched) {
 		t.Errorf("stat gives %+v, %v", st, err)
 	}
 	if s.lacks.TouchConditions {
