@@ -125,7 +125,7 @@ func TestNames(t *testing.T) {
 		}
 		seen[p.String()] = true
 	}
-	parts := slices.Concat(crashpoint.Controller(), crashpoint.Agent(), crashpoint.VMM(), crashpoint.Guest(), crashpoint.Images())
+	parts := slices.Concat(crashpoint.Controller(), crashpoint.Agent(), crashpoint.VMM(), crashpoint.Guest(), crashpoint.Images(), crashpoint.Cache())
 	if !slices.Equal(parts, crashpoint.All()) {
 		t.Errorf("the programs have the points %v of %v", parts, crashpoint.All())
 	}

@@ -110,6 +110,14 @@ const (
 	ManifestDeleted // a manifest without a tag is deleted, its chunks are not
 	ChunksMarked    // a collection has listed the chunks, none is deleted
 	ChunkDeleted    // a chunk without a manifest is deleted, others are not
+
+	ImageBegun    // an image's record is there, nothing of it was fetched
+	ManifestKept  // its manifest is there, none of its files
+	ChunkWritten  // a chunk was written, and not the next
+	ImageRecorded // its files are durable and its record says what they are
+	ImagePlaced   // it has its name, which may not be durable
+	ImageTrashed  // an image's folder was renamed to be deleted, its record is there
+	CacheSwept    // what an earlier process left was looked through, evicted files are there
 )
 
 // String returns the point's name: package, subject, and what has just happened.
@@ -222,6 +230,14 @@ func names() []string {
 		ManifestDeleted: "publish.manifest.deleted",
 		ChunksMarked:    "publish.chunks.marked",
 		ChunkDeleted:    "publish.chunk.deleted",
+
+		ImageBegun:    "imagecache.image.begun",
+		ManifestKept:  "imagecache.manifest.kept",
+		ChunkWritten:  "imagecache.chunk.written",
+		ImageRecorded: "imagecache.image.recorded",
+		ImagePlaced:   "imagecache.image.placed",
+		ImageTrashed:  "imagecache.image.trashed",
+		CacheSwept:    "imagecache.leftovers.swept",
 	}
 }
 
@@ -242,6 +258,9 @@ func Guest() []Point { return span(GuestReceived, GuestEndAsked) }
 
 // Images lists the points of the operator's commands on published images.
 func Images() []Point { return span(ChunkStored, ChunkDeleted) }
+
+// Cache lists the points of a host's cache of images.
+func Cache() []Point { return span(ImageBegun, CacheSwept) }
 
 func span(first, last Point) []Point {
 	var list []Point

@@ -117,7 +117,9 @@ func TestAgentStaysSmall(t *testing.T) {
 				}
 				for dep := range strings.Lines(string(out)) {
 					for _, r := range refused {
-						if strings.Contains(dep, r) {
+						// The interface of drivers, of which the client of the bucket has one type,
+						// is no database.
+						if strings.Contains(dep, r) && strings.TrimSpace(dep) != "database/sql/driver" {
 							t.Errorf("%s is built with %s", program, strings.TrimSpace(dep))
 						}
 					}

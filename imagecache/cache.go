@@ -12,13 +12,35 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/minifleet/minifleet/imagecache/assemble"
 	"github.com/minifleet/minifleet/imagecache/layout"
+	"github.com/minifleet/minifleet/imagecache/manifest"
+	"github.com/minifleet/minifleet/imagecache/objects"
+	"github.com/minifleet/minifleet/imagecache/oci"
 )
 
 // Config says where the images are.
 type Config struct {
-	// Dir is the folder with one folder for each image. It must exist.
+	// Dir is the folder with one folder for each image. It must exist. What is fetched is
+	// below .cache in it.
 	Dir string
+	// MaxBytes is what all fetched images may take together; clones count in full. Zero
+	// sets no limit.
+	MaxBytes int64
+	// MaxImages is how many fetched images there may be. Zero sets no limit.
+	MaxImages int
+	// MinFree is how many bytes of the volume fetching leaves free.
+	MinFree int64
+	// Objects says how places of images in our format are opened; scheme and location are
+	// those of the references.
+	Objects objects.Options
+	// OpenStore opens them. Nil means objects.Open.
+	OpenStore func(context.Context, objects.Options) (objects.Store, error)
+	// OCI says how registries are spoken to.
+	OCI oci.Options
+	// Beside says that another process serves the cache: what it left half made, or is
+	// making, is its own affair.
+	Beside bool
 	// Log defaults to none.
 	Log *slog.Logger
 }
@@ -28,18 +50,48 @@ func (c Config) Validate() error {
 	if !filepath.IsAbs(c.Dir) {
 		return fmt.Errorf("the folder of images is %q: give an absolute path", c.Dir)
 	}
+	if c.MaxBytes < 0 || c.MaxImages < 0 || c.MinFree < 0 {
+		return errors.New("the limits of the cache of images must not be negative")
+	}
 	return nil
 }
 
+// memory bounds what all fetches together hold of chunks.
+const memory = 96 << 20
+
+// errClosed says that the cache is closed.
+var errClosed = errors.New("the cache of images is closed")
+
 // Cache gives out images. Its methods may be called by several goroutines.
 type Cache struct {
-	dir string
-	log *slog.Logger
+	cfg     Config
+	dir     string
+	log     *slog.Logger
+	places  places
+	catalog *catalog
+	memory  *assemble.Memory
+	parts   sync.Pool
+	free    func(dir string) (int64, error) // of the volume
+	work    sync.WaitGroup                  // what goes on beside the callers
 
-	mu     sync.Mutex // guards the maps, never held over input or output
+	opening  sync.Mutex // guards stores, and is held while one is opened
+	stores   map[string]objects.Store
+	holding  sync.Mutex    // one sets what is held at a time
+	clearing chan struct{} // has room for who makes room
+
+	mu     sync.Mutex // guards the rest, never held over input or output
 	busy   map[string]chan struct{}
 	hashes map[string]map[string]fileHash // by image and path
 	pins   map[string]int                 // by digest
+	bases  map[string]int                 // by hex: images that others are being made from
+
+	closed   bool
+	counter  int64              // of uses
+	started  int64              // flights
+	flights  map[string]*flight // by digest
+	failures map[string]failure // by digest
+	turned   chan struct{}      // closed and replaced when a flight may have its turn
+	peers    Peers
 }
 
 // Open opens the cache.
@@ -57,10 +109,43 @@ func Open(cfg Config) (*Cache, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Cache{
-		dir: cfg.Dir, log: cfg.Log,
-		busy: map[string]chan struct{}{}, hashes: map[string]map[string]fileHash{}, pins: map[string]int{},
-	}, nil
+	if cfg.OpenStore == nil {
+		cfg.OpenStore = objects.Open
+	}
+	p := places{root: filepath.Join(cfg.Dir, dirCache)}
+	c := &Cache{
+		cfg: cfg, dir: cfg.Dir, log: cfg.Log, places: p, catalog: newCatalog(p), memory: assemble.NewMemory(memory), free: freeBytes,
+		stores: map[string]objects.Store{}, clearing: make(chan struct{}, 1),
+		busy: map[string]chan struct{}{}, hashes: map[string]map[string]fileHash{}, pins: map[string]int{}, bases: map[string]int{},
+		flights: map[string]*flight{}, failures: map[string]failure{}, turned: make(chan struct{}),
+	}
+	if p.exists() && !cfg.Beside {
+		if err := p.make(); err != nil {
+			return nil, err
+		}
+		c.recover()
+	}
+	return c, nil
+}
+
+// Close ends all fetching and waits for its end. What was fetched stays. Images that were
+// given out stay pinned until they are released.
+func (c *Cache) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	for _, f := range c.flights {
+		f.cancel(errClosed)
+	}
+	c.mu.Unlock()
+	c.work.Wait()
+	c.opening.Lock()
+	defer c.opening.Unlock()
+	var errs []error
+	for key, s := range c.stores {
+		errs = append(errs, s.Close())
+		delete(c.stores, key)
+	}
+	return errors.Join(errs...)
 }
 
 // Image is an image in the cache. Until Release nothing takes it away.
@@ -81,16 +166,32 @@ type Image struct {
 func (i *Image) Release() { i.once.Do(i.release) }
 
 // Progress tells how far Ensure has come.
-type Progress struct {
-	DoneBytes  int64
-	TotalBytes int64
+type Progress = assemble.Progress
+
+// Ensure returns the image that ref names, pinned, calling progress, if set, now and then,
+// one call at a time.
+//
+// One that was put there by hand ("name" or "name@sha256:...") is read the first time. If
+// it is not there the error is a *NotFoundError, and a *DigestError if it is of another
+// version.
+//
+// One that is published somewhere ("gs://bucket/name@sha256:...") is fetched if it is not
+// there, once however many wait; the fetch ends with the last of them. What was fetched by
+// then is kept for the next. Without a digest, that of the tag at this moment is meant. If
+// there is no room the error is a *NoRoomError.
+func (c *Cache) Ensure(ctx context.Context, ref string, progress func(Progress)) (*Image, error) {
+	return c.EnsureWith(ctx, ref, Options{}, progress)
 }
 
-// Ensure returns the image that ref names ("name" or "name@sha256:..."), pinned. The
-// first time it reads the whole image, calling progress, if set, now and then, one call
-// at a time. An image that is not there is a *NotFoundError, one of another version a
-// *DigestError.
-func (c *Cache) Ensure(ctx context.Context, ref string, progress func(Progress)) (*Image, error) {
+// EnsureWith is Ensure with a say in how the image is fetched.
+func (c *Cache) EnsureWith(ctx context.Context, ref string, o Options, progress func(Progress)) (*Image, error) {
+	if remote(ref) {
+		r, err := manifest.ParseReference(ref)
+		if err != nil {
+			return nil, err
+		}
+		return c.fetched(ctx, r, o, progress)
+	}
 	r, err := parseReference(ref)
 	if err != nil {
 		return nil, err
@@ -110,8 +211,12 @@ func (c *Cache) Ensure(ctx context.Context, ref string, progress func(Progress))
 }
 
 // Manifest returns what the image that ref names says of itself, without looking at its
-// content, or a digest in ref. An image that is not there is a *NotFoundError.
-func (c *Cache) Manifest(ref string) (layout.Image, error) {
+// content, or a digest in ref to one that was put there by hand. An image that is not there
+// is a *NotFoundError; of one that was not fetched yet, only its manifest is.
+func (c *Cache) Manifest(ctx context.Context, ref string) (layout.Image, error) {
+	if remote(ref) {
+		return c.remoteManifest(ctx, ref)
+	}
 	r, err := parseReference(ref)
 	if err != nil {
 		return layout.Image{}, err
@@ -213,15 +318,15 @@ func (c *Cache) claim(ctx context.Context, name string) (done func(), err error)
 
 // Entry is an image in a report.
 type Entry struct {
-	Name    string
+	Name    string // "" of one that was fetched
 	Digest  string
 	Bytes   int64
 	GuestOS string
 	Pins    int // how many users it has now
 }
 
-// List returns the images that could be given out, in the order of their names. It
-// reads what it does not know yet. An image that is broken is logged and left out.
+// List returns the images that could be given out at once: those put there by hand, in the
+// order of their names, and those that were fetched. It reads what it does not know yet. An image that is broken is logged and left out.
 func (c *Cache) List(ctx context.Context) ([]Entry, error) {
 	names, err := c.names()
 	if err != nil {
@@ -242,7 +347,23 @@ func (c *Cache) List(ctx context.Context) ([]Entry, error) {
 		c.mu.Unlock()
 		entries = append(entries, Entry{Name: name, Digest: img.Digest, Bytes: img.Bytes, GuestOS: img.GuestOS, Pins: pins})
 	}
-	return entries, nil
+	return append(entries, c.listFetched()...), nil
+}
+
+// listFetched lists the fetched images that are whole and need no second look.
+func (c *Cache) listFetched() []Entry {
+	var entries []Entry
+	for _, hex := range c.wholeOnes() {
+		rec, err := c.places.readRecord(hex)
+		if err != nil || !rec.holds(c.places.whole(hex)) {
+			continue
+		}
+		c.mu.Lock()
+		pins := c.pins[digestPrefix+hex]
+		c.mu.Unlock()
+		entries = append(entries, Entry{Digest: digestPrefix + hex, Bytes: rec.Bytes, GuestOS: rec.GuestOS, Pins: pins})
+	}
+	return entries
 }
 
 // names lists the folders that are images.

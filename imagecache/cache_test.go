@@ -36,7 +36,7 @@ func write(t *testing.T, path, text string, mode os.FileMode) {
 	}
 }
 
-func manifest(name string) string {
+func imageJSON(name string) string {
 	return `{"schema":1,"name":"` + name + `","guest_os":"linux","description":"for tests"}`
 }
 
@@ -44,7 +44,7 @@ func manifest(name string) string {
 func addImage(t *testing.T, dir, name string) string {
 	t.Helper()
 	image := filepath.Join(dir, name)
-	write(t, filepath.Join(image, "image.json"), manifest(name), 0o644)
+	write(t, filepath.Join(image, "image.json"), imageJSON(name), 0o644)
 	write(t, filepath.Join(image, "root/bin/tool"), "#!/bin/sh\n", 0o755)
 	write(t, filepath.Join(image, "root/data"), "data", 0o600)
 	if err := os.Symlink("bin/tool", filepath.Join(image, "root/alias")); err != nil {
@@ -91,7 +91,7 @@ func TestEnsure(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer img.Release()
-	size := int64(len(manifest("dev")) + len("#!/bin/sh\n") + len("data"))
+	size := int64(len(imageJSON("dev")) + len("#!/bin/sh\n") + len("data"))
 	if img.Name != "dev" || img.Digest != goldenDigest || img.Dir != image || img.Bytes != size || img.GuestOS != "linux" || img.Description != "for tests" {
 		t.Errorf("image %+v", img)
 	}
@@ -189,7 +189,7 @@ func TestDigestTellsChanges(t *testing.T) {
 		"empty folder": func(t *testing.T, image string) { must(t, os.Mkdir(filepath.Join(image, "root/empty"), 0o755)) },
 		"less":         func(t *testing.T, image string) { must(t, os.Remove(filepath.Join(image, "root/data"))) },
 		"manifest": func(t *testing.T, image string) {
-			write(t, filepath.Join(image, "image.json"), strings.Replace(manifest("dev"), "for tests", "changed", 1), 0o644)
+			write(t, filepath.Join(image, "image.json"), strings.Replace(imageJSON("dev"), "for tests", "changed", 1), 0o644)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -379,14 +379,14 @@ func TestManifestByReference(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m, err := c.Manifest("tahoe"); err != nil || m.GuestOS != "darwin" {
+	if m, err := c.Manifest(t.Context(), "tahoe"); err != nil || m.GuestOS != "darwin" {
 		t.Errorf("%+v, %v", m, err)
 	}
 	var missing *imagecache.NotFoundError
-	if _, err := c.Manifest("sonoma"); !errors.As(err, &missing) || !slices.Equal(missing.Available, []string{"tahoe"}) {
+	if _, err := c.Manifest(t.Context(), "sonoma"); !errors.As(err, &missing) || !slices.Equal(missing.Available, []string{"tahoe"}) {
 		t.Errorf("an image that is not there: %v", err)
 	}
-	if _, err := c.Manifest("../tahoe"); err == nil {
+	if _, err := c.Manifest(t.Context(), "../tahoe"); err == nil {
 		t.Error("a path is taken for a name")
 	}
 }

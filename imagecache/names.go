@@ -43,6 +43,9 @@ func parseReference(ref string) (reference, error) {
 	return reference{name: name, digest: digest}, nil
 }
 
+// remote reports whether a reference names an image that is published somewhere.
+func remote(ref string) bool { return strings.Contains(ref, "://") }
+
 func validDigest(d string) bool {
 	hex, ok := strings.CutPrefix(d, digestPrefix)
 	return ok && len(hex) == 64 && strings.Trim(hex, "0123456789abcdef") == ""

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/minifleet/minifleet/hosts/agent"
 	"github.com/minifleet/minifleet/hosts/doctor"
+	"github.com/minifleet/minifleet/imagecache"
 	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/vm"
 )
@@ -128,15 +130,22 @@ func spaceOf(dir string) (doctor.Space, error) {
 	return s, nil
 }
 
-// largestImage returns what the largest image takes on its volume; 0 if there is none.
+// largestImage returns what the largest image takes on its volume, of those put there by
+// hand and those that were fetched; 0 if there is none.
 func largestImage(dir string) (int64, error) {
+	local, err := largestFolder(dir)
+	fetched, fetchedErr := largestFolder(imagecache.FetchedDir(dir))
+	return max(local, fetched), errors.Join(err, fetchedErr)
+}
+
+func largestFolder(dir string) (int64, error) {
 	images, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}
 	largest := int64(0)
 	for _, image := range images {
-		if !image.IsDir() {
+		if !image.IsDir() || strings.HasPrefix(image.Name(), ".") {
 			continue
 		}
 		size := int64(0)

@@ -23,6 +23,7 @@ func main() {
 type commands struct {
 	Run       runCommand       `cmd:"" help:"Serve a controller with this host's VMs."`
 	Doctor    doctorCommand    `cmd:"" help:"Look this host over and say what would keep VMs from running."`
+	Cache     cacheCommand     `cmd:"" help:"Look after the images that were fetched to this host."`
 	Install   installCommand   `cmd:"" help:"Make the agent a service of this host, and start it."`
 	Uninstall uninstallCommand `cmd:"" help:"Stop the agent and take its service away. VMs and state stay."`
 	Simulate  simulateCommand  `cmd:"" help:"Be many hosts without VMs, to load a controller."`

@@ -47,7 +47,7 @@ func (c runCommand) Run(s *surroundings) error {
 		return err
 	}
 	machines, err := agent.NewVMs(agent.VMsConfig{
-		Dir: filepath.Join(cfg.StateDir, agent.DirVMs), ImagesDir: cfg.ImagesDir, Backend: cfg.backend(), QEMU: qemu, SSH: cfg.ssh(),
+		Dir: filepath.Join(cfg.StateDir, agent.DirVMs), ImagesDir: cfg.ImagesDir, Cache: cfg.cacheConfig(), Backend: cfg.backend(), QEMU: qemu, SSH: cfg.ssh(),
 		VMMProgram: cfg.VMM, GuestProgram: cfg.Guest, Account: account, AllowCopy: cfg.AllowCopy, DiskReserve: int64(cfg.DiskReserve) << 20,
 		SavedStates: cfg.SavedStates.bytes(),
 		BootDelay:   cfg.BootDelay, MaxLife: cfg.MaxLife, Log: log,
@@ -55,6 +55,7 @@ func (c runCommand) Run(s *surroundings) error {
 	if err != nil {
 		return err
 	}
+	defer machines.Close()
 	setup := cfg.agentConfig(log)
 	setup.Machines = machines
 	a, err := agent.New(setup)

@@ -16,6 +16,9 @@ import (
 	"github.com/minifleet/minifleet/config"
 	"github.com/minifleet/minifleet/guest/remote"
 	"github.com/minifleet/minifleet/hosts/agent"
+	"github.com/minifleet/minifleet/imagecache"
+	"github.com/minifleet/minifleet/imagecache/objects"
+	"github.com/minifleet/minifleet/imagecache/oci"
 	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/secret"
 	"github.com/minifleet/minifleet/vm"
@@ -37,6 +40,9 @@ type settings struct {
 	AllowCopy          bool          `yaml:"allow_copy" default:"false" help:"copy images in full where the volume has no copy-on-write clones"`
 	DiskReserve        int           `yaml:"disk_reserve_mib" default:"0" help:"MiB that must be free for what a new VM will write; 0 is a quarter of its image"`
 	ImagesDir          string        `yaml:"images_dir" required:"true" help:"folder of the images, on the volume of state_dir"`
+	Cache              cache         `yaml:"cache" help:"images that are fetched, into images_dir"`
+	Bucket             bucket        `yaml:"bucket" help:"how images of gs:// are fetched"`
+	Registry           registry      `yaml:"registry" help:"how images of oci:// are fetched"`
 	Backend            string        `yaml:"backend" help:"kind of VM: vz, qemu, or process, which has no isolation and is for development; empty is vz on a Mac and qemu on Linux"`
 	QEMU               qemu          `yaml:"qemu" help:"how machines of the backend qemu are made"`
 	Peers              peersOf       `yaml:"peers" help:"other hosts of the same local network, with which chunks of images are shared"`
@@ -94,6 +100,43 @@ func (p peersOf) config() (agent.PeersConfig, error) {
 
 // maxPeerMiB is far more than any network brings.
 const maxPeerMiB = 1 << 20
+
+type cache struct {
+	MaxGiB     int `yaml:"max_gib" default:"0" help:"what all fetched images may take; clones count in full, though they share their blocks; 0 sets no limit"`
+	MaxImages  int `yaml:"max_images" default:"0" help:"how many fetched images there may be; 0 sets no limit"`
+	MinFreeGiB int `yaml:"min_free_gib" default:"20" help:"what fetching leaves free on the volume, for what VMs write"`
+}
+
+type bucket struct {
+	KeyFile  string `yaml:"key_file" help:"file that holds a service account's key; empty is Application Default Credentials"`
+	Endpoint string `yaml:"endpoint" help:"another address of the JSON API, of an emulator for example"`
+}
+
+type registry struct {
+	TokenFile string `yaml:"token_file" help:"file that holds user:password, or a token alone; empty asks anonymously"`
+}
+
+// maxCacheGiB is far more than any host has.
+const maxCacheGiB = 1 << 20
+
+func (c cache) validate() error {
+	var errs []error
+	for key, n := range map[string]int{"max_gib": c.MaxGiB, "max_images": c.MaxImages, "min_free_gib": c.MinFreeGiB} {
+		if n < 0 || n > maxCacheGiB {
+			errs = append(errs, fmt.Errorf("cache.%s is %d: give 0 to %d", key, n, maxCacheGiB))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// cacheConfig returns the settings as the cache takes them, but for its folder.
+func (s *settings) cacheConfig() imagecache.Config {
+	return imagecache.Config{
+		MaxBytes: int64(s.Cache.MaxGiB) << 30, MaxImages: s.Cache.MaxImages, MinFree: int64(s.Cache.MinFreeGiB) << 30,
+		Objects: objects.Options{KeyFile: s.Bucket.KeyFile, Endpoint: s.Bucket.Endpoint},
+		OCI:     oci.Options{TokenFile: s.Registry.TokenFile},
+	}
+}
 
 type forward struct {
 	Guest string `yaml:"guest" required:"true" help:"address and port that guests call, within 10.0.2.0/24"`
@@ -191,6 +234,14 @@ func (s *settings) Validate() error {
 	}
 	if _, err := s.Peers.config(); err != nil {
 		errs = append(errs, err)
+	}
+	if err := s.Cache.validate(); err != nil {
+		errs = append(errs, err)
+	}
+	for key, path := range map[string]string{"bucket.key_file": s.Bucket.KeyFile, "registry.token_file": s.Registry.TokenFile} {
+		if path != "" && !filepath.IsAbs(path) {
+			errs = append(errs, fmt.Errorf("%s is %q: give an absolute path", key, path))
+		}
 	}
 	if err := s.SavedStates.validate(); err != nil {
 		errs = append(errs, err)

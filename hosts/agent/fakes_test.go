@@ -461,7 +461,9 @@ func (m *machines) Images(context.Context) ([]string, error) {
 }
 
 // IsMac goes by the image's name.
-func (m *machines) IsMac(image string) (bool, error) { return strings.HasPrefix(image, "macos"), nil }
+func (m *machines) IsMac(_ context.Context, image string) (bool, error) {
+	return strings.HasPrefix(image, "macos"), nil
+}
 
 func (m *machines) EndLeftovers(context.Context) (int, error) {
 	m.mu.Lock()

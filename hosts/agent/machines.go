@@ -19,7 +19,7 @@ type Machines interface {
 	// with a few words whenever the work has moved on. After an error nothing is left.
 	Create(ctx context.Context, order Order, progress func(string)) (Machine, error)
 	// IsMac reports whether a VM of the image is one of those that macOS runs two of.
-	IsMac(image string) (bool, error)
+	IsMac(ctx context.Context, image string) (bool, error)
 	// EndLeftovers ends what outlived VMs of this host and counts as a VM to its system,
 	// and returns how many it ended.
 	EndLeftovers(ctx context.Context) (int, error)

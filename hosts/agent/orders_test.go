@@ -155,7 +155,7 @@ func TestOrdersOfVZMachines(t *testing.T) {
 	h := newHost(t, vm.BackendVZ)
 	v := h.vms()
 	for image, want := range map[string]string{"tahoe": options.GuestMacOS, "debian": options.GuestLinux} {
-		mac, err := v.IsMac(image)
+		mac, err := v.IsMac(t.Context(), image)
 		if err != nil || mac != (want == options.GuestMacOS) {
 			t.Errorf("image %s is of a macOS guest: %v, %v", image, mac, err)
 		}
@@ -164,7 +164,7 @@ func TestOrdersOfVZMachines(t *testing.T) {
 			t.Errorf("image %s: %+v, %v", image, got, err)
 		}
 	}
-	if _, err := v.IsMac("none"); err == nil || !strings.Contains(err.Error(), "debian") {
+	if _, err := v.IsMac(t.Context(), "none"); err == nil || !strings.Contains(err.Error(), "debian") {
 		t.Errorf("an image that is not there: %v", err)
 	}
 }

@@ -248,7 +248,7 @@ func (r *runner) begin(ctx context.Context) ending {
 // takeSlot waits for a place.
 func (r *runner) takeSlot(ctx context.Context) (err error) {
 	o, _ := r.orders()
-	if r.mac, err = r.agent.cfg.Machines.IsMac(o.desire.Image); err != nil {
+	if r.mac, err = r.agent.cfg.Machines.IsMac(ctx, o.desire.Image); err != nil {
 		return err
 	}
 	r.slot, err = r.agent.slots.take(ctx, r.mac) // also where it is called off at this very moment

@@ -127,7 +127,7 @@ func (s *Simulated) vary(d time.Duration) time.Duration {
 func (s *Simulated) Scan(context.Context) ([]Found, error) { return nil, nil }
 
 // IsMac knows no macOS guests.
-func (s *Simulated) IsMac(string) (bool, error) { return false, nil }
+func (s *Simulated) IsMac(context.Context, string) (bool, error) { return false, nil }
 
 // EndLeftovers finds none.
 func (s *Simulated) EndLeftovers(context.Context) (int, error) { return 0, nil }

@@ -39,6 +39,9 @@ type VMsConfig struct {
 	Dir string
 	// ImagesDir is the folder of all images. It must exist.
 	ImagesDir string
+	// Cache says how images are fetched, and limits what is kept of them. Its Dir is
+	// ImagesDir, and its Log this one.
+	Cache imagecache.Config
 	// Backend is the kind of VM.
 	Backend vm.BackendName
 	// VMMProgram and GuestProgram are absolute paths. The guest program is needed by the
@@ -112,7 +115,8 @@ func NewVMs(cfg VMsConfig) (*VMs, error) {
 	if err := makePrivate(cfg.Dir, wayMode(cfg.Account != nil)); err != nil {
 		return nil, fmt.Errorf("state_dir: %w: give the agent's user a folder of its own that it can write to", err)
 	}
-	images, err := imagecache.Open(imagecache.Config{Dir: cfg.ImagesDir, Log: cfg.Log})
+	cfg.Cache.Dir, cfg.Cache.Log = cfg.ImagesDir, cfg.Log
+	images, err := imagecache.Open(cfg.Cache)
 	if err != nil {
 		return nil, fmt.Errorf("images_dir: %w", err)
 	}
@@ -130,6 +134,9 @@ func NewVMs(cfg VMsConfig) (*VMs, error) {
 	v.saved = openStates(cfg)
 	return v, nil
 }
+
+// Close ends what goes on beside the calls: images that are being fetched.
+func (v *VMs) Close() error { return v.images.Close() }
 
 // CheckBackend refuses what is none.
 func CheckBackend(b vm.BackendName) error {
@@ -156,7 +163,8 @@ func checkProgram(key, path string) error {
 	return nil
 }
 
-// Images lists the images in the cache.
+// Images lists the images in the cache: the names of those put there by hand, the digests
+// of those that were fetched.
 func (v *VMs) Images(ctx context.Context) ([]string, error) {
 	entries, err := v.images.List(ctx)
 	if err != nil {
@@ -165,17 +173,17 @@ func (v *VMs) Images(ctx context.Context) ([]string, error) {
 	v.pruneStates(entries)
 	names := make([]string, 0, len(entries))
 	for _, e := range entries {
-		names = append(names, e.Name)
+		names = append(names, cmp.Or(e.Name, e.Digest))
 	}
 	return names, nil
 }
 
 // IsMac reads it from the image.
-func (v *VMs) IsMac(image string) (bool, error) {
+func (v *VMs) IsMac(ctx context.Context, image string) (bool, error) {
 	if v.cfg.Backend != vm.BackendVZ {
 		return false, nil
 	}
-	m, err := v.images.Manifest(image)
+	m, err := v.images.Manifest(ctx, image)
 	return err == nil && v.isMac(m.GuestOS), err
 }
 

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: MIT
+
+package imagecache_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/minifleet/minifleet/imagecache"
+	"github.com/minifleet/minifleet/imagecache/manifest"
+)
+
+// images publishes a, b, c ... of two chunks each.
+func (b *bucket) images(t *testing.T, n int) (refs, digests []string) {
+	t.Helper()
+	for i := range n {
+		ref, digest := b.image(t, string(rune('a'+i)), byte(i+1), 2)
+		refs, digests = append(refs, ref), append(digests, digest)
+	}
+	return refs, digests
+}
+
+// TestWhatWasUsedLongestAgoGoes under each limit, whatever the clocks say.
+func TestWhatWasUsedLongestAgoGoes(t *testing.T) {
+	t.Parallel()
+	for name, cfg := range map[string]imagecache.Config{
+		"count": {MaxImages: 3},
+		"bytes": {MaxBytes: 6 * mib},
+		"free":  {MinFree: 100 * mib},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBucket()
+			refs, digests := b.images(t, 5)
+			c := b.cache(t, cfg)
+			free := func() int64 {
+				return 106*mib - 2*mib*int64(len(entriesOf(t, c)))
+			}
+			c.SetFree(free)
+			for _, i := range []int{0, 1, 2} {
+				fetch(t, c, refs[i])
+			}
+			fetch(t, c, refs[0]) // 1 is the oldest now
+			// Neither times that lie in the future, as after a clock that was set back, nor
+			// those of long ago have a say.
+			err := filepath.WalkDir(filepath.Join(c.Dir(), ".cache"), func(path string, e fs.DirEntry, err error) error {
+				if err != nil || strings.Contains(path, "/images/") {
+					return err
+				}
+				when := time.Unix(1, 0)
+				if strings.Contains(path, strings.TrimPrefix(digests[1], "sha256:")) {
+					when = time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)
+				}
+				return os.Chtimes(path, when, when)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg.Dir = c.Dir()
+			next := b.cache(t, cfg) // the order outlives the process
+			next.SetFree(free)
+			fetch(t, next, refs[3])
+			wantCached(t, next, digests[0], digests[2], digests[3])
+			fetch(t, next, refs[4])
+			wantCached(t, next, digests[0], digests[3], digests[4])
+			if left := trash(t, next); len(left) > 0 {
+				t.Errorf("left of what was evicted: %v", left)
+			}
+		})
+	}
+}
+
+// entriesOf lists what takes room.
+func entriesOf(t *testing.T, c *imagecache.Cache) []string {
+	t.Helper()
+	var list []string
+	for _, dir := range []string{"images", "trash"} {
+		entries, err := os.ReadDir(filepath.Join(c.Dir(), ".cache", dir))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
+		for _, e := range entries {
+			list = append(list, e.Name())
+		}
+	}
+	return list
+}
+
+func trash(t *testing.T, c *imagecache.Cache) []string {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Join(c.Dir(), ".cache", "trash"))
+	if err != nil {
+		t.Error(err)
+	}
+	var list []string
+	for _, e := range entries {
+		list = append(list, e.Name())
+	}
+	return list
+}
+
+// TestWhatStays has every image kept by something else, and asks for one more.
+func TestWhatStays(t *testing.T) {
+	t.Parallel()
+	b := newBucket()
+	refs, digests := b.images(t, 5)
+	c := b.cache(t, imagecache.Config{MaxImages: 4})
+	for _, ref := range refs[:3] {
+		fetch(t, c, ref)
+	}
+	using := ensure(t, c, refs[3])
+	if err := c.Pin(digests[0]); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Hold([]string{digests[1]}); err != nil {
+		t.Fatal(err)
+	}
+	beside := b.cache(t, imagecache.Config{Dir: c.Dir(), Beside: true})
+	elsewhere := ensure(t, beside, refs[2]) // as another process would
+	var room *imagecache.NoRoomError
+	_, err := c.Ensure(t.Context(), refs[4], nil)
+	if !errors.As(err, &room) || !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	for i, why := range []string{"pinned by an operator", "held by the controller", "in use", "machines are being cloned from it"} {
+		if want := fmt.Sprintf("%s (2 MiB, %s)", refs[i], why); !strings.Contains(err.Error(), want) {
+			t.Errorf("%v\nlacks %s", err, want)
+		}
+	}
+	if !strings.Contains(err.Error(), "cache.max_images is 4") {
+		t.Error(err)
+	}
+	wantCached(t, c, digests[:4]...)
+	// Those that are there are given out all the same.
+	fetch(t, c, refs[0])
+	// An operator is told the same.
+	for i, why := range []string{"pinned", "held", "in use", "cloned"} {
+		if err := beside.Evict(digests[i], false); err == nil || i < 2 && !strings.Contains(err.Error(), why) {
+			t.Errorf("evict %s: %v", refs[i], err)
+		}
+	}
+	elsewhere.Release()
+	fetch(t, c, refs[4])
+	wantCached(t, c, digests[0], digests[1], digests[3], digests[4])
+	using.Release()
+	if err := beside.Unpin(digests[0]); err != nil {
+		t.Error(err)
+	}
+	if err := beside.Unpin(digests[0]); err == nil {
+		t.Error("unpinned twice")
+	}
+	for _, i := range []int{0, 3} {
+		if err := beside.Evict(digests[i], false); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := beside.Evict(digests[1], true); err != nil {
+		t.Error(err)
+	}
+	wantCached(t, c, digests[4])
+	if err := beside.Evict(digests[1], true); err == nil || beside.Pin(digests[1]) == nil {
+		t.Error("what is not there was evicted or pinned")
+	}
+	if err := c.Hold(nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNothingGoesInVain asks for more than could be made free.
+func TestNothingGoesInVain(t *testing.T) {
+	t.Parallel()
+	b := newBucket()
+	refs, digests := b.images(t, 2)
+	large, _ := b.image(t, "large", 50, 8)
+	c := b.cache(t, imagecache.Config{MaxBytes: 6 * mib})
+	fetch(t, c, refs[0])
+	fetch(t, c, refs[1])
+	_, err := c.Ensure(t.Context(), large, nil)
+	if err == nil || !strings.Contains(err.Error(), "cache.max_gib") || !strings.Contains(err.Error(), "that would not be enough") {
+		t.Error(err)
+	}
+	wantCached(t, c, digests...)
+}
+
+// TestEvictionHoldsNobodyUp has an image given out while room is made for another.
+func TestEvictionHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	b := newBucket()
+	refs, digests := b.images(t, 2)
+	c := b.cache(t, imagecache.Config{MaxImages: 1})
+	fetch(t, c, refs[0])
+	resume := c.StopClearing()
+	done := make(chan error, 1)
+	go func() {
+		img, err := c.Ensure(t.Context(), refs[1], nil)
+		if err == nil {
+			img.Release()
+		}
+		done <- err
+	}()
+	fetch(t, c, refs[0])
+	resume()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	wantCached(t, c, digests[1])
+}
+
+// TestBaseStays evicts an image while another is being made from it.
+func TestBaseStays(t *testing.T) {
+	t.Parallel()
+	b := newBucket()
+	content := noise(1, 4*mib)
+	old := b.push(t, "tahoe", files{"disk.img": content})
+	changed := append(append([]byte{}, content[:3*mib]...), noise(2, mib)...)
+	now := b.push(t, "tahoe", files{"disk.img": changed})
+	c := b.cache(t, imagecache.Config{})
+	fetch(t, c, "gs://bucket/tahoe@"+old)
+	asked := false
+	b.hook(func(_ context.Context, name string, _ int) error {
+		if strings.HasPrefix(name, manifest.DirChunks) {
+			asked = true
+			if err := c.Evict(old, false); err == nil || !strings.Contains(err.Error(), "another image is being made from it") {
+				t.Errorf("evict the base: %v", err)
+			}
+		}
+		return nil
+	})
+	b.chunks()
+	img := ensure(t, c, "gs://bucket/tahoe@"+now)
+	wantContent(t, img, files{"disk.img": changed})
+	if n := b.chunks(); n != 1 || !asked {
+		t.Errorf("%d chunks were fetched", n)
+	}
+	if err := c.Evict(old, false); err != nil {
+		t.Error(err)
+	}
+	wantContent(t, img, files{"disk.img": changed})
+}
+
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "small")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	mountSmall(t, dir, "6m")
+	b := newBucket()
+	ref, digest := b.image(t, "tahoe", 1, 4)
+	c := b.cache(t, imagecache.Config{Dir: dir})
+	c.SetFree(func() int64 { return 1 << 40 }) // others will have written by then
+	filler := filepath.Join(dir, "filler")
+	if err := os.WriteFile(filler, make([]byte, 4*mib), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := c.Ensure(t.Context(), ref, nil)
+	if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "free some space") {
+		t.Errorf("on a full volume: %v", err)
+	}
+	// What runs there has its room again.
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err != nil || int64(s.Bavail)*int64(s.Bsize) < 3*mib/2 {
+		t.Errorf("%d bytes are free: %v", int64(s.Bavail)*int64(s.Bsize), err)
+	}
+	if s := status(t, c, digest); s.State != imagecache.StateFailed {
+		t.Errorf("status %+v", s)
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	fetch(t, c, ref)
+	wantCached(t, c, digest)
+}
+
+// TestRoomThatOthersTake has a volume fill up while an image is written: what is idle goes,
+// and then the fetch ends before the volume is full.
+func TestRoomThatOthersTake(t *testing.T) {
+	t.Parallel()
+	b := newBucket()
+	idle, digest := b.image(t, "idle", 1, 2)
+	large, _ := b.image(t, "large", 2, 140)
+	c := b.cache(t, imagecache.Config{MinFree: 100 * mib})
+	var taken atomic.Int64
+	c.SetFree(func() int64 { return 300*mib - taken.Load() })
+	fetch(t, c, idle)
+	_, err := c.Ensure(t.Context(), large, func(imagecache.Progress) { taken.Store(250 * mib) })
+	var room *imagecache.NoRoomError
+	if !errors.As(err, &room) || !strings.Contains(err.Error(), "cache.min_free_gib") {
+		t.Errorf("%v", err)
+	}
+	wantCached(t, c, digest) // it would not have been enough
+}
