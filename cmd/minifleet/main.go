@@ -35,6 +35,7 @@ type commands struct {
 	Host   hostCommand   `cmd:"" help:"Add hosts to the site and remove them."`
 	Backup backupCommand `cmd:"" help:"Copy the database while the controller runs."`
 	Config configCommand `cmd:"" help:"Check a configuration file, or list its keys."`
+	Image  imageCommand  `cmd:"" help:"Publish images to a bucket or a folder, and look after them."`
 
 	Version kong.VersionFlag `help:"Print the version."`
 

@@ -38,7 +38,7 @@ type Collected struct {
 }
 
 // GC deletes manifests that no tag names and chunks that no manifest names, if they are
-// old enough. It is safe beside pushes and other collections: docs/image-format.md has
+// old enough. It is safe beside pushes and other collections: docs/images.md has
 // the argument. Where it cannot read a tag or a manifest it deletes nothing that hangs
 // on that.
 func (l Location) GC(ctx context.Context, o GCOptions) (Collected, error) {
@@ -219,7 +219,7 @@ func (c *collection) use(ctx context.Context) error {
 	for _, digest := range c.doomed {
 		delete(there, digest)
 	}
-	c.meter.begin("reading manifests", int64(len(there)))
+	c.meter.begin("reading manifests", 0)
 	g, ctx := group(ctx, c.chunksAtOnce())
 	for digest := range there {
 		g.Go(func() error {
@@ -239,7 +239,6 @@ func (c *collection) use(ctx context.Context) error {
 				}
 			}
 			c.mu.Unlock()
-			c.meter.done(1)
 			return nil
 		})
 	}

@@ -55,8 +55,8 @@ type push struct {
 // any moment and run again: chunks that are there are not uploaded again. If the tag is
 // moved by another meanwhile, the error is a *MovedError.
 //
-// What makes it safe beside collections is argued in docs/image-format.md; the steps
-// there have the numbers that stand here.
+// What makes it safe beside collections is argued in docs/images.md, whose steps have the
+// numbers that stand here.
 func (l Location) Push(ctx context.Context, t *layout.Template, o PushOptions) (Pushed, error) {
 	before, err := l.tag(ctx, o.Name, o.Tag)
 	if err != nil {

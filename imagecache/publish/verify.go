@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -185,15 +184,7 @@ func (v *verification) missing(ctx context.Context, sum manifest.Sum, images []s
 
 // chunk reads one and checks it.
 func (v *verification) chunk(ctx context.Context, sum manifest.Sum, size int64) error {
-	r, a, err := v.Store.Get(ctx, manifest.ChunkObject(sum))
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	if a.Size > manifest.MaxStored(size) {
-		return fmt.Errorf("%w: it has %d bytes, and its content only %d", manifest.ErrCorrupt, a.Size, size)
-	}
-	stored, err := io.ReadAll(io.LimitReader(r, manifest.MaxStored(size)+1))
+	stored, err := readChunk(ctx, v.Store, sum, size)
 	if err != nil {
 		return err
 	}
