@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 
+// Package imagecache_test runs the cache of images on the file systems that hosts have,
+// against the storage that images are published in.
 package imagecache_test
 
 import (
