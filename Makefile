@@ -6,7 +6,7 @@
 # make lint    formatting and static checks, the Mac's code and the workflows among them
 # make check-darwin   the types of what only a Mac builds, on any machine
 # make test-vz IMAGE=DIR   on a Mac with Apple silicon: the backend vz on real machines
-# make bench   the figures; make bench ONLY=webhook,assign for some of them, ONLY=clone,boot,restore,cycle for those of VMs
+# make bench   the figures; make bench ONLY=webhook,assign for some of them, ONLY=clone,boot,restore,cycle for those of VMs, ONLY=images,ready for those of images
 # make fuzz    every fuzz target for FUZZTIME (30s), one after the other
 
 GO       ?= go

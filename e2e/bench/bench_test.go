@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +20,13 @@ import (
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == listenerWord {
 		os.Exit(listener(os.Args[2:]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == imagesWord {
+		if err := imagesProgram(os.Args[2:], os.Stdout, os.Stderr); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	leakcheck.Main(m)
 }
@@ -49,7 +57,8 @@ func TestBench(t *testing.T) {
 		"webhook stored and answered", "burst of 1,000", "webhook to assignment", "200 jobs at once", "webhook to listener started",
 		"slot free", "all assigned", "at its peak", "idle: controller's memory", "CPU over", "one more job on", "jobs in a row",
 		"descriptors", "goroutines", "database", "sparse, on", "written, on", "on xfs", "on btrfs", "beyond QEMU by hand", "stop to slot free",
-		"restore to guest's answer", "everything gone again",
+		"restore to guest's answer", "everything gone again", "first push", "the same image again", "SHA-256", "of a plain download",
+		"writes to the same disk", "process that pulls", "a line of 300 MB/s", "changed chunks' size", "512 MiB layers move", "cached image to bundle",
 	} {
 		i := strings.Index(table, figure)
 		if i < 0 {

@@ -41,7 +41,7 @@ func measureClone(ctx context.Context, b *bencher) error {
 		if fileSystemType(dir) == kind {
 			continue // it was that
 		}
-		v, why, err := b.mount(ctx, filepath.Join(dir, kind), kind)
+		v, why, err := b.mount(ctx, filepath.Join(dir, kind), kind, b.cloneOf(cloneSize)+(1<<30))
 		if err != nil {
 			return err
 		}

@@ -17,7 +17,7 @@ func bareClone(src *os.File, to string) (by string, err error) {
 // volume is a file system in a file, of which there is none here.
 type volume struct{ dir string }
 
-func (b *bencher) mount(context.Context, string, string) (v volume, why string, err error) {
+func (b *bencher) mount(context.Context, string, string, int64) (v volume, why string, err error) {
 	return v, "for Linux only", nil
 }
 

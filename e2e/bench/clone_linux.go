@@ -60,8 +60,9 @@ type volume struct {
 	dir, file string
 }
 
-// mount makes a file system in a file and mounts it, or says why that is not to be had.
-func (b *bencher) mount(ctx context.Context, path, kind string) (v volume, why string, err error) {
+// mount makes a file system in a file, which is going to take so much room, and mounts it,
+// or says why that is not to be had.
+func (b *bencher) mount(ctx context.Context, path, kind string, need int64) (v volume, why string, err error) {
 	mkfs, err := exec.LookPath("mkfs." + kind)
 	if err != nil {
 		return v, fmt.Sprintf("mkfs.%s is not installed (Debian: apt-get install %s)", kind, map[string]string{"xfs": "xfsprogs", "btrfs": "btrfs-progs"}[kind]), nil
@@ -69,7 +70,6 @@ func (b *bencher) mount(ctx context.Context, path, kind string) (v volume, why s
 	if os.Geteuid() != 0 {
 		return v, "only root can mount one", nil
 	}
-	need := b.cloneOf(cloneSize) + (1 << 30)
 	if room := freeSpace(b.dir); room < need+(1<<30) {
 		return v, fmt.Sprintf("%s free: too little for the image", mib(room)), nil
 	}
@@ -82,7 +82,7 @@ func (b *bencher) mount(ctx context.Context, path, kind string) (v volume, why s
 		return v, "", err
 	}
 	// Sparse: what is not written takes no room.
-	if err := errors.Join(f.Truncate(2*b.cloneOf(cloneSize)+(3<<30)), f.Close()); err != nil {
+	if err := errors.Join(f.Truncate(2*need+(1<<30)), f.Close()); err != nil {
 		return v, "", err
 	}
 	for _, command := range [][]string{{mkfs, "-q", v.file}, {"mount", "-o", "loop,discard", v.file, v.dir}} {

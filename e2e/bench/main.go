@@ -2,8 +2,9 @@
 
 // Command bench prints the figures of a whole site: how soon a delivery is answered,
 // assigned and listened for, what a large fleet costs, whether a long run leaves
-// anything behind, and what a VM's clone, boot, restore and end take. Everything it measures runs in processes of its own, the programs as
-// they are shipped; it plays GitHub's deliveries and the jobs itself. It judges nothing
+// anything behind, what a VM's clone, boot, restore and end take, and what it takes to move
+// images. Everything it measures runs in processes of its own, the programs as they are
+// shipped; it plays GitHub's deliveries and the jobs itself. It judges nothing
 // but its own table, and no test depends on a time that it prints.
 package main
 
@@ -30,6 +31,13 @@ func run() int {
 	defer stop()
 	if len(os.Args) > 1 && os.Args[1] == listenerWord {
 		return listener(os.Args[2:])
+	}
+	if len(os.Args) > 1 && os.Args[1] == imagesWord {
+		if err := imagesProgram(os.Args[2:], os.Stdout, os.Stderr); err != nil {
+			fmt.Fprintln(os.Stderr, "bench images:", err)
+			return 1
+		}
+		return 0
 	}
 	if err := bench(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -73,6 +81,8 @@ func figures() []figure {
 		{"clone", "clone of an image of 10 GiB, and the bare system call", measureClone},
 		{"boot", "boot and stop of a VM, and the same by hand", measureBoot},
 		{"restore", "a VM that continues from a saved state, and one that boots", measureRestore},
+		{"images", "an image of 8 GiB to a bucket and from there, and its update", measureImages},
+		{"ready", "an image in the cache to a bundle that could boot, update after update", measureReady},
 		{"cycle", "a job of `true` in a VM, from its webhook to nothing left", measureCycle},
 	}
 }

@@ -104,11 +104,7 @@ func (p *process) proc(file string) string {
 
 // memory returns what the process holds in memory now and held at most.
 func (p *process) memory() (now, most int64) {
-	for name, into := range map[string]*int64{"VmRSS": &now, "VmHWM": &most} {
-		fmt.Sscanf(field(p.proc("status"), name), "%d kB", into) //nolint:errcheck // 0 where there is no /proc
-		*into <<= 10
-	}
-	return now, most
+	return memoryOf(strconv.Itoa(p.cmd.Process.Pid))
 }
 
 // cpu returns the processor time that the process has used.
