@@ -54,7 +54,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(code int) { exited = code; panic(program.Exit(code)) }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
-		kong.Vars{"version": program.Version(), "config_keys": configKeys()},
+		kong.Vars{"version": program.Version()},
 	)
 	if err != nil {
 		return err

@@ -13,7 +13,7 @@ import (
 
 // TestConfigurationPage holds docs/configuration.md to the settings and the flags.
 func TestConfigurationPage(t *testing.T) {
-	parser, err := kong.New(&commands{}, kong.Name("minifleet"), kong.Vars{"version": "", "config_keys": ""})
+	parser, err := kong.New(&commands{}, kong.Name("minifleet"), kong.Vars{"version": ""})
 	if err != nil {
 		t.Fatal(err)
 	}
