@@ -175,6 +175,9 @@ type row struct {
 	Failure string `json:"failure"`
 
 	Attempts int `json:"attempts"`
+
+	Job   int64  `json:"job"`   // of a runner
+	Image string `json:"image"` // of a runner: what it was made of
 }
 
 // list asks the controller's API.

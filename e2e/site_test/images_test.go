@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: MIT
+
+package site_test
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/minifleet/minifleet/e2e/disks"
+	"github.com/minifleet/minifleet/e2e/emulator"
+	"github.com/minifleet/minifleet/githubapp/githubsim"
+)
+
+// imageSite is a site whose pool names an image by its reference in a bucket.
+type imageSite struct {
+	*site
+	bucket  *emulator.Server
+	sources *disks.Sources
+}
+
+const (
+	bucketImage = "gs://images/site/demo"
+	imageDisk   = 40 << 20
+)
+
+// newImageSite makes the site and an image that is published nowhere yet.
+func newImageSite(t *testing.T, githubArgs ...string) *imageSite {
+	t.Helper()
+	bucket, err := emulator.Start(emulator.Options{Buckets: []string{"images"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(bucket.Stop)
+	dir := folder(t)
+	github := launch(t, dir, "minifleet", nil, append([]string{"githubsim"}, githubArgs...)...).announced("github")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	t.Cleanup(cancel)
+	s := &imageSite{site: &site{t: t, dir: dir, ctx: ctx, programs: programs(t), slots: 2}, bucket: bucket}
+	s.env = []string{"STORAGE_EMULATOR_HOST=" + strings.TrimPrefix(bucket.URL, "http://")}
+	s.image()
+	s.vms = processMachines(dir)
+	s.vms.pool = strings.Replace(s.vms.pool, "image: demo", "image: "+bucketImage+":latest", 1)
+	s.vms.imagesDir = s.path("cache")
+	s.open(github)
+	s.config += "images: {refresh: 1s}\n"
+	if s.sources, err = disks.Load(ctx, 4<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.sources.Write(ctx, s.path("images", "demo", "disk.img"), imageDisk, 1); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+var digestWord = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
+
+// push publishes the image as it is now, and returns its digest.
+func (s *imageSite) push() string {
+	s.t.Helper()
+	out, err := s.tool("image", "push", s.path("images", "demo"), bucketImage+":latest").CombinedOutput()
+	digest := digestWord.FindString(string(out))
+	if err != nil || digest == "" {
+		s.t.Fatalf("minifleet image push: %v\n%s", err, out)
+	}
+	return digest
+}
+
+// chunks counts the chunks that were uploaded and fetched so far.
+func (s *imageSite) chunks() (up, down int) {
+	return s.stored(), s.bucket.Asked(http.MethodGet, "/chunks/")
+}
+
+// stored counts the chunks that are in the bucket.
+func (s *imageSite) stored() int {
+	s.t.Helper()
+	req, err := http.NewRequestWithContext(s.ctx, http.MethodGet, s.bucket.URL+"/storage/v1/b/images/o?prefix=site/chunks/", nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var list struct{ Items []struct{ Name string } }
+	if err := json.NewDecoder(res.Body).Decode(&list); err != nil {
+		s.t.Fatal(err)
+	}
+	return len(list.Items)
+}
+
+// runs has a job run, and demands that its VM was made of a version.
+func (s *imageSite) runs(name, digest string) {
+	s.t.Helper()
+	s.nothingLeft() // no VM of an earlier version takes it
+	id := s.queue(githubsim.JobSpec{Name: name, Steps: []githubsim.Step{{Run: "echo it runs"}}})[0]
+	if j := s.untilEnd(id, name+" ends"); j.Conclusion != "success" {
+		s.t.Fatalf("%s: %s %s", name, j.Conclusion, j.Reason)
+	}
+	var made string
+	eventually(s.t, "a runner says that it ran "+name, func() bool {
+		runners := s.list("runners?all=true&limit=1000")
+		of := slices.IndexFunc(runners, func(r row) bool { return r.Job == id })
+		if of >= 0 {
+			made = runners[of].Image
+		}
+		return of >= 0
+	})
+	if !strings.HasSuffix(made, digest) {
+		s.t.Errorf("%s ran on %q, want %s", name, made, digest)
+	}
+}
+
+// serves waits until the pool's new runners are made of a version.
+func (s *imageSite) serves(digest string) {
+	s.t.Helper()
+	eventually(s.t, "the pool is served from "+digest, func() bool {
+		type pool struct {
+			Name    string `json:"name"`
+			Rollout struct {
+				Current string `json:"current"`
+				Next    string `json:"next"`
+			} `json:"rollout"`
+		}
+		return slices.ContainsFunc(all[pool](s.site, "pools"), func(p pool) bool {
+			return p.Name == "demo" && p.Rollout.Next == "" && strings.HasSuffix(p.Rollout.Current, digest)
+		})
+	})
+}
+
+// From a folder to a bucket, to a host, to a job; an update of the image, of which only
+// what changed moves; and back, for which nothing does.
+func TestImageFromBucketToJob(t *testing.T) {
+	t.Parallel()
+	s := newImageSite(t, "--seed", "91")
+	first := s.push()
+	controller := s.startController()
+	if err := os.Mkdir(s.path("cache"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	agent := s.startAgent("mini-1")
+	s.runs("first", first)
+	up, down := s.chunks()
+	if down != up {
+		t.Errorf("%d chunks were fetched, the image has %d", down, up)
+	}
+	s.runs("again", first)
+	if _, now := s.chunks(); now != down {
+		t.Errorf("%d chunks were fetched for an image that is there", now-down)
+	}
+
+	if _, err := s.sources.Update(s.ctx, s.path("images", "demo", "disk.img"), 2, 0.01); err != nil {
+		t.Fatal(err)
+	}
+	second := s.push()
+	if second == first {
+		t.Fatal("the update changes nothing")
+	}
+	s.serves(second)
+	s.runs("updated", second)
+	newUp, newDown := s.chunks()
+	if newUp == up || newDown-down != newUp-up {
+		t.Errorf("%d chunks were fetched for the update, %d are new", newDown-down, newUp-up)
+	}
+
+	if out, err := s.operator("pool", "rollback", "demo").CombinedOutput(); err != nil {
+		t.Fatalf("minifleet pool rollback: %v\n%s", err, out)
+	}
+	s.serves(first)
+	s.runs("back", first)
+	if _, now := s.chunks(); now != newDown {
+		t.Errorf("%d chunks were fetched to go back", now-newDown)
+	}
+	s.settled()
+	agent.stop()
+	controller.stop()
+	if whole, err := filepath.Glob(s.path("cache", ".cache", "images", "*")); err != nil || len(whole) != 2 {
+		t.Errorf("the cache has %v, %v", whole, err)
+	}
+}
