@@ -23,6 +23,8 @@ func image(letter string) string { return "gs://b/mac@" + digest(letter) }
 func TestDesiredImages(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(c *hosts.Config) { c.Pools[0].Image = "gs://b/mac:stable" })
+	w.must(w.s.ConfigureRollouts(t.Context(), []fleet.Pool{{Name: "mac", Image: "gs://b/mac:stable"}}))
+	w.must(w.s.ImageResolved(t.Context(), "gs://b/mac:stable", digest("a")))
 	a := w.agent("mini-1", 9)
 	before, _ := a.desired("", 0)
 	list := []fleet.Prefetch{{Image: image("a"), Hold: true, Turn: time.Now()}, {Image: image("b"), BytesPerSecond: 1 << 20}}

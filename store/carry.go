@@ -163,6 +163,19 @@ func (t *tx) arm(a fleet.Arm) error {
 }
 
 // place takes a slot only while there is one.
+// makes refuses an image that the pool makes no runner from any more: it went back from it,
+// or on from it, since the plan was made.
+func (t *tx) makes(a fleet.Place) error {
+	if !fleet.RemoteImage(a.Image) {
+		return nil
+	}
+	is, err := t.rollout(a.Pool)
+	if err == nil && !fleet.SameImage(a.Image, is.Current) && !fleet.SameImage(a.Image, is.Next) {
+		err = fleet.ErrConflict
+	}
+	return err
+}
+
 func (t *tx) place(a fleet.Place, out *fleet.Carried) error {
 	h, err := t.host(a.Host)
 	if err != nil {
@@ -180,6 +193,9 @@ func (t *tx) place(a fleet.Place, out *fleet.Carried) error {
 	}
 	if taken >= h.Slots {
 		return fleet.ErrConflict
+	}
+	if err := t.makes(a); err != nil {
+		return err
 	}
 	r := fleet.Runner{ID: fleet.RunnerID("r-" + randomID(10)), Pool: a.Pool, Image: a.Image, Host: a.Host, Reason: a.Reason, Wanted: fleet.WantUp, HoldsSlot: true}
 	t.hosts[a.Host] = true

@@ -167,6 +167,48 @@ func TestRunnerKeepsItsImage(t *testing.T) {
 	}
 }
 
+// A plan that was made before its pool went on to another image, or back from one, makes no
+// runner from what was left.
+func TestNoRunnerFromWhatWasLeft(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, openSQLite)
+	w.rolling()
+	h := w.host("h", 9)
+	places := func(want string, pool, letters string) {
+		t.Helper()
+		for _, letter := range letters {
+			done := w.carry(fleet.Plan{Places: []fleet.Place{{Pool: pool, Image: image(string(letter)), Host: h, Reason: "test"}}})
+			placed := strings.ContainsRune(want, letter)
+			if len(done.Placed) == 1 != placed || done.Void == 1 == placed {
+				t.Errorf("%+v: %c of pool %s is %+v", w.rollout("mac"), letter, pool, done)
+			}
+		}
+	}
+	change := func(next func(fleet.Rollout, time.Time) (fleet.Rollout, error)) {
+		t.Helper()
+		_, err := w.s.ChangeRollout(w.ctx(), "mac", next)
+		w.must(err)
+	}
+	places("ab", "mac", "abc")
+	places("", "none", "ab")
+	change(func(r fleet.Rollout, now time.Time) (fleet.Rollout, error) { return r.Promoted("", now) })
+	places("b", "mac", "ab")
+	change(func(r fleet.Rollout, now time.Time) (fleet.Rollout, error) { return r.WentBack("", now) })
+	places("a", "mac", "ab")
+	// In one plan: what rests on a promotion that did not hold is not placed either.
+	done := w.carry(fleet.Plan{
+		Rollouts: []fleet.RolloutStep{{Pool: "mac", Version: 1, Act: fleet.ActPromote}},
+		Places:   []fleet.Place{{Pool: "mac", Image: image("b"), Host: h, Reason: "test"}},
+	})
+	if done.Void != 2 || done.Done != 0 {
+		t.Errorf("%+v", done)
+	}
+	if p, err := w.s.Carry(w.ctx(), fleet.Plan{Places: []fleet.Place{{Pool: "plain", Image: "demo", Host: h}}}); err != nil || len(p.Placed) != 1 {
+		t.Errorf("an image by name: %+v, %v", p, err)
+	}
+	w.mirrored()
+}
+
 // Failures of what is tried count against it and the host, all others against the pool.
 func TestWhoseFailure(t *testing.T) {
 	t.Parallel()
