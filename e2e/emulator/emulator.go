@@ -40,6 +40,7 @@ type Server struct {
 	sent  atomic.Int64
 	line  *line
 	store *fakestorage.Server
+	meta  *metadata
 	http  *http.Server
 	done  chan error
 
@@ -76,7 +77,8 @@ func Start(o Options) (*Server, error) {
 		}
 	}
 	s.line = newLine(o.BytesPerSecond, &s.sent)
-	handler := s.Faults.before(newMetadata(s.store.HTTPHandler()))
+	s.meta = newMetadata(s.store.HTTPHandler())
+	handler := s.Faults.before(s.meta)
 	s.http = &http.Server{
 		ReadHeaderTimeout: time.Minute,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -103,6 +105,18 @@ func (s *Server) Asked(method, part string) (n int) {
 		}
 	}
 	return n
+}
+
+// Age makes all objects that are there older than they are, by the store's clock.
+func (s *Server) Age(by time.Duration) { s.meta.age(by) }
+
+// Objects counts a bucket's objects with a prefix.
+func (s *Server) Objects(bucket, prefix string) int {
+	all, _, err := s.store.ListObjectsWithOptions(bucket, fakestorage.ListOptions{Prefix: prefix})
+	if err != nil {
+		return 0 // there is no such bucket
+	}
+	return len(all)
 }
 
 // Limit sets what the line carries from now on; 0 sets no limit.

@@ -57,7 +57,7 @@ func code(err error) int {
 func TestMetagenerations(t *testing.T) {
 	for name, dir := range map[string]string{"memory": "", "disk": t.TempDir()} {
 		t.Run(name, func(t *testing.T) {
-			_, bucket := start(t, emulator.Options{Dir: dir})
+			s, bucket := start(t, emulator.Options{Dir: dir})
 			o := bucket.Object("chunks/ab/abc.zst")
 			if err := write(t, o.If(storage.Conditions{DoesNotExist: true}), []byte("content")); err != nil {
 				t.Fatal(err)
@@ -100,8 +100,22 @@ func TestMetagenerations(t *testing.T) {
 			if err := write(t, o, []byte("anew")); err != nil {
 				t.Fatal(err)
 			}
-			if a, err := o.Attrs(t.Context()); err != nil || a.Metageneration != 1 {
-				t.Errorf("a new generation begins at %+v, %v", a, err)
+			fresh, err := o.Attrs(t.Context())
+			if err != nil || fresh.Metageneration != 1 {
+				t.Errorf("a new generation begins at %+v, %v", fresh, err)
+			}
+			s.Age(time.Hour)
+			if err := write(t, bucket.Object("chunks/ab/young.zst"), []byte("content")); err != nil {
+				t.Fatal(err)
+			}
+			for name, age := range map[string]time.Duration{"abc.zst": time.Hour, "young.zst": 0} {
+				list := bucket.Objects(t.Context(), &storage.Query{Prefix: "chunks/ab/" + name})
+				if a, err := list.Next(); err != nil || a.Updated.Sub(fresh.Updated.Add(-age)).Abs() > time.Minute {
+					t.Errorf("%s: %+v, %v; it was written at %s and is %s older", name, a, err, fresh.Updated, age)
+				}
+			}
+			if n := s.Objects("images", "chunks/"); n != 2 {
+				t.Errorf("%d objects", n)
 			}
 		})
 	}
@@ -183,6 +197,7 @@ func request(ctx context.Context, t *testing.T, url string) *http.Request {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.Close = true // a connection that is to be idle may not be yet when the test ends
 	return r
 }
 

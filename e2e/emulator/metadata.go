@@ -23,6 +23,20 @@ type metadata struct {
 
 	mu      sync.Mutex // one change at a time
 	changed map[string]change
+	aged    []aging
+}
+
+// aging says that what was written before a moment is older than it is.
+type aging struct {
+	before time.Time
+	by     time.Duration
+}
+
+// age makes all that there is older.
+func (m *metadata) age(by time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.aged = append(m.aged, aging{time.Now(), by})
 }
 
 // change is what was made of an object's metadata since a generation of its content began.
@@ -125,15 +139,26 @@ func (a *answer) send(w http.ResponseWriter, resource map[string]any) {
 	_, _ = w.Write(body) // the client is gone, or not
 }
 
-// amend puts into an object's resource what was changed of it. m.mu is held.
+// amend puts into an object's resource what was changed of it, and how old it is. m.mu is
+// held.
 func (m *metadata) amend(bucket string, resource map[string]any) {
 	name, _ := resource["name"].(string)
-	c, ok := m.changed[bucket+"/"+name]
-	if !ok || c.generation != resource["generation"] {
-		return
+	if c, ok := m.changed[bucket+"/"+name]; ok && c.generation == resource["generation"] {
+		maps.Copy(resource, c.fields)
+		resource["metageneration"] = strconv.FormatInt(c.metageneration, 10)
 	}
-	maps.Copy(resource, c.fields)
-	resource["metageneration"] = strconv.FormatInt(c.metageneration, 10)
+	text, _ := resource["updated"].(string)
+	updated, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return // not asked for
+	}
+	shown := updated
+	for _, a := range m.aged {
+		if updated.Before(a.before) {
+			shown = shown.Add(-a.by)
+		}
+	}
+	resource["updated"] = shown.UTC().Format(time.RFC3339Nano)
 }
 
 // write changes an object's metadata, or deletes it, if the conditions hold. m.mu is held.
