@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -170,8 +171,12 @@ func (c *Cache) fly(ctx context.Context, f *flight) error {
 	}
 	switch {
 	case err == nil:
-		return c.place(hex, rec)
-	case full(err):
+		if err := c.place(hex, rec); err != nil {
+			return err
+		}
+		c.settle(ctx, f, rec)
+		return nil
+	case full(err) && !onlyLimited(err):
 		// What runs on this host needs the room more than a fetch that cannot end.
 		if clearErr := errors.Join(p.throwAway(p.partial(hex)), p.forget(hex), p.emptyTrash()); clearErr != nil {
 			c.log.Warn("what was fetched of an image stays on the disk", slog.String("image", f.ref.String()), slog.Any("error", clearErr))
@@ -213,7 +218,7 @@ func (c *Cache) pullChunks(ctx context.Context, f *flight, hex string, rec *reco
 	rec.describe(m, f.digest())
 	f.show(Progress{TotalBytes: rec.Bytes})
 	c.indexWhole()
-	base, release := c.nearest(m, hex)
+	base, release := c.nearest(ctx, f, m)
 	defer release()
 	var of *manifest.Manifest
 	if base != nil {
@@ -224,15 +229,29 @@ func (c *Cache) pullChunks(ctx context.Context, f *flight, hex string, rec *reco
 		need = max(0, rec.Stored-allocated(c.places.partial(hex)))
 	}
 	f.setNeed(need)
-	if err := c.makeRoom(ctx, f, rec.Stored, need); err != nil {
+	err = c.makeRoom(ctx, f, rec.Stored, need)
+	if base != nil && errors.As(err, new(*NoRoomError)) {
+		// Without the image it would start from there may be room for one that is needed.
+		release()
+		f.base, base = "", nil
+		need = max(0, rec.Stored-allocated(c.places.partial(hex)))
+		f.setNeed(need)
+		err = c.makeRoom(ctx, f, rec.Stored, need)
+	}
+	if err != nil {
 		return err
 	}
+	c.indexWhole() // what was evicted took the others out of the index
 	fetcher, done := c.fetcher(f, m, c.places.partial(hex), s)
 	defer done()
 	made, err := assemble.Assemble(ctx, assemble.Job{
 		Manifest: m, Dir: c.places.partial(hex), Fetcher: fetcher, Base: base, Memory: c.memory,
 		Gate:     func(ctx context.Context) error { return c.gate(ctx, f) },
-		Room:     func(ctx context.Context) error { return c.makeRoom(ctx, f, rec.Stored, f.unwritten()) },
+		Room: func(ctx context.Context) error {
+			err := c.makeRoom(ctx, f, rec.Stored, f.unwritten())
+			c.indexWhole()
+			return err
+		},
 		Progress: f.show,
 	})
 	if err != nil {
@@ -310,9 +329,18 @@ func (c *Cache) pullOCI(ctx context.Context, f *flight, hex string, rec *record)
 	return nil
 }
 
+// settle has the cache within its limits again, where the image that this one started from
+// was let stay until now. What cannot go now goes another time.
+func (c *Cache) settle(ctx context.Context, f *flight, rec *record) {
+	if f.base != "" {
+		_ = c.makeRoom(ctx, f, rec.Stored, 0)
+	}
+}
+
 // nearest returns the whole image that has the most in common with a manifest, pinned; nil
 // if there is none.
-func (c *Cache) nearest(m *manifest.Manifest, hex string) (*assemble.Base, func()) {
+func (c *Cache) nearest(ctx context.Context, f *flight, m *manifest.Manifest) (*assemble.Base, func()) {
+	hex := hexOf(f.digest())
 	most, nearest := int64(0), ""
 	var of *manifest.Manifest
 	for _, other := range c.wholeOnes() {
@@ -334,7 +362,7 @@ func (c *Cache) nearest(m *manifest.Manifest, hex string) (*assemble.Base, func(
 	if nearest == "" {
 		return nil, func() {}
 	}
-	lock, err := c.places.tryLock(nearest, unix.LOCK_SH)
+	lock, err := c.places.soonLock(ctx, nearest, unix.LOCK_SH)
 	if err != nil {
 		return nil, func() {}
 	}
@@ -347,15 +375,16 @@ func (c *Cache) nearest(m *manifest.Manifest, hex string) (*assemble.Base, func(
 	c.mu.Lock()
 	c.bases[nearest]++
 	c.mu.Unlock()
+	f.base = nearest
 	base := &assemble.Base{Dir: dir, Manifest: of, Holds: func(path string) bool { return rec.fileHolds(dir, path) }}
-	return base, func() {
+	return base, sync.OnceFunc(func() {
 		c.mu.Lock()
 		if c.bases[nearest]--; c.bases[nearest] == 0 {
 			delete(c.bases, nearest)
 		}
 		c.mu.Unlock()
 		lock.release()
-	}
+	})
 }
 
 // wholeOnes lists the images that are whole.
@@ -392,6 +421,13 @@ func allocated(dir string) int64 {
 // full reports whether an error is for want of room.
 func full(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+}
+
+// onlyLimited reports whether an image has no room because of the cache's limits alone. What
+// was fetched of it hurts nobody then: others may evict it.
+func onlyLimited(err error) bool {
+	var room *NoRoomError
+	return errors.As(err, &room) && !room.volume
 }
 
 // roomless says what to do about a full volume.

@@ -32,6 +32,7 @@ type flight struct {
 	ref   manifest.Reference // with the digest
 	start int64              // flights are counted
 	limit *rate.Limiter
+	base  string // the image that it starts from, by hex; only of the one who flies
 
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed after err was set
@@ -145,7 +146,7 @@ func (c *Cache) join(ref manifest.Reference, o Options) (f *flight, leave func()
 		c.flights[ref.Digest] = f
 		delete(c.failures, ref.Digest)
 		c.work.Go(func() {
-			err := c.fly(ctx, f)
+			err := causeOf(ctx, c.fly(ctx, f))
 			cancel(nil)
 			c.mu.Lock()
 			delete(c.flights, ref.Digest)

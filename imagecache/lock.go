@@ -67,6 +67,17 @@ func (p places) tryLock(hex string, how int) (*lock, error) {
 // lockAgain is the pause between two looks at a lock that another process holds.
 const lockAgain = 20 * time.Millisecond
 
+// glance is how long a lock is waited for that may be held for a moment only, by who looks
+// whether somebody has the image in use.
+const glance = time.Second
+
+// soonLock is tryLock, but not refused because of a glance.
+func (p places) soonLock(ctx context.Context, hex string, how int) (*lock, error) {
+	within, cancel := context.WithTimeoutCause(ctx, glance, errInUse)
+	defer cancel()
+	return p.waitLock(within, hex, how)
+}
+
 // waitLock waits until it has the lock.
 func (p places) waitLock(ctx context.Context, hex string, how int) (*lock, error) {
 	pause := time.NewTimer(0)

@@ -82,6 +82,8 @@ func (c *Cache) Status() []Status {
 			s.State, s.DoneBytes = StatePartial, 0
 		case len(e.rec.Damage) > 0:
 			s.State, s.Failure = StateDamaged, e.rec.Damage[0].String()
+		case !e.rec.holds(c.places.whole(e.hex)):
+			s.State, s.Failure = StateDamaged, "its files do not look as they did when they were right"
 		}
 		if why := c.keptBy(e.hex, held); why != "" {
 			s.Pins = strings.Split(why, ", ")
@@ -230,7 +232,7 @@ func (c *Cache) Evict(digest string, force bool) error {
 	if !there(c.places.whole(hex)) && !there(c.places.partial(hex)) {
 		return fmt.Errorf("evict %s: %w", digest, errAbsent)
 	}
-	if err := c.evict(hex); err != nil {
+	if err := c.evict(context.Background(), hex); err != nil {
 		if errors.Is(err, errInUse) {
 			err = errors.New("it is in use by the agent or pinned: try again, or unpin it")
 		}

@@ -141,6 +141,10 @@ func TestFilesThatChangedAreRead(t *testing.T) {
 			}
 			if name != "emptied" {
 				wantCached(t, c)
+				// Nobody is told that it is whole: it would not be repaired before a machine needs it.
+				if s := status(t, c, digest); s.State != imagecache.StateDamaged || s.Failure == "" {
+					t.Errorf("status %+v", s)
+				}
 			}
 			b.chunks()
 			img := ensure(t, c, ref)

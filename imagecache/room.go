@@ -62,6 +62,8 @@ type NoRoomError struct {
 	Dir     string
 	Problem string
 	Holders []Holder
+
+	volume bool // lacks the room, and not a limit of the cache's
 }
 
 func (e *NoRoomError) Error() string {
@@ -78,6 +80,9 @@ func (e *NoRoomError) Error() string {
 
 // Is makes it an error of a full volume.
 func (e *NoRoomError) Is(target error) bool { return target == unix.ENOSPC }
+
+// keptAsBase is why an image stays that another one starts from.
+const keptAsBase = "another image is being made from it"
 
 // keptBy says why an image must stay, "" if nothing is known to keep it.
 func (c *Cache) keptBy(hex string, held map[string]bool) string {
@@ -98,9 +103,16 @@ func (c *Cache) keptBy(hex string, held map[string]bool) string {
 		why = append(why, "machines are being cloned from it")
 	}
 	if bases > 0 {
-		why = append(why, "another image is being made from it")
+		why = append(why, keptAsBase)
 	}
 	return strings.Join(why, ", ")
+}
+
+// isBaseOfOne reports whether one image and no more is being made from an image.
+func (c *Cache) isBaseOfOne(hex string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.bases[hex] == 1
 }
 
 // makeRoom evicts what was used longest ago until an image of bytes, of which write are
@@ -122,13 +134,20 @@ func (c *Cache) makeRoom(ctx context.Context, f *flight, bytes, write int64) err
 	}
 	var idle []entry
 	var holders []Holder
+	// The image that this one starts from, if nothing else keeps it, shares its blocks and
+	// goes after it, where only one of the two may stay: the limits count it as gone.
+	after := ""
 	for _, e := range others {
-		if why := c.keptBy(e.hex, held); why != "" {
-			holders = append(holders, Holder{e.rec.Reference, e.bytes, why})
-		} else {
+		switch why := c.keptBy(e.hex, held); {
+		case why == "":
 			idle = append(idle, e)
+		case why == keptAsBase && e.hex == f.base && c.isBaseOfOne(e.hex):
+			after = e.hex
+		default:
+			holders = append(holders, Holder{e.rec.Reference, e.bytes, why})
 		}
 	}
+	others = slices.DeleteFunc(others, func(o entry) bool { return o.hex == after })
 	want, problem := c.lacking(f, others, bytes, write)
 	if problem == "" {
 		return nil
@@ -141,13 +160,13 @@ func (c *Cache) makeRoom(ctx context.Context, f *flight, bytes, write int64) err
 		for _, e := range idle {
 			holders = append(holders, Holder{e.rec.Reference, e.bytes, "could go, but that would not be enough"})
 		}
-		return &NoRoomError{Dir: c.places.root, Problem: problem, Holders: holders}
+		return &NoRoomError{Dir: c.places.root, Problem: problem, Holders: holders, volume: want.volume}
 	}
 	for _, e := range idle {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		switch err := c.evict(e.hex); {
+		switch err := c.evict(ctx, e.hex); {
 		case errors.Is(err, errInUse):
 			holders = append(holders, Holder{e.rec.Reference, e.bytes, "in use"})
 			continue
@@ -159,17 +178,18 @@ func (c *Cache) makeRoom(ctx context.Context, f *flight, bytes, write int64) err
 			return err
 		}
 		others = slices.DeleteFunc(others, func(o entry) bool { return o.hex == e.hex })
-		if _, problem = c.lacking(f, others, bytes, write); problem == "" {
+		if want, problem = c.lacking(f, others, bytes, write); problem == "" {
 			return nil
 		}
 	}
-	return &NoRoomError{Dir: c.places.root, Problem: problem, Holders: holders}
+	return &NoRoomError{Dir: c.places.root, Problem: problem, Holders: holders, volume: want.volume}
 }
 
 // lack is what has to go at least.
 type lack struct {
 	images int
 	bytes  int64
+	volume bool // it is the volume that lacks room
 }
 
 // lacking compares what there is with the limits. The problem is "" if they are kept.
@@ -196,7 +216,7 @@ func (c *Cache) lacking(f *flight, others []entry, bytes, write int64) (want lac
 	}
 	c.mu.Unlock()
 	if short := write + c.cfg.MinFree - free; short > 0 {
-		want.bytes = max(want.bytes, short)
+		want.bytes, want.volume = max(want.bytes, short), true
 		problem = fmt.Sprintf("%d MiB have to be written, %d are free, and %d must stay so (cache.min_free_gib)", write>>20, max(0, free)>>20, c.cfg.MinFree>>20)
 	}
 	return want, problem
@@ -213,9 +233,9 @@ func freeBytes(dir string) (int64, error) {
 
 // evict takes an image away that nobody uses. What it takes on the disk is free when the
 // trash was emptied.
-func (c *Cache) evict(hex string) error {
+func (c *Cache) evict(ctx context.Context, hex string) error {
 	p := c.places
-	lock, err := p.tryLock(hex, unix.LOCK_EX)
+	lock, err := p.soonLock(ctx, hex, unix.LOCK_EX)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -300,4 +301,128 @@ func TestRoomThatOthersTake(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	wantCached(t, c, digest) // it would not have been enough
+}
+
+// TestRoomForOneOnly updates an image where the limits let only one stay: the old one goes
+// when the new one has been made from it.
+func TestRoomForOneOnly(t *testing.T) {
+	t.Parallel()
+	for name, cfg := range map[string]imagecache.Config{"count": {MaxImages: 1}, "bytes": {MaxBytes: 5 * mib}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b, old, now, content := updated(t)
+			c := b.cache(t, cfg)
+			fetch(t, c, "gs://bucket/tahoe@"+old)
+			b.chunks()
+			wantContent(t, ensure(t, c, "gs://bucket/tahoe@"+now), files{"disk.img": content})
+			if n := b.chunks(); n != 1 {
+				t.Errorf("%d chunks were fetched", n)
+			}
+			wantCached(t, c, now)
+		})
+	}
+}
+
+// updated has an image of four chunks, and one in which a chunk has changed.
+func updated(t *testing.T) (b *bucket, old, now string, content []byte) {
+	t.Helper()
+	b = newBucket()
+	content = noise(1, 4*mib)
+	old = b.push(t, "tahoe", files{"disk.img": content})
+	content = append(append([]byte{}, content[:3*mib]...), noise(2, mib)...)
+	return b, old, b.push(t, "tahoe", files{"disk.img": content}), content
+}
+
+// TestRoomOnlyWithoutTheBase has a volume on which an image has room only once the one that
+// it would start from is gone.
+func TestRoomOnlyWithoutTheBase(t *testing.T) {
+	t.Parallel()
+	b, old, now, content := updated(t)
+	c := b.cache(t, imagecache.Config{MinFree: 100 * mib})
+	c.SetFree(func() int64 { return 104*mib - 4*mib*int64(len(entriesOf(t, c))) })
+	fetch(t, c, "gs://bucket/tahoe@"+old)
+	wantContent(t, ensure(t, c, "gs://bucket/tahoe@"+now), files{"disk.img": content})
+	wantCached(t, c, now)
+}
+
+// TestLocalAfterAnEviction takes chunks from other images although room was made first.
+func TestLocalAfterAnEviction(t *testing.T) {
+	t.Parallel()
+	b := newBucket()
+	refs, digests := b.images(t, 3)
+	mixed := slices.Concat(noise(3, 2*mib)[mib:], noise(2, mib))
+	digest := b.push(t, "mixed", files{"other.img": mixed})
+	c := b.cache(t, imagecache.Config{MaxImages: 3})
+	for _, ref := range refs {
+		fetch(t, c, ref)
+	}
+	fetch(t, c, refs[1])
+	b.chunks()
+	wantContent(t, ensure(t, c, "gs://bucket/mixed@"+digest), files{"other.img": mixed})
+	if n := b.chunks(); n != 0 {
+		t.Errorf("%d chunks were fetched that are on this host", n)
+	}
+	wantCached(t, c, digests[1], digests[2], digest)
+}
+
+// TestALimitThrowsNothingAway: what was fetched is not lost because something keeps the
+// room of the rest for the moment.
+func TestALimitThrowsNothingAway(t *testing.T) {
+	t.Parallel()
+	b := newBucket()
+	refs, _ := b.images(t, 1)
+	large, _ := b.image(t, "large", 9, 6)
+	c := b.cache(t, imagecache.Config{})
+	using := ensure(t, c, refs[0])
+	last := manifest.ChunkObject(manifest.SumOf(noise(9, 6*mib)[5*mib:]))
+	b.hook(func(ctx context.Context, name string, _ int) error {
+		if name == last {
+			<-ctx.Done()
+		}
+		return ctx.Err()
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	_, err := c.Ensure(ctx, large, func(p imagecache.Progress) {
+		if p.WrittenBytes == 5*mib {
+			cancel()
+		}
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	b.hook(nil)
+	next := b.cache(t, imagecache.Config{Dir: c.Dir(), MaxImages: 1})
+	if _, err := next.Ensure(t.Context(), large, nil); !errors.As(err, new(*imagecache.NoRoomError)) {
+		t.Error(err)
+	}
+	using.Release()
+	b.chunks()
+	fetch(t, next, large)
+	if n := b.chunks(); n != 1 {
+		t.Errorf("%d chunks were fetched again", n)
+	}
+}
+
+// TestAGlanceIsNoUse: who looks whether an image is in use has its lock for a moment, and is
+// in nobody's way.
+func TestAGlanceIsNoUse(t *testing.T) {
+	t.Parallel()
+	b, old, now, _ := updated(t)
+	other, _ := b.image(t, "other", 9, 1)
+	c := b.cache(t, imagecache.Config{MaxImages: 1})
+	fetch(t, c, "gs://bucket/tahoe@"+old)
+	b.hook(func(_ context.Context, name string, _ int) error {
+		if strings.HasPrefix(name, manifest.DirManifests) {
+			c.Glance(t, old)
+		}
+		return nil
+	})
+	b.chunks()
+	fetch(t, c, "gs://bucket/tahoe@"+now)
+	if n := b.chunks(); n != 1 {
+		t.Errorf("%d chunks were fetched", n)
+	}
+	old = now
+	fetch(t, c, other)
 }

@@ -93,7 +93,7 @@ func (s *source) get(ctx context.Context, name string, buf []byte, limit int64) 
 
 // causeOf prefers why a context ended to what followed from that.
 func causeOf(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	return err
