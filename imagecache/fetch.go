@@ -246,7 +246,7 @@ func (c *Cache) pullChunks(ctx context.Context, f *flight, hex string, rec *reco
 	defer done()
 	made, err := assemble.Assemble(ctx, assemble.Job{
 		Manifest: m, Dir: c.places.partial(hex), Fetcher: fetcher, Base: base, Memory: c.memory,
-		Gate:     func(ctx context.Context) error { return c.gate(ctx, f) },
+		Gate: func(ctx context.Context) error { return c.gate(ctx, f) },
 		Room: func(ctx context.Context) error {
 			err := c.makeRoom(ctx, f, rec.Stored, f.unwritten())
 			c.indexWhole()
