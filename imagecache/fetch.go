@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -296,11 +297,28 @@ func (c *Cache) pullOCI(ctx context.Context, f *flight, hex string, rec *record)
 	}
 	f.show(Progress{TotalBytes: img.Bytes()})
 	f.setNeed(need)
-	if err := c.makeRoom(ctx, f, img.Bytes(), need); err != nil {
+	older, release := c.older(ctx, f)
+	defer release()
+	err = c.makeRoom(ctx, f, img.Bytes(), need)
+	if older != "" && errors.As(err, new(*NoRoomError)) {
+		release()
+		f.base, older = "", ""
+		err = c.makeRoom(ctx, f, img.Bytes(), need)
+	}
+	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
+	}
+	if older != "" {
+		// Where it does not work the image is fetched whole. What is cloned is read, and
+		// compared with what it should be.
+		for _, file := range img.Template().Files {
+			path := filepath.FromSlash(file.Path)
+			_ = assemble.Clone(filepath.Join(c.places.whole(older), path), filepath.Join(dir, path))
+		}
+		release()
 	}
 	m, err := img.Pull(ctx, dir, f.show)
 	if err != nil {
@@ -362,25 +380,52 @@ func (c *Cache) nearest(ctx context.Context, f *flight, m *manifest.Manifest) (*
 	if nearest == "" {
 		return nil, func() {}
 	}
-	lock, err := c.places.soonLock(ctx, nearest, unix.LOCK_SH)
+	rec, release := c.startFrom(ctx, f, nearest)
+	if rec == nil {
+		return nil, release
+	}
+	dir := c.places.whole(nearest)
+	return &assemble.Base{Dir: dir, Manifest: of, Holds: func(path string) bool { return rec.fileHolds(dir, path) }}, release
+}
+
+// older returns, pinned, the whole image of the same repository that was used last, to start
+// an image of tart's format from, unless that is begun already; "" if there is none.
+func (c *Cache) older(ctx context.Context, f *flight) (hex string, release func()) {
+	if there(c.places.partial(hexOf(f.digest()))) {
+		return "", func() {}
+	}
+	for _, e := range slices.Backward(c.entries()) {
+		ref, err := manifest.ParseReference(e.rec.Reference)
+		if err != nil || e.partial || len(e.rec.Damage) > 0 || ref.Scheme != f.ref.Scheme || ref.Location != f.ref.Location || ref.Name != f.ref.Name {
+			continue
+		}
+		if rec, release := c.startFrom(ctx, f, e.hex); rec != nil {
+			return e.hex, release
+		}
+	}
+	return "", func() {}
+}
+
+// startFrom keeps a whole image for as long as another is made from it. The record is nil if
+// it is not there any more.
+func (c *Cache) startFrom(ctx context.Context, f *flight, hex string) (*record, func()) {
+	lock, err := c.places.soonLock(ctx, hex, unix.LOCK_SH)
 	if err != nil {
 		return nil, func() {}
 	}
-	dir := c.places.whole(nearest)
-	rec, err := c.places.readRecord(nearest)
-	if err != nil || !there(dir) {
+	rec, err := c.places.readRecord(hex)
+	if err != nil || !there(c.places.whole(hex)) {
 		lock.release()
 		return nil, func() {}
 	}
 	c.mu.Lock()
-	c.bases[nearest]++
+	c.bases[hex]++
 	c.mu.Unlock()
-	f.base = nearest
-	base := &assemble.Base{Dir: dir, Manifest: of, Holds: func(path string) bool { return rec.fileHolds(dir, path) }}
-	return base, sync.OnceFunc(func() {
+	f.base = hex
+	return rec, sync.OnceFunc(func() {
 		c.mu.Lock()
-		if c.bases[nearest]--; c.bases[nearest] == 0 {
-			delete(c.bases, nearest)
+		if c.bases[hex]--; c.bases[hex] == 0 {
+			delete(c.bases, hex)
 		}
 		c.mu.Unlock()
 		lock.release()

@@ -32,7 +32,7 @@ type flight struct {
 	ref   manifest.Reference // with the digest
 	start int64              // flights are counted
 	limit *rate.Limiter
-	base  string // the image that it starts from, by hex; only of the one who flies
+	base  string // the image that it starts from, by hex; of its own goroutines only
 
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed after err was set
