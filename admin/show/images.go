@@ -41,6 +41,17 @@ func images(h api.Host) string {
 	return strings.Join(parts, ",")
 }
 
+// failedImages says why images could not be fetched to a host, such as what has their room.
+func failedImages(h api.Host) string {
+	var parts []string
+	for _, c := range h.Cache {
+		if c.State == api.CacheStateFailed && c.Failure != "" {
+			parts = append(parts, "image "+shortDigest(c.Digest)+": "+c.Failure)
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
 func percent(part, whole int64) string {
 	if whole <= 0 {
 		return "0%"

@@ -68,3 +68,16 @@ canary: 5% of the runners, until an operator promotes it; no guest with it has a
 		})
 	}
 }
+
+// An operator sees why an image is not on a host.
+func TestImagesThatFailed(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	err := show.Hosts(&out, []api.Host{{ID: "h1", Cache: []api.CachedImage{
+		{Digest: "sha256:aaaaaaaaaaaabbbb", State: api.CacheStateFailed, Failure: "there is no room for it"},
+		{Digest: "sha256:cccccccccccc", State: api.CacheStateFetching, Failure: "of an earlier try"},
+	}}}, time.Now())
+	if err != nil || !bytes.Contains(out.Bytes(), []byte("image aaaaaaaaaaaa: there is no room for it")) || bytes.Contains(out.Bytes(), []byte("earlier")) {
+		t.Errorf("%v\n%s", err, out.String())
+	}
+}

@@ -82,7 +82,7 @@ func Hosts(w io.Writer, hosts []api.Host, now time.Time) error {
 		}
 		rows[i] = []string{
 			h.ID, h.Name, string(h.State), seen, fmt.Sprintf("%d of %d", h.FreeSlots, h.Slots),
-			joined("/", h.OS, h.Arch), h.AgentVersion, images(h), joined("; ", h.Degraded, failed),
+			joined("/", h.OS, h.Arch), h.AgentVersion, images(h), joined("; ", h.Degraded, failed, failedImages(h)),
 		}
 	}
 	return table(w, []string{"ID", "NAME", "STATE", "SEEN", "FREE SLOTS", "SYSTEM", "AGENT", "IMAGES", "NOTE"}, rows)
