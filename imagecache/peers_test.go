@@ -124,7 +124,9 @@ func TestAnImageCrossesTheUplinkOnce(t *testing.T) {
 		copy(content[5*i*mib:], noise(byte(100+i), mib))
 	}
 	next := "gs://bucket/tahoe@" + b.push(t, "tahoe", files{"disk.img": content})
-	if n := together(next, files{"disk.img": content}, s.caches...); n < 8 || n > 10 {
+	// Nearly all of so few are under way before hosts hear of each other: on a busy machine
+	// each may come twice, and without peers all would come five times.
+	if n := together(next, files{"disk.img": content}, s.caches...); n < 8 || n > 16 {
 		t.Errorf("an update of 8 chunks for 5 hosts: the bucket gave %v", n)
 	}
 }
