@@ -248,13 +248,8 @@ func TestImagesOfAFaultyBucket(t *testing.T) {
 		}
 		return len(waiting) == 5
 	})
-	for _, k := range []emulator.Kind{emulator.Cut, emulator.Garbage, emulator.Shorter, emulator.Longer, emulator.Stall} {
-		if err := s.bucket.Faults.Await(s.ctx, k, 1); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := s.bucket.Faults.Await(s.ctx, emulator.Status, 3); err != nil {
-		t.Fatal(err)
+	for _, c := range tests {
+		eventually(t, c.pool+" meets what is wrong", func() bool { return s.bucket.Asked(http.MethodGet, "/"+c.pool+c.fault.Part) > 0 })
 	}
 	for i, c := range tests {
 		j := s.job(ids[i])
