@@ -75,12 +75,14 @@ func (s *source) get(ctx context.Context, name string, buf []byte, limit int64) 
 		if len(buf) == cap(buf) {
 			buf = append(buf, 0)[:len(buf)]
 		}
-		n, err := r.Read(buf[len(buf):min(cap(buf), len(buf)+limitPiece)])
+		most := cap(buf)
+		if s.limited() {
+			most = min(most, len(buf)+limitPiece)
+		}
+		n, err := r.Read(buf[len(buf):most])
 		buf = buf[:len(buf)+n]
-		if n > 0 && s.limit != nil {
-			if err := s.limit.WaitN(ctx, n); err != nil {
-				return nil, causeOf(ctx, err)
-			}
+		if err := s.wait(ctx, n); err != nil {
+			return nil, causeOf(ctx, err)
 		}
 		if errors.Is(err, io.EOF) {
 			return buf, nil
@@ -89,6 +91,21 @@ func (s *source) get(ctx context.Context, name string, buf []byte, limit int64) 
 			return nil, causeOf(ctx, err)
 		}
 	}
+}
+
+// limited reports whether there is a limit of the bandwidth now.
+func (s *source) limited() bool { return s.limit != nil && s.limit.Limit() != rate.Inf }
+
+// wait waits until so many bytes may have come.
+func (s *source) wait(ctx context.Context, n int) error {
+	for n > 0 && s.limited() {
+		piece := min(n, limitPiece)
+		if err := s.limit.WaitN(ctx, piece); err != nil {
+			return err
+		}
+		n -= piece
+	}
+	return nil
 }
 
 // causeOf prefers why a context ended to what followed from that.
