@@ -28,6 +28,10 @@ type run struct {
 	buffers *buffers
 	workers sync.WaitGroup
 
+	// The dispatcher's: the file that it is at. The writer may still be writing to it when
+	// the dispatcher gives up, so that it is closed after both.
+	opened *target
+
 	// The writer's.
 	at     Progress
 	result Result
@@ -48,6 +52,8 @@ type piece struct {
 	got   Fetched
 	found finding
 	err   error
+
+	written bool // together with others
 }
 
 // finding is what a chunk needs of the writer.
@@ -68,20 +74,18 @@ func (r *run) dispatch(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", m.Files[i].Path, err)
 		}
+		r.opened = t
 		r.result.Cloned = r.result.Cloned || t.cloned
 		for n, c := range t.file.Chunks {
 			p := &piece{to: t, index: n, chunk: c, size: t.file.ChunkSize(n, m)}
 			if err := r.begin(ctx, p); err != nil {
-				t.abandon()
 				return err
 			}
 			if err := r.send(ctx, p); err != nil {
-				t.abandon()
 				return err
 			}
 		}
 		if err := r.send(ctx, &piece{to: t, end: true}); err != nil {
-			t.abandon()
 			return err
 		}
 	}
@@ -173,13 +177,96 @@ func (r *run) check(p *piece) (bool, error) {
 	return manifest.SumOf(content) == p.chunk.Sum, nil
 }
 
+// batchBytes bounds what is written at once: a disk takes long writes faster than short
+// ones, each of which is waited for.
+const batchBytes = 8 << 20
+
 // write takes the chunks in order.
 func (r *run) write(ctx context.Context) error {
-	for p := range r.queue {
-		if err := r.take(ctx, p); err != nil {
-			p.to.abandon()
+	for p := r.next(); p != nil; {
+		batch, after := r.gather(p)
+		err := r.putAll(batch)
+		for _, p := range batch {
+			if err == nil {
+				err = r.take(ctx, p)
+			}
+			if err != nil {
+				r.finish(p)
+				p.to.abandon()
+			}
+		}
+		if err != nil {
+			if after != nil {
+				r.finish(after)
+				after.to.abandon()
+			}
 			return err
 		}
+		if p = after; p == nil {
+			p = r.next()
+		}
+	}
+	return nil
+}
+
+// next is the next piece, nil after the last.
+func (r *run) next() *piece { return <-r.queue }
+
+// gather returns the pieces that can be written together with first, those that wait for
+// the writer already, and the one after them if it was taken from the queue.
+func (r *run) gather(first *piece) (batch []*piece, after *piece) {
+	batch = []*piece{first}
+	if first.done != nil {
+		<-first.done // it ends with the job
+	}
+	bytes := first.size
+	for first.ready() {
+		select {
+		case p := <-r.queue:
+			last := batch[len(batch)-1]
+			if p == nil || !p.ready() || p.to != last.to || p.index != last.index+1 || bytes+p.size > batchBytes {
+				return batch, p
+			}
+			batch, bytes = append(batch, p), bytes+p.size
+		default:
+			return batch, nil
+		}
+	}
+	return batch, nil
+}
+
+// ready reports whether the piece's content is here and is to be written.
+func (p *piece) ready() bool {
+	if p.done == nil {
+		return false
+	}
+	select {
+	case <-p.done:
+		return p.err == nil && p.found == put
+	default:
+		return false
+	}
+}
+
+// putAll writes several pieces at once, if there are and that is possible. What it has not
+// written take writes.
+func (r *run) putAll(batch []*piece) error {
+	if len(batch) < 2 {
+		return nil
+	}
+	var contents [][]byte
+	for _, p := range batch {
+		contents = append(contents, p.got.Content)
+	}
+	n, err := batch[0].to.putAll(contents, int64(batch[0].index)*r.job.Manifest.ChunkBytes)
+	if err != nil {
+		return chunkError(batch[0].to.file.Path, batch[0].index, err)
+	}
+	for _, p := range batch {
+		if n -= p.size; n < 0 {
+			break
+		}
+		p.written = true
 	}
 	return nil
 }
@@ -217,8 +304,10 @@ func (r *run) store(ctx context.Context, p *piece) error {
 	off := int64(p.index) * r.job.Manifest.ChunkBytes
 	switch p.found {
 	case put:
-		if err := p.to.put(p.got.Content, off); err != nil {
-			return err
+		if !p.written {
+			if err := p.to.put(p.got.Content, off); err != nil {
+				return err
+			}
 		}
 		crashpoint.Reached(crashpoint.ChunkWritten)
 		r.result.WrittenBytes += p.size
@@ -267,6 +356,9 @@ func (r *run) abandon() {
 	for p := range r.queue {
 		r.finish(p)
 		p.to.abandon()
+	}
+	if r.opened != nil {
+		r.opened.abandon()
 	}
 	r.workers.Wait()
 }

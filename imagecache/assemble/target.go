@@ -146,6 +146,29 @@ func (t *target) put(content []byte, off int64) error {
 	return nil
 }
 
+// putAll writes contents one behind the other, past the cache of pages, and returns how many
+// bytes it wrote: none where that is not possible. What is missing put has to write.
+func (t *target) putAll(contents [][]byte, off int64) (int64, error) {
+	if t.direct == nil {
+		return 0, nil
+	}
+	for _, c := range contents {
+		if !aligned(c, off) { // they end at a multiple then, where the next begins
+			return 0, nil
+		}
+	}
+	for {
+		n, err := unix.Pwritev(int(t.direct.Fd()), contents, off)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EINVAL):
+			return 0, nil
+		default:
+			return int64(max(n, 0)), err
+		}
+	}
+}
+
 // zero makes zeros of what is there, as a hole where the volume can.
 func (t *target) zero(off, size int64) error {
 	if punch(t.f, off, size) == nil {
@@ -176,7 +199,7 @@ func (t *target) finish() (Stamp, error) {
 	return stamp, errors.Join(err, t.err)
 }
 
-// abandon closes the file. The dispatcher and the writer both may, in any order.
+// abandon closes the file. The writer may, and who comes after writer and dispatcher.
 func (t *target) abandon() {
 	t.once.Do(func() {
 		t.err = t.f.Close()
