@@ -42,6 +42,10 @@ func newScan(t *layout.Template) (*scanned, error) {
 	return s, nil
 }
 
+// readAhead is how many chunks the system is told of before they are hashed: the disk
+// reads them meanwhile.
+const readAhead = 8
+
 // size is that of a chunk's content.
 func (s *scanned) size(p place) int64 {
 	return s.manifest.Files[p.file].ChunkSize(p.chunk, s.manifest)
@@ -55,7 +59,7 @@ func (s *scanned) offset(p place) int64 { return int64(p.chunk) * s.manifest.Chu
 func (s *scanned) read(ctx context.Context, done func(int64), visit func(context.Context, place, manifest.Sum, []byte) error) error {
 	defer s.close()
 	g, ctx := errgroup.WithContext(ctx)
-	places := make(chan place)
+	places := make(chan place, readAhead)
 	g.Go(func() error {
 		defer close(places)
 		for i, src := range s.sources {
@@ -89,6 +93,9 @@ func (s *scanned) offer(ctx context.Context, i int, src *source, done func(int64
 	for c := range chunks {
 		p := place{i, c}
 		rest -= s.size(p)
+		if src.f != nil {
+			willRead(src.f, s.offset(p), s.size(p))
+		}
 		select {
 		case to <- p:
 		case <-ctx.Done():
