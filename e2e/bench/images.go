@@ -163,6 +163,9 @@ func (k *bucket) manifest(ctx context.Context, digest string) (*manifest.Manifes
 // rate is in bytes of a second.
 func rate(n int64, d time.Duration) float64 { return float64(n) / d.Seconds() }
 
+// gib is what each GiB took, in seconds.
+func gib(d time.Duration, n int64) float64 { return d.Seconds() / float64(n) * (1 << 30) }
+
 func mbs(r float64) string { return fmt.Sprintf("%.0f MB/s", r/1e6) }
 
 // written sums what an image has but chunks of zeros, and what that is in the bucket.
@@ -252,6 +255,7 @@ func hashRate() float64 {
 // line where that is what bounds it.
 func (k *bucket) pulls(ctx context.Context, digest string, content, stored int64) error {
 	var best [2]time.Duration // plain, and plain that also writes
+	var cost time.Duration    // of the processors, of the better plain one
 	plain := func() error {
 		file := filepath.Join(k.dir, "plain")
 		for i, args := range [][]string{{}, {"-write", file}} {
@@ -261,6 +265,9 @@ func (k *bucket) pulls(ctx context.Context, digest string, content, stored int64
 			}
 			if best[i] == 0 || r.Took < best[i] {
 				best[i] = r.Took
+				if i == 0 {
+					cost = r.CPU
+				}
 			}
 		}
 		return os.Remove(file)
@@ -285,6 +292,7 @@ func (k *bucket) pulls(ctx context.Context, digest string, content, stored int64
 	}
 	part := best[0].Seconds() / r.Took.Seconds()
 	k.limit("pull, as a part of a plain download", ">= 90 %", fmt.Sprintf("%.0f %%: %s, plain %s, n 1 of 2", 100*part, mbs(rate(content, r.Took)), mbs(rate(content, best[0]))), part >= 0.9)
+	k.note("  processors, of each GiB", fmt.Sprintf("%.2f s, plain %.2f s", gib(r.CPU, content), gib(cost, content)))
 	k.note("  of one that writes to the same disk too", fmt.Sprintf("%.0f %%: %s", 100*best[1].Seconds()/r.Took.Seconds(), mbs(rate(content, best[1]))))
 	k.limit("  memory of the process that pulls", "< 200 MiB", mib(r.Memory), r.Memory > 0 && r.Memory < cacheMemory)
 	if _, err := k.sent(ctx, lineRate); err != nil {

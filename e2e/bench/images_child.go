@@ -15,11 +15,13 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"runtime/pprof"
 	"strconv"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/minifleet/minifleet/e2e/emulator"
 	"github.com/minifleet/minifleet/imagecache"
@@ -41,6 +43,7 @@ const bucketName = "images"
 // imagesResult is what such a program has to say. Which fields it fills depends on it.
 type imagesResult struct {
 	Took    time.Duration `json:"took"`
+	CPU     time.Duration `json:"cpu"`     // of its processors, the system's part included
 	Memory  int64         `json:"memory"`  // the most that it held, bytes
 	Digest  string        `json:"digest"`  // of the image
 	Dir     string        `json:"dir"`     // of the image in the cache
@@ -56,6 +59,7 @@ type imagesResult struct {
 type imagesArgs struct {
 	endpoint, dir, ref, cache string
 	write                     string
+	profile                   string
 	bytesPerSecond            int64
 	parallel, rounds          int
 }
@@ -71,6 +75,7 @@ func imagesProgram(args []string, out, complaints io.Writer) error {
 	flags.StringVar(&a.ref, "ref", "", "the image")
 	flags.StringVar(&a.cache, "cache", "", "folder of the cache")
 	flags.StringVar(&a.write, "write", "", "file to write the chunks to; nowhere if empty")
+	flags.StringVar(&a.profile, "profile", "", "file for a profile of its CPU; none if empty")
 	flags.Int64Var(&a.bytesPerSecond, "bytes-per-second", 0, "what the line carries; no limit if 0")
 	flags.IntVar(&a.parallel, "parallel", 16, "connections of a plain download")
 	flags.IntVar(&a.rounds, "rounds", 1, "times")
@@ -89,12 +94,40 @@ func imagesProgram(args []string, out, complaints io.Writer) error {
 	if !ok {
 		return fmt.Errorf("no such program: %s", args[0])
 	}
-	r, err := do(ctx, a)
+	r, err := a.profiled(func() (imagesResult, error) { return do(ctx, a) })
 	if err != nil {
 		return err
 	}
 	_, r.Memory = memoryOf("self")
 	return json.NewEncoder(out).Encode(r)
+}
+
+// profiled runs f, and says what it cost of the processors.
+func (a imagesArgs) profiled(f func() (imagesResult, error)) (r imagesResult, err error) {
+	if a.profile != "" {
+		file, err := os.Create(a.profile)
+		if err != nil {
+			return r, err
+		}
+		defer file.Close()
+		if err := pprof.StartCPUProfile(file); err != nil {
+			return r, err
+		}
+		defer pprof.StopCPUProfile()
+	}
+	before := cpuTime()
+	r, err = f()
+	r.CPU = cpuTime() - before
+	return r, err
+}
+
+// cpuTime is what this process has used of the processors.
+func cpuTime() time.Duration {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // bucketProgram is the bucket: it says where it is, and what it has sent when it is asked.
