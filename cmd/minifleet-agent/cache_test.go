@@ -109,7 +109,9 @@ func TestCache(t *testing.T) {
 	want(out, err)
 	var list []imagecache.Status
 	if err := json.Unmarshal([]byte(out), &list); err != nil || len(list) != 2 ||
-		!slices.ContainsFunc(list, func(s imagecache.Status) bool { return s.Digest == digest && slices.Equal(s.Pins, []string{"pinned by an operator"}) }) {
+		!slices.ContainsFunc(list, func(s imagecache.Status) bool {
+			return s.Digest == digest && slices.Equal(s.Pins, []string{"pinned by an operator"})
+		}) {
 		t.Errorf("%v in\n%s", err, out)
 	}
 	out, err = on("unpin", "tahoe")

@@ -68,9 +68,11 @@ func TestPeersThatFail(t *testing.T) {
 			w.(http.Flusher).Flush()
 			hang(w, r)
 		}, Limits{Sign: patience, Hold: patience, Whole: 50 * time.Millisecond}, "did not answer in time", false},
-		"401":          {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) }, ample, "it answered 401", false},
-		"500":          {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, ample, "it answered 500", false},
-		"elsewhere":    {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://127.0.0.1:1/", http.StatusFound) }, ample, "it answered 302", false},
+		"401": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) }, ample, "it answered 401", false},
+		"500": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, ample, "it answered 500", false},
+		"elsewhere": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "https://127.0.0.1:1/", http.StatusFound)
+		}, ample, "it answered 302", false},
 		"endless head": {func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X", strings.Repeat("x", 1<<20)) }, ample, "does not give chunks as hoped", false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -94,8 +94,12 @@ func TestKilled(t *testing.T) {
 		uploaded int // by the next push
 		moved    bool
 	}{
-		{crashpoint.ChunkStored, 0, 2, false}, {crashpoint.ChunkStored, 2, 0, false}, {crashpoint.ChunksStored, 0, 0, false},
-		{crashpoint.ChunksKept, 0, 0, false}, {crashpoint.ManifestStored, 0, 0, false}, {crashpoint.ManifestSealed, 0, 0, false},
+		{crashpoint.ChunkStored, 0, 2, false},
+		{crashpoint.ChunkStored, 2, 0, false},
+		{crashpoint.ChunksStored, 0, 0, false},
+		{crashpoint.ChunksKept, 0, 0, false},
+		{crashpoint.ManifestStored, 0, 0, false},
+		{crashpoint.ManifestSealed, 0, 0, false},
 		{crashpoint.TagMoved, 0, 0, true},
 	} {
 		deaths[d.at] = true
