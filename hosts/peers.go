@@ -5,6 +5,7 @@ package hosts
 import (
 	"bytes"
 	"crypto/ed25519"
+	"crypto/rand"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -136,27 +137,32 @@ func (s *Server) peerKey() string {
 // LoadPeerKey returns the key that signs hosts' tokens for each other, from a file of mode
 // 0600, which is made if it is missing or damaged. It is no part of the database, whose
 // copies hold no secrets, and needs no copy itself: hosts learn a new one with the next
-// answer that they get.
+// answer that they get. So there is a key in any case; an error says that a file could
+// not be read or written, and that the next start will have another key.
 func LoadPeerKey(path string) (ed25519.PrivateKey, error) {
 	const prefix = "minifleet-peer-key "
 	raw, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("the key for hosts' tokens: %w", err)
-	}
+	unread := err != nil && !errors.Is(err, fs.ErrNotExist)
 	if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o077 == 0 {
 		text, ok := bytes.CutPrefix(bytes.TrimSpace(raw), []byte(prefix))
 		if seed, err := base64.StdEncoding.DecodeString(string(text)); ok && err == nil && len(seed) == ed25519.SeedSize {
 			return ed25519.NewKeyFromSeed(seed), nil
 		}
 	}
-	_, key, err := ed25519.GenerateKey(nil)
-	if err == nil {
-		err = writeKey(path, []byte(prefix+base64.StdEncoding.EncodeToString(key.Seed())+"\n"))
+	key := ed25519.NewKeyFromSeed(randomSeed())
+	if unread { // it may be whole, and is its owner's
+		return key, fmt.Errorf("the key for hosts' tokens: %w: give the controller's user that file, or delete it", err)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("the key for hosts' tokens: %w: the folder of the database must be writable", err)
+	if err := writeKey(path, []byte(prefix+base64.StdEncoding.EncodeToString(key.Seed())+"\n")); err != nil {
+		return key, fmt.Errorf("the key for hosts' tokens: %w: the folder of the database must be writable", err)
 	}
 	return key, nil
+}
+
+func randomSeed() []byte {
+	seed := make([]byte, ed25519.SeedSize)
+	_, _ = rand.Read(seed) // it never fails
+	return seed
 }
 
 // writeKey leaves the old file or the new one, whatever happens.

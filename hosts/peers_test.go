@@ -29,6 +29,21 @@ func loadKey(t *testing.T, path string) ed25519.PrivateKey {
 	return key
 }
 
+// TestAKeyThatCannotBeKept is used all the same: hosts learn another one with each answer.
+func TestAKeyThatCannotBeKept(t *testing.T) {
+	dir := t.TempDir()
+	for name, path := range map[string]string{
+		"folder is missing":   filepath.Join(dir, "none", "key"),
+		"file is no file":     dir,
+		"folder is no folder": filepath.Join(os.DevNull, "key"),
+	} {
+		key, err := hosts.LoadPeerKey(path)
+		if err == nil || len(key) != ed25519.PrivateKeySize {
+			t.Errorf("%s: a key of %d bytes, error %v", name, len(key), err)
+		}
+	}
+}
+
 func peerFacts(n int) protocol.Facts {
 	return protocol.Facts{Slots: 2, PeerAddress: fmt.Sprintf("192.168.1.%d:7443", n), PeerPin: strings.Repeat(fmt.Sprintf("%02d", n), 32), PeerGroup: "default"}
 }

@@ -154,7 +154,7 @@ func newController(ctx context.Context, cfg settings, dir string, log *slog.Logg
 	}
 	peerKey, err := hosts.LoadPeerKey(under(dir, cfg.Database) + ".peer-key")
 	if err != nil {
-		return nil, err
+		log.Warn("the key for hosts' tokens is not kept; until the next start another one does", slog.Any("error", err))
 	}
 	fleetHosts, err := hosts.New(hosts.Config{
 		Store: c.store, GitHub: gitHubPort{c.app}, Pools: pools, Name: githubapp.RunnerName, Reported: c.loop.Reported,
