@@ -79,7 +79,7 @@ func schemaOf(b []byte) (int, error) {
 	dec := json.NewDecoder(bytes.NewReader(b[:min(len(b), 64)]))
 	for _, want := range []json.Token{json.Delim('{'), "schema"} {
 		if have, err := dec.Token(); err != nil || have != want {
-			return 0, errors.Join(errors.New(`it does not begin with {"schema":`), eofIsNone(err))
+			return 0, errors.Join(errors.New(`{"schema": is not what it begins with`), eofIsNone(err))
 		}
 	}
 	var schema int

@@ -33,7 +33,7 @@ func ValidatePath(path string) error {
 	for segment := range strings.SplitSeq(path, "/") {
 		switch {
 		case segment == "" || segment == "." || segment == "..":
-			return fmt.Errorf("the path %.80q is absolute, climbs or is not clean: make it relative, without empty parts, . and ..", path)
+			return fmt.Errorf("the path %.80q is absolute, climbs or is not clean: make it relative, without empty parts and without . or .. in it", path)
 		case len(segment) > maxSegment:
 			return fmt.Errorf("the path %.80q has a part of %d bytes: at most %d are possible", path, len(segment), maxSegment)
 		}

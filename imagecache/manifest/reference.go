@@ -199,7 +199,7 @@ func validateParts(prefix string, any bool) error {
 	for part := range strings.SplitSeq(prefix, "/") {
 		if part == "" || part == "." || part == ".." ||
 			strings.Trim(part, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") != "" {
-			return fmt.Errorf("%.120q: its parts have a-z, A-Z, 0-9, '.', '_' and '-', and none is empty, . or ..", prefix)
+			return fmt.Errorf("%.120q: its parts have a-z, A-Z, 0-9, '.', '_' and '-', and an empty one, . and .. are none", prefix)
 		}
 	}
 	return nil

@@ -69,7 +69,7 @@ func parseManifest(b []byte) (*parts, error) {
 	}
 	m, err := v1.ParseManifest(bytes.NewReader(b))
 	if err != nil {
-		return nil, fmt.Errorf("its manifest is none: %.300s", err)
+		return nil, fmt.Errorf("its manifest is none: %.300s", err) //nolint:errorlint // bounded: it quotes what a registry sent
 	}
 	if m.MediaType.IsIndex() {
 		return nil, errors.New("it is an index of several images: name one of them by its digest")

@@ -359,7 +359,7 @@ func (m *model) settle(ctx context.Context, l publish.Location) error {
 }
 
 // story runs one seed in a bubble.
-func story(t *testing.T, seed uint64, hasty bool, change func(*memory)) (err error, trace []string) {
+func story(t *testing.T, seed uint64, hasty bool, change func(*memory)) (trace []string, err error) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &model{t: t, store: newMemory(), rand: rand.New(rand.NewPCG(seed, 5)), hasty: hasty, persistence: []float64{0, 0.5, 0.9, 0.97}[seed%4], dead: map[int]bool{}, parsed: map[string]*manifest.Manifest{}}
 		m.store.before = m.wait
@@ -367,7 +367,7 @@ func story(t *testing.T, seed uint64, hasty bool, change func(*memory)) (err err
 		err = m.run()
 		trace = m.trace
 	})
-	return err, trace
+	return trace, err
 }
 
 func warm(t *testing.T) {
@@ -390,7 +390,7 @@ func TestEveryTagNamesAWholeImage(t *testing.T) {
 	}
 	for seed := range uint64(seeds) {
 		for _, hasty := range []bool{false, true} {
-			if err, trace := story(t, seed, hasty, func(*memory) {}); err != nil {
+			if trace, err := story(t, seed, hasty, func(*memory) {}); err != nil {
 				t.Fatalf("seed %d, hasty %t: %v after\n%s", seed, hasty, err, strings.Join(trace, "\n"))
 			}
 		}
@@ -401,7 +401,7 @@ func TestEveryTagNamesAWholeImage(t *testing.T) {
 func TestTheModelFindsABlindStore(t *testing.T) {
 	warm(t)
 	for seed := range uint64(500) {
-		if err, _ := story(t, seed, false, func(m *memory) { m.blind = true }); err != nil {
+		if _, err := story(t, seed, false, func(m *memory) { m.blind = true }); err != nil {
 			t.Logf("seed %d: %v", seed, err)
 			return
 		}

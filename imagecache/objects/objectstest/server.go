@@ -229,7 +229,7 @@ func (s *Server) resource(name string, o *object) resource {
 
 func (s *Server) show(w http.ResponseWriter, name string, o *object) {
 	w.Header().Set("Content-Type", "application/json; charset=UTF-8")
-	json.NewEncoder(w).Encode(s.resource(name, o))
+	_ = json.NewEncoder(w).Encode(s.resource(name, o))
 }
 
 func (s *Server) list(w http.ResponseWriter, q url.Values) {
@@ -254,5 +254,5 @@ func (s *Server) list(w http.ResponseWriter, q url.Values) {
 		page.Items = append(page.Items, s.resource(name, s.objects[name]))
 	}
 	w.Header().Set("Content-Type", "application/json; charset=UTF-8")
-	json.NewEncoder(w).Encode(page)
+	_ = json.NewEncoder(w).Encode(page)
 }
