@@ -252,7 +252,7 @@ func (p *prefetches) stop(f *fetch) {
 		return
 	}
 	f.cancel(errNotWanted)
-	_ = <-f.done // why it ended is known
+	<-f.done //nolint:errcheck // why it ended is known
 }
 
 // ended takes in how a fetch ended by itself.

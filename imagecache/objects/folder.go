@@ -49,7 +49,7 @@ const lockPause = 2 * time.Millisecond
 
 func openFolder(dir string) (*folder, error) {
 	if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir {
-		return nil, fmt.Errorf("open file://%s: give an absolute path without . and ..", dir)
+		return nil, fmt.Errorf("open file://%s: give an absolute path, without . or .. in it", dir)
 	}
 	f := &folder{dir: dir}
 	info, err := os.Stat(dir)
