@@ -162,7 +162,6 @@ func (t *tx) arm(a fleet.Arm) error {
 	return err
 }
 
-// place takes a slot only while there is one.
 // makes refuses an image that the pool makes no runner from any more: it went back from it,
 // or on from it, since the plan was made.
 func (t *tx) makes(a fleet.Place) error {
@@ -176,6 +175,7 @@ func (t *tx) makes(a fleet.Place) error {
 	return err
 }
 
+// place takes a slot only while there is one.
 func (t *tx) place(a fleet.Place, out *fleet.Carried) error {
 	h, err := t.host(a.Host)
 	if err != nil {
