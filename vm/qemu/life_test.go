@@ -5,8 +5,10 @@
 package qemu_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -30,6 +32,7 @@ type machine struct {
 	dir   string
 	lock  *vm.Lock
 	ended chan vm.Ending
+	halts chan struct{} // closed when the backend says so
 
 	mu     sync.Mutex // guards what follows
 	told   vm.Facts
@@ -37,6 +40,11 @@ type machine struct {
 }
 
 func open(t *testing.T, dir string) *machine {
+	t.Helper()
+	return openWith(t, dir, backend(t))
+}
+
+func openWith(t *testing.T, dir string, b vm.Backend) *machine {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
@@ -48,9 +56,9 @@ func open(t *testing.T, dir string) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &machine{t: t, ctx: ctx, dir: dir, lock: lock, ended: make(chan vm.Ending, 2)}
-	m.Instance, err = backend(t).Open(ctx, vm.OpenConfig{
-		Dir: dir, Spec: spec, Lock: lock.File(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	m := &machine{t: t, ctx: ctx, dir: dir, lock: lock, ended: make(chan vm.Ending, 2), halts: make(chan struct{})}
+	m.Instance, err = b.Open(ctx, vm.OpenConfig{
+		Dir: dir, Spec: spec, Lock: lock.File(), Log: slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), &said{what: []byte(tellsHalt), then: m.halts}), nil)),
 		RecordWriter: func(pid int) error {
 			m.mu.Lock()
 			defer m.mu.Unlock()
@@ -83,9 +91,28 @@ func open(t *testing.T, dir string) *machine {
 	return m
 }
 
+// said closes a channel at the first line of a log that has the words.
+type said struct {
+	what []byte
+	then chan struct{}
+	once sync.Once
+}
+
+func (s *said) Write(line []byte) (int, error) {
+	if bytes.Contains(line, s.what) {
+		s.once.Do(func() { close(s.then) })
+	}
+	return len(line), nil
+}
+
 func start(t *testing.T, dir string) *machine {
 	t.Helper()
-	m := open(t, dir)
+	return startWith(t, dir, backend(t))
+}
+
+func startWith(t *testing.T, dir string, b vm.Backend) *machine {
+	t.Helper()
+	m := openWith(t, dir, b)
 	if err := m.Start(m.ctx); err != nil {
 		t.Fatal(err)
 	}

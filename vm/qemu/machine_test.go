@@ -147,11 +147,17 @@ func createIn(t *testing.T, vms, image string, o options.QEMU) string {
 
 func backend(t *testing.T) vm.Backend {
 	t.Helper()
+	return backendWith(t, 15*time.Second)
+}
+
+// backendWith is a backend whose machines wait so long for room on a full volume.
+func backendWith(t *testing.T, roomTime time.Duration) vm.Backend {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return qemu.Backend(qemu.Config{HandOver: []string{self, handOver}, RoomTime: 15 * time.Second})
+	return qemu.Backend(qemu.Config{HandOver: []string{self, handOver}, RoomTime: roomTime})
 }
 
 // ask makes one request over a stream that stays open.
