@@ -102,6 +102,9 @@ func (x *twin) plain(s fleet.State) fleet.State {
 			Prefetch: h.Prefetch, Cached: h.Cached,
 		}
 	}
+	if len(s.Refused) == 0 {
+		s.Refused = nil
+	}
 	if len(s.Rollouts) == 0 {
 		s.Rollouts = nil
 	}
@@ -187,8 +190,8 @@ func (x *twin) Granted(ctx context.Context, id fleet.RunnerID, attempt int, gith
 	return x.same("granted", x.books.Granted(ctx, id, attempt, githubID), x.s.Granted(ctx, x.runners[id], attempt, githubID))
 }
 
-func (x *twin) MintRefused(ctx context.Context, id fleet.RunnerID, attempt int, why string) error {
-	return x.same("refused", x.books.MintRefused(ctx, id, attempt, why), x.s.MintRefused(ctx, x.runners[id], attempt, why))
+func (x *twin) MintRefused(ctx context.Context, id fleet.RunnerID, attempt int, why string, lasts bool) error {
+	return x.same("refused", x.books.MintRefused(ctx, id, attempt, why, lasts), x.s.MintRefused(ctx, x.runners[id], attempt, why, lasts))
 }
 
 func (x *twin) RegistrationDeleted(ctx context.Context, id fleet.RunnerID, attempt int) error {

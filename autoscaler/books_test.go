@@ -25,7 +25,7 @@ type ledger interface {
 	Learn(context.Context, fleet.JobNews) error
 	BeginMint(ctx context.Context, host fleet.HostID, id fleet.RunnerID, name string) (fleet.Mint, error)
 	Granted(ctx context.Context, id fleet.RunnerID, attempt int, githubID int64) error
-	MintRefused(ctx context.Context, id fleet.RunnerID, attempt int, why string) error
+	MintRefused(ctx context.Context, id fleet.RunnerID, attempt int, why string, lasts bool) error
 	RegistrationDeleted(ctx context.Context, id fleet.RunnerID, attempt int) error
 	DeleteVetoed(ctx context.Context, id fleet.RunnerID, attempt int, retry time.Time) error
 	DeleteFailed(ctx context.Context, id fleet.RunnerID, attempt int, retry time.Time) error
@@ -45,6 +45,7 @@ type books struct {
 	runners []fleet.Runner
 	hosts   []fleet.Host
 	pools   map[string]fleet.PoolHealth
+	refused map[fleet.PoolScope]fleet.Refusals
 	mints   []mintRow
 
 	rollouts map[string]fleet.Rollout
@@ -57,7 +58,7 @@ type mintRow struct {
 }
 
 func newBooks(now func() time.Time) *books {
-	return &books{now: now, pools: map[string]fleet.PoolHealth{}, rollouts: map[string]fleet.Rollout{}}
+	return &books{now: now, pools: map[string]fleet.PoolHealth{}, refused: map[fleet.PoolScope]fleet.Refusals{}, rollouts: map[string]fleet.Rollout{}}
 }
 
 func (b *books) enrol(name string) fleet.HostID {
@@ -67,7 +68,7 @@ func (b *books) enrol(name string) fleet.HostID {
 }
 
 func (b *books) State(context.Context) (fleet.State, error) {
-	st := fleet.State{Pools: map[string]fleet.PoolHealth{}, Mints: map[string]fleet.MintUse{}, Hosts: slices.Clone(b.hosts), Rollouts: maps.Clone(b.rollouts)}
+	st := fleet.State{Pools: map[string]fleet.PoolHealth{}, Mints: map[string]fleet.MintUse{}, Hosts: slices.Clone(b.hosts), Rollouts: maps.Clone(b.rollouts), Refused: maps.Clone(b.refused)}
 	for _, j := range b.jobs {
 		if j.State == fleet.JobQueued {
 			st.Jobs = append(st.Jobs, j)
@@ -304,6 +305,10 @@ func (b *books) delete(r *fleet.Runner, a fleet.Delete, out *fleet.Carried) erro
 	if r.Registration != fleet.RegDeleting && r.Observed != fleet.ObservedGone {
 		b.sentence(&next, a.Reason, a.Failure)
 	}
+	if i := b.job(a.PassedOver); r.Registration != fleet.RegDeleting && i >= 0 && b.jobs[i].State == fleet.JobQueued {
+		b.jobs[i].PassedOver++
+		b.jobs[i].PassedAt = b.now()
+	}
 	out.Deletes = append(out.Deletes, fleet.Deletion{Runner: r.ID, Attempt: r.Attempt, Ref: b.registration(*r), Since: r.Since})
 	b.save(r, next)
 	return nil
@@ -378,11 +383,23 @@ func (b *books) register(id fleet.RunnerID, attempt int, e fleet.RegEvent, edit 
 }
 
 func (b *books) Granted(_ context.Context, id fleet.RunnerID, attempt int, githubID int64) error {
-	return b.register(id, attempt, fleet.RegGranted, func(r *fleet.Runner) { r.GitHubID = githubID })
+	return b.register(id, attempt, fleet.RegGranted, func(r *fleet.Runner) {
+		r.GitHubID = githubID
+		delete(b.refused, fleet.PoolScope{Pool: r.Pool, Scope: r.Scope.Key()})
+	})
 }
 
-func (b *books) MintRefused(_ context.Context, id fleet.RunnerID, attempt int, _ string) error {
-	return b.register(id, attempt, fleet.RegRefused, nil)
+func (b *books) MintRefused(_ context.Context, id fleet.RunnerID, attempt int, why string, lasts bool) error {
+	return b.register(id, attempt, fleet.RegRefused, func(r *fleet.Runner) {
+		if !lasts {
+			return
+		}
+		at := fleet.PoolScope{Pool: r.Pool, Scope: r.Scope.Key()}
+		b.refused[at] = fleet.Refusals{Times: b.refused[at].Times + 1, LastAt: b.now(), Reason: why}
+		if r.Registration == fleet.RegGone && !r.HasConfig {
+			r.Wanted, r.Scope = r.Wanted.Next(fleet.DoDisarm), fleet.Scope{}
+		}
+	})
 }
 
 func (b *books) RegistrationDeleted(_ context.Context, id fleet.RunnerID, attempt int) error {

@@ -381,6 +381,7 @@ func (d *decision) settleOverdue(r fleet.Runner) {
 		// GitHub called it busy once, and neither its guest nor a delivery does: the
 		// job was taken back. GitHub is asked to let go; if it will not, it is busy.
 		if r.Observed == fleet.ObservedBusy || r.Job != 0 {
+			d.settleLong(r, l.Job)
 			return
 		}
 		limit, failure = l.Unnamed, false
@@ -393,6 +394,17 @@ func (d *decision) settleOverdue(r fleet.Runner) {
 		return
 	}
 	d.end(r, failure, fmt.Sprintf("%s for longer than %s", phase, limit))
+}
+
+// settleLong ends a runner whose job runs beyond the pool's limit: the one case in which a
+// job that runs is ended, by the operator's word.
+func (d *decision) settleLong(r fleet.Runner, limit time.Duration) {
+	if r.Observed != fleet.ObservedBusy {
+		return // only GitHub calls it busy, and knows when that began
+	}
+	d.whenDue(r.Since.Add(limit), func() {
+		d.retire(r, false, false, fmt.Sprintf("its job ran for longer than %s, the limit of pool %s (limits.job)", limit, r.Pool))
+	})
 }
 
 // heardSince is when a limit began to run: not while the host was silent, as

@@ -30,7 +30,11 @@ func (d *decision) doubt(m *matching) {
 		limit := n.pool.limits.Assignment
 		d.whenDue(since.Add(limit), func() {
 			why := fmt.Sprintf("it listened for %s and GitHub did not give it the job that waits", limit)
+			before := len(d.plan.Deletes)
 			d.end(r, false, why)
+			if len(d.plan.Deletes) > before && j.AskedAt.After(r.Since) { // GitHub itself has said that it is queued
+				d.plan.Deletes[before].PassedOver = j.ID
+			}
 			d.wait(j, fleet.WaitAssignment, r.ID, "runner %s is replaced: %s", r.ID, why)
 		})
 	}
@@ -240,6 +244,10 @@ func withProgress(p string) string {
 func (d *decision) explainUncovered(j fleet.Job, c *class) {
 	if v := d.Verdicts[j.ID]; v.Refused {
 		d.wait(j, fleet.WaitPolicy, "", "policy: %s", v.Reason)
+		return
+	}
+	if c.held != nil {
+		d.wait(j, c.held.code, "", "%s", c.held.reason)
 		return
 	}
 	var nearest *obstacle

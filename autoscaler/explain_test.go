@@ -177,6 +177,28 @@ func reasons() map[fleet.WaitCode]reason {
 				s.State.Jobs = nil
 			},
 		},
+		fleet.WaitNotAssigned: {
+			make: empty(func(s *snap) {
+				s.State.Jobs[0].PassedOver, s.State.Jobs[0].PassedAt = 3, now.Add(-10*time.Minute)
+			}),
+			says:  "3 runners with its labels listened one after the other, and GitHub kept it queued; look whether the pool's runner group may be used by acme/app",
+			clear: func(s *snap) { s.Now = now.Add(10 * time.Minute); s.State.Hosts[0].SeenAt = s.Now },
+			next:  fleet.WaitBooting,
+		},
+		fleet.WaitRefused: {
+			make: empty(func(s *snap) {
+				s.State.Refused = map[fleet.PoolScope]fleet.Refusals{{Pool: "a", Scope: "acme"}: {Times: 3, LastAt: now, Reason: "no runner group macs"}}
+			}),
+			says:  "GitHub has refused pool a a runner in Acme, 3 times in a row: no runner group macs; the next try at 12:00:04 UTC",
+			clear: func(s *snap) { s.Now = now.Add(4 * time.Second) },
+			next:  fleet.WaitBooting,
+		},
+		fleet.WaitQueueLimit: {
+			make:  empty(func(s *snap) { s.State.Jobs[0].QueuedAt = now.Add(-25 * time.Hour) }),
+			says:  "GitHub is asked whether it has it still",
+			clear: func(s *snap) { s.State.Jobs[0].AskedAt = now },
+			next:  fleet.WaitBooting,
+		},
 		fleet.WaitUnnamed: {
 			make:  with(2, fleet.PhaseBusy),
 			says:  "r has begun",

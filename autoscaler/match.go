@@ -45,6 +45,7 @@ type class struct {
 	nodes       [tiers][]*node // that can serve it, best first
 	pools       []*poolSheet   // the same for pools, the smallest label set first
 	failed      [tiers]bool    // no place is left up to that tier
+	held        *hold          // why it is no demand now, nil if it is
 }
 
 // matching is the result: for each queued job the node that covers it.
@@ -262,11 +263,20 @@ func (d *decision) tierOf(r fleet.Runner) (tier, bool) {
 // classify finds for every job the supply that could serve it.
 func (d *decision) classify(m *matching, look lookup) {
 	classes := map[string]*class{}
+	probes := map[fleet.PoolScope]bool{}
 	for _, j := range m.jobs {
+		if h := d.heldBack(j); h != nil {
+			m.classOf = append(m.classOf, &class{owner: j.Owner, repo: j.Repo, labels: j.Labels, held: h})
+			continue
+		}
 		refused := d.Verdicts[j.ID].Refused
 		k := strings.ToLower(j.Owner) + "/" + strings.ToLower(j.Repo) + "\n" + strings.Join(j.Labels, "\n")
 		if refused {
 			k = "refused " + k
+		}
+		without, why := d.closed(j, refused, probes)
+		for _, p := range without {
+			k += "\nwithout " + p.Name
 		}
 		c := classes[k]
 		if c == nil {
@@ -275,6 +285,7 @@ func (d *decision) classify(m *matching, look lookup) {
 			if refused {
 				c.listenersOnly()
 			}
+			c.exclude(without, why)
 			classes[k] = c
 		}
 		m.classOf = append(m.classOf, c)
@@ -312,5 +323,19 @@ func (c *class) listenersOnly() {
 	c.pools = nil
 	for t := tierStandby; t < tiers; t++ {
 		c.nodes[t] = nil
+	}
+}
+
+// exclude keeps for a job of a pool that cannot register anything for it what listens already.
+func (c *class) exclude(pools []*poolSheet, why *hold) {
+	if len(pools) == 0 {
+		return
+	}
+	c.pools = slices.DeleteFunc(c.pools, func(p *poolSheet) bool { return slices.Contains(pools, p) })
+	for t := tierStandby; t < tiers; t++ {
+		c.nodes[t] = slices.DeleteFunc(c.nodes[t], func(n *node) bool { return slices.Contains(pools, n.pool) })
+	}
+	if len(c.pools) == 0 {
+		c.held = why
 	}
 }

@@ -77,6 +77,15 @@ func (o oracle) holds(w fleet.Wait) bool {
 			h := o.State.Pools[p.Name]
 			return o.rests(h.Failures, h.FailedAt) || slices.ContainsFunc(o.hosts(p), func(h fleet.Host) bool { return o.rests(h.Failures, h.FailedAt) })
 		})
+	case fleet.WaitNotAssigned:
+		return o.job.PassedOver > 1 && o.job.PassedAt.Add(fleet.PatienceAfter(o.job.PassedOver)).After(o.Now)
+	case fleet.WaitQueueLimit:
+		return o.Now.Sub(o.job.QueuedAt) >= 24*time.Hour && o.job.AskedAt.Sub(o.job.QueuedAt) < 24*time.Hour
+	case fleet.WaitRefused:
+		return o.some(func(p fleet.Pool) bool {
+			scope, _ := p.ScopeFor(o.job.Owner, o.job.Repo)
+			return o.State.Refused[fleet.PoolScope{Pool: p.Name, Scope: scope.Key()}].Times > 0
+		})
 	default:
 		return false
 	}

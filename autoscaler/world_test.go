@@ -421,7 +421,7 @@ func (w *world) answerMint(m *mint, luck uint32) {
 	switch m.outcome {
 	case "refused":
 		w.note("recorded: %s is refused", m.Name)
-		w.must(w.ledger.MintRefused(w.ctx, m.Runner, m.Attempt, "no"))
+		w.must(w.ledger.MintRefused(w.ctx, m.Runner, m.Attempt, "no", luck%2 == 0))
 	case "ok":
 		w.must(w.ledger.Granted(w.ctx, m.Runner, m.Attempt, m.id))
 		at := slices.IndexFunc(m.host.vms, func(v *machine) bool { return v.id == m.Runner })

@@ -58,3 +58,13 @@ func BackoffAfter(n int) time.Duration {
 	}
 	return min(time.Second<<min(n-1, 9), 5*time.Minute)
 }
+
+// PatienceAfter returns how long a job is left alone that n runners in a row listened for in
+// vain: nothing for the first, which may be chance, then 10 minutes doubling up to an hour.
+// What keeps GitHub from assigning it is an operator's to mend, and is looked into for ever.
+func PatienceAfter(n int) time.Duration {
+	if n < 2 {
+		return 0
+	}
+	return min(10*time.Minute<<min(n-2, 3), time.Hour)
+}

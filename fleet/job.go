@@ -128,6 +128,11 @@ type Job struct {
 	CompletedAt time.Time // first known as completed, our clock
 	ToldAt      time.Time // newest delivery, our clock; zero: known from GitHub's own lists alone
 	AskedAt     time.Time // when GitHub was asked for the newest answer, our clock
+
+	// PassedOver is how many runners of ours listened for it in vain since it was queued:
+	// GitHub kept it queued all the while.
+	PassedOver int
+	PassedAt   time.Time // the last time
 }
 
 // Repository returns owner/name.
@@ -159,6 +164,7 @@ func (j Job) Learn(n JobNews, now time.Time) Job {
 	next.HeardAt, next.QueuedAt, next.StartedAt, next.CompletedAt = j.HeardAt, j.QueuedAt, j.StartedAt, j.CompletedAt
 	setOnce(&next.HeardAt, now)
 	next.ToldAt, next.AskedAt = j.ToldAt, j.AskedAt
+	next.PassedOver, next.PassedAt = j.PassedOver, j.PassedAt
 	if n.Asked.IsZero() {
 		next.ToldAt = now
 	} else if n.Asked.After(j.AskedAt) {
@@ -176,6 +182,7 @@ func (j Job) Learn(n JobNews, now time.Time) Job {
 	case JobInProgress:
 		setOnce(&next.StartedAt, now)
 		next.Conclusion = ""
+		next.PassedOver, next.PassedAt = 0, time.Time{}
 	case JobCompleted:
 		setOnce(&next.CompletedAt, now)
 	case JobUnknown, JobWaiting:

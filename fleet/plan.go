@@ -10,7 +10,8 @@ type State struct {
 	Runners []Runner // not Over
 	Hosts   []Host
 	Pools   map[string]PoolHealth
-	Mints   map[string]MintUse // by lower-case owner of the scope
+	Refused map[PoolScope]Refusals // of the pools that GitHub lets register nothing in a scope
+	Mints   map[string]MintUse     // by lower-case owner of the scope
 	// Rollouts are of the pools whose image is a reference.
 	Rollouts map[string]Rollout
 }
@@ -20,6 +21,17 @@ type PoolHealth struct {
 	Failures int
 	FailedAt time.Time
 	Reason   string // of the last of them
+}
+
+// PoolScope is a pool in one of its scopes.
+type PoolScope struct{ Pool, Scope string } // Scope is its key
+
+// Refusals counts the registrations in a row that GitHub refused to a pool in one scope,
+// for a reason that another try does not change: no such runner group, no permission.
+type Refusals struct {
+	Times  int
+	LastAt time.Time
+	Reason string // of the last of them
 }
 
 // MintUse is how many registrations of one owner were begun within the last
@@ -99,10 +111,11 @@ type Retire struct {
 
 // Delete removes a registration at GitHub.
 type Delete struct {
-	Runner  RunnerID
-	Version int64
-	Failure bool // it counts against pool and host
-	Reason  string
+	Runner     RunnerID
+	Version    int64
+	Failure    bool // it counts against pool and host
+	Reason     string
+	PassedOver JobID // that it listened for in vain, 0 if it is not for that
 }
 
 // Wait says why a queued job is not running yet.
@@ -132,6 +145,10 @@ const (
 	WaitNoSlot      WaitCode = "no_slot"     // every slot is taken
 	WaitBackoff     WaitCode = "backoff"     // its pool failed several times in a row
 	WaitUnreachable WaitCode = "unreachable" // the only fitting hosts are not heard from
+
+	WaitNotAssigned WaitCode = "not_assigned" // runners listened for it, and GitHub gave it to none
+	WaitRefused     WaitCode = "refused"      // GitHub refuses the pool's registrations where the job is
+	WaitQueueLimit  WaitCode = "queue_limit"  // queued for so long that GitHub has cancelled it, or will
 )
 
 // Carried says how much of a plan still held when it was recorded.

@@ -80,7 +80,16 @@ type Limits struct {
 	Surplus     time.Duration // how long a runner nobody needs is kept
 	Unnamed     time.Duration // how long a busy guest stands for a job that GitHub has not named
 	Assignment  time.Duration // how long a listening runner stands for a job that GitHub does not give it
+	Job         time.Duration // how long a job may run: its runner is ended then
 }
+
+// GitHub's own limits for jobs of self-hosted runners
+// (https://docs.github.com/en/actions/reference/limits): after LongestJob it fails one that
+// runs, after LongestQueue it cancels one that no runner took.
+const (
+	LongestJob   = 5 * 24 * time.Hour
+	LongestQueue = 24 * time.Hour
+)
 
 // WithDefaults fills what is zero.
 func (l Limits) WithDefaults() Limits {
@@ -94,6 +103,7 @@ func (l Limits) WithDefaults() Limits {
 		Surplus:     cmp.Or(l.Surplus, time.Minute),
 		Unnamed:     cmp.Or(l.Unnamed, 2*time.Minute),
 		Assignment:  cmp.Or(l.Assignment, 3*time.Minute),
+		Job:         cmp.Or(l.Job, LongestJob),
 	}
 }
 

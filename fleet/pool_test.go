@@ -199,14 +199,14 @@ func TestPoolValidate(t *testing.T) {
 
 func TestLimitsWithDefaults(t *testing.T) {
 	t.Parallel()
-	set := fleet.Limits{Placed: 1, Preparing: 2, Booting: 3, Arming: 4, Registering: 5, Ending: 6, Surplus: 7, Unnamed: 8, Assignment: 9}
+	set := fleet.Limits{Placed: 1, Preparing: 2, Booting: 3, Arming: 4, Registering: 5, Ending: 6, Surplus: 7, Unnamed: 8, Assignment: 9, Job: 10}
 	if diff := cmp.Diff(set, set.WithDefaults()); diff != "" {
 		t.Errorf("what is set is kept:\n%s", diff)
 	}
 	d := fleet.Limits{}.WithDefaults()
 	for name, v := range map[string]time.Duration{
 		"placed": d.Placed, "preparing": d.Preparing, "booting": d.Booting, "arming": d.Arming,
-		"registering": d.Registering, "ending": d.Ending, "surplus": d.Surplus, "unnamed": d.Unnamed, "assignment": d.Assignment,
+		"registering": d.Registering, "ending": d.Ending, "surplus": d.Surplus, "unnamed": d.Unnamed, "assignment": d.Assignment, "job": d.Job,
 	} {
 		if v <= 0 {
 			t.Errorf("%s has no default", name)

@@ -36,7 +36,7 @@ type Store interface {
 	Runner(ctx context.Context, id fleet.RunnerID) (fleet.Runner, bool, error)
 	BeginMint(ctx context.Context, host fleet.HostID, id fleet.RunnerID, name string) (fleet.Mint, error)
 	Granted(ctx context.Context, id fleet.RunnerID, attempt int, githubID int64) error
-	MintRefused(ctx context.Context, id fleet.RunnerID, attempt int, why string) error
+	MintRefused(ctx context.Context, id fleet.RunnerID, attempt int, why string, lasts bool) error
 	RegistrationDeleted(ctx context.Context, id fleet.RunnerID, attempt int) error
 	DeleteVetoed(ctx context.Context, id fleet.RunnerID, attempt int, retry time.Time) error
 }

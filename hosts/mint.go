@@ -43,11 +43,11 @@ func (s *Server) mintFor(ctx context.Context, host fleet.HostID, id fleet.Runner
 		pool, ok := s.pools[m.Pool]
 		if !ok {
 			err := fmt.Errorf("%w: pool %s is not configured any more", fleet.ErrRefused, m.Pool)
-			return "", secret.Text{}, errors.Join(err, s.c.Store.MintRefused(ctx, id, m.Attempt, err.Error()))
+			return "", secret.Text{}, errors.Join(err, s.c.Store.MintRefused(ctx, id, m.Attempt, err.Error(), true))
 		}
 		if !slices.ContainsFunc(pool.Scopes, func(have fleet.Scope) bool { return have.Key() == m.Scope.Key() }) {
 			err := fmt.Errorf("%w: pool %s does not serve %s", fleet.ErrRefused, m.Pool, m.Scope)
-			return "", secret.Text{}, errors.Join(err, s.c.Store.MintRefused(ctx, id, m.Attempt, err.Error()))
+			return "", secret.Text{}, errors.Join(err, s.c.Store.MintRefused(ctx, id, m.Attempt, err.Error(), true))
 		}
 		crashpoint.Reached(crashpoint.MintCommitted)
 		reg, err := s.c.GitHub.Register(ctx, m.Scope, m.Name, pool.LabelNames, pool.RunnerGroup)
@@ -62,7 +62,7 @@ func (s *Server) mintFor(ctx context.Context, host fleet.HostID, id fleet.Runner
 			return m.Name, reg.Config, nil
 		case errors.Is(err, fleet.ErrNameTaken), errors.Is(err, fleet.ErrRefused), errors.Is(err, fleet.ErrLater), errors.As(err, &limited):
 			crashpoint.Reached(crashpoint.MintRefused)
-			if err := s.c.Store.MintRefused(ctx, id, m.Attempt, err.Error()); err != nil {
+			if err := s.c.Store.MintRefused(ctx, id, m.Attempt, err.Error(), errors.Is(err, fleet.ErrRefused)); err != nil {
 				return "", secret.Text{}, err
 			}
 			if !errors.Is(err, fleet.ErrNameTaken) {

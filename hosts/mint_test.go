@@ -197,10 +197,13 @@ func TestMintAgain(t *testing.T) {
 		})
 		_, got := w.a.mint(w.id)
 		w.refused(got, http.StatusBadGateway, protocol.CodeRefused)
-		if r := w.runner(w.id); r.Registration != fleet.RegGone || r.Wanted != fleet.WantArmed {
-			t.Errorf("%+v", r)
+		if r := w.runner(w.id); r.Registration != fleet.RegGone || r.Phase() != fleet.PhaseStandby {
+			t.Errorf("the grant was not taken back: %+v", r)
 		}
+		_, got = w.a.mint(w.id)
+		w.refused(got, http.StatusConflict, protocol.CodeNoGrant)
 		w.gh.mood(func(g *github) { g.register, g.calls = nil, nil })
+		w.a.arm(w.id)
 		second, _ := w.a.mint(w.id)
 		if calls, _ := w.gh.took(); len(calls) != 1 {
 			t.Errorf("%q", calls)

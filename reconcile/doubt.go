@@ -55,6 +55,9 @@ func doubts(now time.Time, pools []fleet.Pool, jobs []fleet.Job, runners []fleet
 			}
 		case fleet.JobQueued:
 			due, doubtful = queuedDoubt(signs, pools, j, asked(j))
+			if over := j.QueuedAt.Add(fleet.LongestQueue); !over.After(now) && asked(j).Before(over) {
+				due, doubtful = earlier(due, over), true // GitHub cancels it then
+			}
 		}
 		switch {
 		case !doubtful:

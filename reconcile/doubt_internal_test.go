@@ -93,3 +93,18 @@ func TestDoubts(t *testing.T) {
 func ended(s *setup) {
 	s.job.State, s.r.Job, s.r.Observed, s.r.Registration = fleet.JobInProgress, 1, fleet.ObservedGone, fleet.RegGone
 }
+
+// GitHub cancels what is queued for a day: it is asked then, once.
+func TestDoubtOfWhatIsQueuedForLong(t *testing.T) {
+	t.Parallel()
+	queued := time.Date(2026, 3, 1, 11, 0, 0, 0, time.UTC)
+	j := fleet.Job{ID: 1, Owner: "octo", Repo: "demo", State: fleet.JobQueued, QueuedAt: queued}
+	for after, want := range map[time.Duration]bool{fleet.LongestQueue - time.Second: false, fleet.LongestQueue: true, 30 * time.Hour: true} {
+		for _, asked := range []time.Duration{0, 25 * time.Hour} {
+			ask, _ := doubts(queued.Add(after), nil, []fleet.Job{j}, nil, func(fleet.Job) time.Time { return queued.Add(asked) })
+			if want := want && asked == 0; len(ask) == 1 != want {
+				t.Errorf("%s after it was queued, asked after %s: asked for again: %t", after, asked, !want)
+			}
+		}
+	}
+}

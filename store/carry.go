@@ -135,12 +135,28 @@ func (t *tx) delete(a fleet.Delete, out *fleet.Carried) error {
 	if _, err := t.saveRunner(r, next, a.Reason); err != nil {
 		return err
 	}
+	if r.Registration != fleet.RegDeleting && a.PassedOver != 0 {
+		if err := t.passOver(a.PassedOver); err != nil {
+			return err
+		}
+	}
 	ref, err := t.registration(r)
 	if err != nil {
 		return err
 	}
 	out.Deletes = append(out.Deletes, fleet.Deletion{Runner: r.ID, Attempt: r.Attempt, Ref: ref, Since: r.Since})
 	return nil
+}
+
+// passOver counts a runner that listened for a job in vain.
+func (t *tx) passOver(id fleet.JobID) error {
+	j, err := t.job(id)
+	if err != nil || j.State != fleet.JobQueued {
+		return err
+	}
+	j.PassedOver++
+	j.PassedAt = t.now
+	return t.saveJob(j)
 }
 
 // arm grants only while the job that asked for it is still queued.

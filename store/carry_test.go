@@ -33,6 +33,28 @@ func testCarry(t *testing.T, open opener) {
 			t.Errorf("id %q", id)
 		}
 	})
+	t.Run("a job that a runner listened for in vain", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 2)
+		id := w.minted(h, 1, "mf-1")
+		w.job(2, fleet.ToldInProgress, "elsewhere")
+		for range 2 { // a repeated DELETE is the same runner
+			w.carry(fleet.Plan{Deletes: []fleet.Delete{{Runner: id, Version: w.runner(id).Version, Reason: "test", PassedOver: 1}}})
+		}
+		j := w.state().Jobs[0]
+		if j.ID != 1 || j.PassedOver != 1 || !j.PassedAt.Equal(w.Now()) {
+			t.Errorf("%+v", j)
+		}
+		w.job(1, fleet.ToldInProgress, "elsewhere-2")
+		back := news(1, fleet.SeenQueued, "")
+		back.Asked = w.Now().Add(time.Second)
+		_, err := w.s.Ingest(w.ctx(), fleet.Ingest{Answers: []fleet.JobNews{*back}})
+		w.must(err)
+		if j := w.state().Jobs[0]; j.PassedOver != 0 || !j.PassedAt.IsZero() {
+			t.Errorf("after it ran: %+v", j)
+		}
+	})
 	t.Run("never more than the slots", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t, open)

@@ -79,24 +79,24 @@ func (t *tx) remember(d fleet.Delivery) (known bool, err error) {
 }
 
 const jobColumns = `id, run_id, run_attempt, installation_id, owner, repo, workflow, name, labels, state, conclusion,
-	runner_name, url, created_at, heard_at, queued_at, started_at, completed_at, told_at, asked_at`
+	runner_name, url, created_at, heard_at, queued_at, started_at, completed_at, told_at, asked_at, passed_over, passed_at`
 
 func scanJob(row scanner) (fleet.Job, error) {
 	var (
 		j                                           fleet.Job
 		labels, state                               string
 		created, heard, queued, started, completedA int64
-		told, asked                                 int64
+		told, asked, passed                         int64
 	)
 	err := row.Scan(&j.ID, &j.RunID, &j.RunAttempt, &j.InstallationID, &j.Owner, &j.Repo, &j.Workflow, &j.Name, &labels, &state, &j.Conclusion,
-		&j.RunnerName, &j.URL, &created, &heard, &queued, &started, &completedA, &told, &asked)
+		&j.RunnerName, &j.URL, &created, &heard, &queued, &started, &completedA, &told, &asked, &j.PassedOver, &passed)
 	if labels != "" {
 		j.Labels = strings.Split(labels, "\n")
 	}
 	j.State = fleet.JobState(state)
 	j.CreatedAt, j.HeardAt, j.QueuedAt = fromMicros(created), fromMicros(heard), fromMicros(queued)
 	j.StartedAt, j.CompletedAt = fromMicros(started), fromMicros(completedA)
-	j.ToldAt, j.AskedAt = fromMicros(told), fromMicros(asked)
+	j.ToldAt, j.AskedAt, j.PassedAt = fromMicros(told), fromMicros(asked), fromMicros(passed)
 	return j, err
 }
 
@@ -147,13 +147,14 @@ func (t *tx) learn(news fleet.JobNews) (changed bool, err error) {
 func (t *tx) saveJob(j fleet.Job) error {
 	t.touched.jobs[j.ID] = true
 	return t.exec(`INSERT INTO jobs (`+jobColumns+`, repository_key)
-		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21)
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23)
 		ON CONFLICT (id) DO UPDATE SET labels = excluded.labels, state = excluded.state, conclusion = excluded.conclusion,
 			runner_name = excluded.runner_name, queued_at = excluded.queued_at, started_at = excluded.started_at, completed_at = excluded.completed_at,
-			told_at = excluded.told_at, asked_at = excluded.asked_at`,
+			told_at = excluded.told_at, asked_at = excluded.asked_at,
+			passed_over = excluded.passed_over, passed_at = excluded.passed_at`,
 		int64(j.ID), j.RunID, j.RunAttempt, j.InstallationID, j.Owner, j.Repo, j.Workflow, j.Name, strings.Join(j.Labels, "\n"), string(j.State), j.Conclusion,
 		j.RunnerName, j.URL, micros(j.CreatedAt), micros(j.HeardAt), micros(j.QueuedAt), micros(j.StartedAt), micros(j.CompletedAt),
-		micros(j.ToldAt), micros(j.AskedAt), strings.ToLower(j.Repository()))
+		micros(j.ToldAt), micros(j.AskedAt), j.PassedOver, micros(j.PassedAt), strings.ToLower(j.Repository()))
 }
 
 // bind ties the job to the runner of its name, and lets go of a runner that it

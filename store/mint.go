@@ -74,12 +74,44 @@ func (t *tx) registration(r fleet.Runner) (fleet.RegistrationRef, error) {
 
 // Granted confirms that GitHub made the registration of an attempt.
 func (s *Store) Granted(ctx context.Context, id fleet.RunnerID, attempt int, githubID int64) error {
-	return s.register(ctx, id, attempt, fleet.RegGranted, "", func(r *fleet.Runner) { r.GitHubID = githubID })
+	return s.register(ctx, id, attempt, fleet.RegGranted, "", func(t *tx, r *fleet.Runner) error {
+		r.GitHubID = githubID
+		return t.granted(*r)
+	})
 }
 
-// MintRefused confirms that GitHub certainly made no registration for an attempt.
-func (s *Store) MintRefused(ctx context.Context, id fleet.RunnerID, attempt int, why string) error {
-	return s.register(ctx, id, attempt, fleet.RegRefused, why, nil)
+// MintRefused confirms that GitHub certainly made no registration for an attempt. One that
+// lasts, which another try would meet too, counts against the pool in that scope, and the
+// grant is taken back: the runner is a standby again, for whom else needs one.
+func (s *Store) MintRefused(ctx context.Context, id fleet.RunnerID, attempt int, why string, lasts bool) error {
+	return s.register(ctx, id, attempt, fleet.RegRefused, why, func(t *tx, r *fleet.Runner) error {
+		if !lasts {
+			return nil
+		}
+		at := fleet.PoolScope{Pool: r.Pool, Scope: r.Scope.Key()}
+		if r.Registration == fleet.RegGone && !r.HasConfig {
+			r.Wanted, r.Scope = r.Wanted.Next(fleet.DoDisarm), fleet.Scope{}
+		}
+		return t.refused(at, why)
+	})
+}
+
+// refused counts a refusal of GitHub's against a pool in a scope.
+func (t *tx) refused(at fleet.PoolScope, why string) error {
+	t.touched.refused = true
+	return t.exec(`INSERT INTO refusals (pool, scope, times, last_at, reason) VALUES ($1, $2, 1, $3, $4)
+		ON CONFLICT (pool, scope) DO UPDATE SET times = refusals.times + 1, last_at = excluded.last_at, reason = excluded.reason`,
+		at.Pool, at.Scope, micros(t.now), why)
+}
+
+// granted forgets the refusals of a pool in a scope.
+func (t *tx) granted(r fleet.Runner) error {
+	at := fleet.PoolScope{Pool: r.Pool, Scope: r.Scope.Key()}
+	if !t.touched.refused && !t.s.mirror.refused(at) {
+		return nil
+	}
+	t.touched.refused = true
+	return t.exec(`DELETE FROM refusals WHERE pool = $1 AND scope = $2`, at.Pool, at.Scope)
 }
 
 // RegistrationDeleted confirms that GitHub has the registration no more.
@@ -90,24 +122,28 @@ func (s *Store) RegistrationDeleted(ctx context.Context, id fleet.RunnerID, atte
 // DeleteVetoed notes that GitHub would not delete the registration because its
 // runner works, and keeps it from being asked again before retry.
 func (s *Store) DeleteVetoed(ctx context.Context, id fleet.RunnerID, attempt int, retry time.Time) error {
-	return s.register(ctx, id, attempt, fleet.RegVetoed, "GitHub says it runs a job", func(r *fleet.Runner) {
+	return s.register(ctx, id, attempt, fleet.RegVetoed, "GitHub says it runs a job", func(_ *tx, r *fleet.Runner) error {
 		r.DeleteAfter = retry
 		if r.Observed.Ended() {
-			return // GitHub has yet to find out what the agent has seen: nothing of it is taken back
+			return nil // GitHub has yet to find out what the agent has seen: nothing of it is taken back
 		}
 		r.Wanted = r.Wanted.Next(fleet.DoResume)
 		r.Retired, r.RetiredAt, r.Failure = "", time.Time{}, "" // it stays
+		return nil
 	})
 }
 
 // DeleteFailed keeps a DELETE that had no answer from being repeated before retry.
 func (s *Store) DeleteFailed(ctx context.Context, id fleet.RunnerID, attempt int, retry time.Time) error {
-	return s.register(ctx, id, attempt, fleet.RegDelete, "", func(r *fleet.Runner) { r.DeleteAfter = retry })
+	return s.register(ctx, id, attempt, fleet.RegDelete, "", func(_ *tx, r *fleet.Runner) error {
+		r.DeleteAfter = retry
+		return nil
+	})
 }
 
 // register moves the registration of one attempt; news of an earlier attempt is
 // old and changes nothing.
-func (s *Store) register(ctx context.Context, id fleet.RunnerID, attempt int, e fleet.RegEvent, detail string, edit func(*fleet.Runner)) error {
+func (s *Store) register(ctx context.Context, id fleet.RunnerID, attempt int, e fleet.RegEvent, detail string, edit func(*tx, *fleet.Runner) error) error {
 	return s.change(ctx, func(t *tx) error {
 		r, err := t.runner(id)
 		if err != nil {
@@ -119,7 +155,9 @@ func (s *Store) register(ctx context.Context, id fleet.RunnerID, attempt int, e 
 		next := r
 		next.Registration = r.Registration.Next(e)
 		if edit != nil {
-			edit(&next)
+			if err := edit(t, &next); err != nil {
+				return err
+			}
 		}
 		_, err = t.saveRunner(r, next, detail)
 		return err

@@ -3,6 +3,7 @@
 package store_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -30,7 +31,7 @@ func (w *world) at(h fleet.HostID, reg fleet.Registration) fleet.RunnerID {
 		w.must(w.s.Granted(w.ctx(), id, m.Attempt, 77))
 		w.carry(fleet.Plan{Deletes: []fleet.Delete{{Runner: id, Version: w.runner(id).Version, Reason: "test"}}})
 	case fleet.RegGone:
-		w.must(w.s.MintRefused(w.ctx(), id, m.Attempt, "no"))
+		w.must(w.s.MintRefused(w.ctx(), id, m.Attempt, "no", false))
 	}
 	if r := w.runner(id); r.Registration != reg {
 		w.Fatalf("registration %q, want %q", r.Registration, reg)
@@ -140,11 +141,41 @@ func testMint(t *testing.T, open opener) {
 		}
 		// Late news of the first attempt changes nothing of the second.
 		w.must(w.s.Granted(w.ctx(), id, 1, 5))
-		w.must(w.s.MintRefused(w.ctx(), id, 1, "late"))
+		w.must(w.s.MintRefused(w.ctx(), id, 1, "late", false))
 		w.must(w.s.RegistrationDeleted(w.ctx(), id, 1))
 		w.must(w.s.DeleteVetoed(w.ctx(), id, 1, w.Now().Add(time.Hour)))
 		if r := w.runner(id); r.Registration != fleet.RegMinting || r.GitHubID != 0 || !r.DeleteAfter.IsZero() {
 			t.Errorf("%+v", r)
+		}
+	})
+	t.Run("a refusal that lasts takes the grant back, and counts until one is granted", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, open)
+		h := w.host("a", 2)
+		at := fleet.PoolScope{Pool: "mac", Scope: acme.Key()}
+		id := w.armed(h, 1)
+		for times := 1; times <= 2; times++ {
+			if times > 1 {
+				w.carry(fleet.Plan{Arms: []fleet.Arm{{Runner: id, Version: w.runner(id).Version, Scope: acme, Job: 1}}})
+			}
+			m, err := w.s.BeginMint(w.ctx(), h, id, fmt.Sprint("mf-", times))
+			w.must(err)
+			w.must(w.s.MintRefused(w.ctx(), id, m.Attempt, "no such group", true))
+			if r := w.runner(id); r.Phase() != fleet.PhaseStandby || !r.Scope.IsZero() {
+				t.Errorf("%s: %+v", r.Phase(), r)
+			}
+			want := fleet.Refusals{Times: times, LastAt: w.Now(), Reason: "no such group"}
+			if diff := cmp.Diff(want, w.state().Refused[at]); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			w.mirrored()
+		}
+		w.carry(fleet.Plan{Arms: []fleet.Arm{{Runner: id, Version: w.runner(id).Version, Scope: acme, Job: 1}}})
+		m, err := w.s.BeginMint(w.ctx(), h, id, "mf-3")
+		w.must(err)
+		w.must(w.s.Granted(w.ctx(), id, m.Attempt, 7))
+		if n := len(w.state().Refused); n > 0 {
+			t.Errorf("%d refusals are still counted", n)
 		}
 	})
 	t.Run("vetoed", func(t *testing.T) {
@@ -200,7 +231,7 @@ func testMint(t *testing.T, open opener) {
 		t.Parallel()
 		w := newWorld(t, open)
 		w.wantErr(w.s.Granted(w.ctx(), "r-none", 1, 1), fleet.ErrNotFound)
-		w.wantErr(w.s.MintRefused(w.ctx(), "r-none", 1, ""), fleet.ErrNotFound)
+		w.wantErr(w.s.MintRefused(w.ctx(), "r-none", 1, "", false), fleet.ErrNotFound)
 		w.wantErr(w.s.RegistrationDeleted(w.ctx(), "r-none", 1), fleet.ErrNotFound)
 	})
 }

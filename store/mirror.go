@@ -25,7 +25,8 @@ type mirror struct {
 	credentials map[string]fleet.HostID // by hash
 	on          map[fleet.HostID]map[fleet.RunnerID]bool
 	pools       map[string]fleet.PoolHealth
-	rollouts    map[string]fleet.Rollout // never written to: a change puts another in its place
+	refusals    map[fleet.PoolScope]fleet.Refusals // never written to: a change puts another in its place
+	rollouts    map[string]fleet.Rollout           // never written to: a change puts another in its place
 	installed   *installed
 	mints       map[string][]time.Time // of the last minute, by owner
 
@@ -109,6 +110,9 @@ func (m *mirror) apply(n news) {
 	if n.pools != nil {
 		m.pools = n.pools
 	}
+	if n.refused != nil {
+		m.refusals = n.refused
+	}
 	if n.rollouts != nil {
 		m.rollouts = n.rollouts
 	}
@@ -168,7 +172,7 @@ func (m *mirror) state(now time.Time) fleet.State {
 			m.fleet = append(m.fleet, m.now(h))
 		}
 	}
-	st.Hosts, st.Rollouts = m.fleet, m.rollouts
+	st.Hosts, st.Rollouts, st.Refused = m.fleet, m.rollouts, m.refusals
 	for pool, h := range m.pools {
 		st.Pools[pool] = h
 	}
@@ -227,6 +231,13 @@ func (m *mirror) failing(pool string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.pools[pool].Failures > 0
+}
+
+// refused reports whether refusals are counted of a pool in a scope.
+func (m *mirror) refused(at fleet.PoolScope) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.refusals[at].Times > 0
 }
 
 // runner returns a runner that is not over.

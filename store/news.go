@@ -20,6 +20,7 @@ type touched struct {
 	on      map[fleet.HostID]bool // hosts whose runners are touched, or came or went
 	hosts   map[fleet.HostID]bool
 	pools   bool
+	refused bool
 
 	rollouts      bool
 	installations bool
@@ -43,8 +44,9 @@ type news struct {
 	jobs    []fleet.Job
 	runners []fleet.Runner
 	hosts   map[fleet.HostID]*hostRow
-	raised  map[fleet.HostID]int64      // by how much the revision rose of those that are not read anew
-	pools   map[string]fleet.PoolHealth // nil: untouched
+	raised  map[fleet.HostID]int64             // by how much the revision rose of those that are not read anew
+	pools   map[string]fleet.PoolHealth        // nil: untouched
+	refused map[fleet.PoolScope]fleet.Refusals // nil: untouched
 
 	rollouts  map[string]fleet.Rollout // nil: untouched
 	installed *installed               // nil: untouched
@@ -135,6 +137,12 @@ func (b *batch) look() (news, error) {
 			return n, err
 		}
 	}
+	if b.touched.refused {
+		rows, err := b.QueryContext(b.ctx, refusalsQuery)
+		if n.refused, err = scanRefusals(rows, err); err != nil {
+			return n, err
+		}
+	}
 	if !b.touched.pools {
 		return n, nil
 	}
@@ -159,6 +167,26 @@ func scanPoolHealth(rows *sql.Rows, err error) (map[string]fleet.PoolHealth, err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read pool health: %w", err)
+	}
+	return out, nil
+}
+
+const refusalsQuery = `SELECT pool, scope, times, last_at, reason FROM refusals`
+
+func scanRefusals(rows *sql.Rows, err error) (map[fleet.PoolScope]fleet.Refusals, error) {
+	out := map[fleet.PoolScope]fleet.Refusals{}
+	_, err = collect(rows, err, func(row scanner) (at fleet.PoolScope, err error) {
+		var (
+			r    fleet.Refusals
+			last int64
+		)
+		err = row.Scan(&at.Pool, &at.Scope, &r.Times, &last, &r.Reason)
+		r.LastAt = fromMicros(last)
+		out[at] = r
+		return at, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read refusals: %w", err)
 	}
 	return out, nil
 }
@@ -190,6 +218,11 @@ func (m *mirror) load(ctx context.Context, db *sql.DB, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	rows, err = db.QueryContext(ctx, refusalsQuery)
+	refused, err := scanRefusals(rows, err)
+	if err != nil {
+		return err
+	}
 	in, err := readInstalled(func(q string) (*sql.Rows, error) { return db.QueryContext(ctx, q) })
 	if err != nil {
 		return err
@@ -208,7 +241,7 @@ func (m *mirror) load(ctx context.Context, db *sql.DB, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("read mints: %w", err)
 	}
-	n := news{jobs: jobs, runners: runners, hosts: map[fleet.HostID]*hostRow{}, pools: pools, rollouts: rollouts, installed: in}
+	n := news{jobs: jobs, runners: runners, hosts: map[fleet.HostID]*hostRow{}, pools: pools, refused: refused, rollouts: rollouts, installed: in}
 	for i := range hosts {
 		n.hosts[hosts[i].ID] = &hosts[i]
 	}

@@ -49,7 +49,7 @@ func FuzzSettings(f *testing.F) {
 				}
 			}
 			l := p.Limits
-			times = append(times, l.Placed, l.Preparing, l.Booting, l.Registering, l.Surplus, l.Unnamed, l.Assignment, l.Ending, l.Arming)
+			times = append(times, l.Placed, l.Preparing, l.Booting, l.Registering, l.Surplus, l.Unnamed, l.Assignment, l.Ending, l.Arming, l.Job)
 		}
 		for i, d := range times {
 			if d < 0 {

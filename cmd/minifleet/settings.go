@@ -169,6 +169,7 @@ type limits struct {
 	Surplus     time.Duration `yaml:"surplus" default:"1m" help:"how long a runner nobody needs is kept"`
 	Unnamed     time.Duration `yaml:"unnamed" default:"2m" help:"how long a busy guest stands for a job that GitHub has not named"`
 	Assignment  time.Duration `yaml:"assignment" default:"3m" help:"how long a listening runner stands for a job that GitHub does not give it"`
+	Job         time.Duration `yaml:"job" default:"120h" help:"how long a job may run before its runner is ended"`
 	Ending      time.Duration `yaml:"ending" default:"5m" help:"from the order to go until the slot is free"`
 	Arming      time.Duration `yaml:"arming" default:"10m" help:"from the grant until the config is in the guest"`
 }
@@ -272,7 +273,7 @@ func (p pool) domain() (fleet.Pool, error) {
 		Limits: fleet.Limits{
 			Placed: p.Limits.Placed, Preparing: p.Limits.Preparing, Booting: p.Limits.Booting,
 			Registering: p.Limits.Registering, Surplus: p.Limits.Surplus, Unnamed: p.Limits.Unnamed,
-			Assignment: p.Limits.Assignment, Ending: p.Limits.Ending, Arming: p.Limits.Arming,
+			Assignment: p.Limits.Assignment, Job: p.Limits.Job, Ending: p.Limits.Ending, Arming: p.Limits.Arming,
 		}.WithDefaults(),
 	}
 	var errs []error

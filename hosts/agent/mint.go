@@ -36,7 +36,7 @@ type mintAnswer struct {
 
 // mayMint reports whether it is time to ask for a JIT config.
 func (s *service) mayMint(o orders, now time.Time) bool {
-	return !s.minting && !s.mintNever && o.revision > s.mintAfter && !now.Before(s.mintAt)
+	return !s.minting && !s.mintNever && o.revision > s.mintAfter && (!now.Before(s.mintAt) || s.refusedAt != 0 && o.revision > s.refusedAt)
 }
 
 // startMint asks for a JIT config beside everything else.
@@ -141,6 +141,7 @@ func (s *service) saveRecord() {
 // notMinted notes when a mint may be tried again.
 func (s *service) notMinted(m mintAnswer) {
 	now := time.Now()
+	s.refusedAt = 0
 	switch codeOf(m.err) {
 	case protocol.CodeNoGrant, protocol.CodeNoSuchRunner, protocol.CodeWrongHost:
 		// Not armed after all: no error, and nothing to ask before the controller
@@ -149,7 +150,8 @@ func (s *service) notMinted(m mintAnswer) {
 	case protocol.CodeRunnerBusy:
 		s.mintNever = true
 	case protocol.CodeRefused:
-		s.mintAt = now.Add(max(around(refusedAgain), retryAfter(m.err)))
+		// The controller takes the grant back, and gives it anew when it makes sense.
+		s.mintAt, s.refusedAt = now.Add(max(around(refusedAgain), retryAfter(m.err))), m.revision
 	default:
 		if errors.Is(m.err, context.Canceled) {
 			return

@@ -46,6 +46,7 @@ type service struct {
 	mintNever bool      // this VM gets no other config
 	mintAfter int64     // do not ask again before a desired newer than this
 	mintAt    time.Time // nor before this
+	refusedAt int64     // but at once under a newer revision than that, if it is set
 	mintPause backoff
 
 	watch    stopwatch
