@@ -37,6 +37,7 @@ type site struct {
 	vms       machines // what the runners are in; ordinary processes if open finds none
 
 	webhook, agents, admin string // addresses, the same after a restart
+	installation           int64  // of the App on octo
 	redelivered            map[int64]bool
 	fates                  map[int64]string // how jobs end that do not succeed
 }
@@ -83,7 +84,8 @@ func (s *site) open(github string) {
 		s.image()
 	}
 	s.sim, s.redelivered, s.fates = githubsim.Control{BaseURL: github}, map[int64]bool{}, map[int64]string{}
-	if _, err := s.sim.AddInstallation(ctx, githubsim.Installation{Account: "octo", Repositories: []string{"demo"}}); err != nil {
+	var err error
+	if s.installation, err = s.sim.AddInstallation(ctx, githubsim.Installation{Account: "octo", Repositories: []string{"demo"}}); err != nil {
 		t.Fatal(err)
 	}
 	app, err := s.sim.App(ctx)

@@ -34,6 +34,15 @@ func (c Control) AddInstallation(ctx context.Context, in Installation) (int64, e
 	return out.ID, err
 }
 
+// Suspend suspends an installation, or ends its suspension.
+func (c Control) Suspend(ctx context.Context, installation int64, suspended bool) error {
+	what := "unsuspend"
+	if suspended {
+		what = "suspend"
+	}
+	return c.post(ctx, fmt.Sprintf("installations/%d/%s", installation, what), nil)
+}
+
 // QueueRun starts a workflow run.
 func (c Control) QueueRun(ctx context.Context, w Workflow) (Run, error) {
 	return ask[Run](ctx, c, http.MethodPost, "runs", toWire(w))

@@ -99,6 +99,8 @@ func (s *Sim) controlActions(post func(path string, v func(r *http.Request) (any
 		id, err := s.AddInstallation(in)
 		return object{"id": id}, err
 	})
+	post("installations/{id}/suspend", func(r *http.Request) (any, error) { return object{}, s.Suspend(pathID(r), true) })
+	post("installations/{id}/unsuspend", func(r *http.Request) (any, error) { return object{}, s.Suspend(pathID(r), false) })
 	post("runs", func(r *http.Request) (any, error) {
 		w, err := strictJSON[workflowWire](r)
 		if err != nil {
