@@ -351,7 +351,7 @@ func (b *books) BeginMint(_ context.Context, host fleet.HostID, id fleet.RunnerI
 		return m, fleet.ErrRunnerBusy
 	case r.Wanted != fleet.WantArmed || r.ArmedAt.IsZero() || r.Observed == fleet.ObservedGone:
 		return m, fleet.ErrNoGrant
-	case r.DeleteAfter.After(b.now()):
+	case r.DeleteAfter.After(b.now()) && mayExist(r.Registration):
 		return m, fleet.ErrLater
 	case !mayExist(r.Registration):
 		next.Registration = r.Registration.Next(fleet.RegMint)

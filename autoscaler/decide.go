@@ -287,6 +287,11 @@ func (d *decision) settle(r fleet.Runner) {
 	}
 }
 
+// mintsOwn is how long a mint has to delete an earlier registration by itself. A second
+// DELETE beside its own would find nothing, which proves nothing so early, and would hold
+// up the mint.
+const mintsOwn = 30 * time.Second
+
 // settleDeleting repeats a deletion that is not confirmed. Where GitHub will not
 // answer it for long, the guest alone is asked: a registration that cannot be
 // deleted is no reason to keep a slot.
@@ -294,6 +299,10 @@ func (d *decision) settleDeleting(r fleet.Runner) {
 	l := d.limits(r)
 	reason, due := r.Retired, r.RetiredAt.Add(l.Ending)
 	if r.RetiredAt.IsZero() { // it is the mint that begins with the deletion of an earlier attempt
+		if own := r.Since.Add(mintsOwn); own.After(d.Now) && r.Observed == fleet.ObservedStandby && !r.HasConfig {
+			d.wakeAt(own)
+			return // the mint is at it, and goes on afterwards
+		}
 		reason, due = "its earlier registration has to go first", r.ArmedAt.Add(l.Arming+l.Ending)
 	}
 	if r.Phase() != fleet.PhaseBusy && d.reachableHost(r) {

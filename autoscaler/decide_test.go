@@ -575,6 +575,16 @@ func TestScalingDown(t *testing.T) {
 				r.Registration, r.RetiredAt, r.DeleteAfter = fleet.RegDeleting, now.Add(-270*time.Second), now.Add(time.Hour)
 			})
 		}, wake: 30 * time.Second},
+		"a mint that deletes an earlier registration is left to it": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.host("1", 2)
+			s.runner("r", "a", "1", fleet.PhaseArmed, reg(fleet.RegDeleting), aged(10*time.Second))
+		}, wake: 20 * time.Second},
+		"but not for long": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.host("1", 2)
+			s.runner("r", "a", "1", fleet.PhaseArmed, reg(fleet.RegDeleting), aged(30*time.Second))
+		}, want: []string{"delete r"}},
 		"an unused grant is taken back": {make: func(s *snap) {
 			s.pool("a", mac)
 			s.host("1", 2)

@@ -175,6 +175,9 @@ func (d *decision) surplus(m *matching) {
 			due := r.Since.Add(n.pool.limits.Surplus)
 			switch n.tier {
 			case tierArmed:
+				if r.Registration == fleet.RegDeleting {
+					continue // its mint is deleting an earlier one
+				}
 				d.plan.Disarms = append(d.plan.Disarms, fleet.Disarm{Runner: r.ID, Version: r.Version, Reason: "no job waits for it any more"})
 			case tierStandby:
 				if kept[n.pool]++; kept[n.pool] > n.pool.Standby {

@@ -34,7 +34,7 @@ func (s *Store) BeginMint(ctx context.Context, host fleet.HostID, id fleet.Runne
 		case r.Wanted != fleet.WantArmed || r.ArmedAt.IsZero() || // adopted: nobody granted it anything
 			r.Observed == fleet.ObservedGone:
 			return fmt.Errorf("runner %s: %w", id, fleet.ErrNoGrant)
-		case r.DeleteAfter.After(t.now):
+		case r.DeleteAfter.After(t.now) && r.Registration != fleet.RegNone && r.Registration != fleet.RegGone:
 			return fmt.Errorf("runner %s: its earlier registration is not deleted yet: %w", id, fleet.ErrLater)
 		case r.Registration == fleet.RegNone || r.Registration == fleet.RegGone:
 			next.Registration = next.Registration.Next(fleet.RegMint)

@@ -32,9 +32,11 @@ func (p gitHubPort) Register(ctx context.Context, scope fleet.Scope, name string
 }
 
 // tooEarly is how long after a registration was asked for its absence from GitHub's
-// list proves nothing: the request itself may take a minute, and the list lags by
-// seconds (github-aws-runners/terraform-aws-github-runner#4391).
-const tooEarly = 75 * time.Second
+// list proves nothing: the list lags by seconds
+// (github-aws-runners/terraform-aws-github-runner#4391). The job that waits for the
+// runner waits so long, too. One that GitHub makes later still can be given no job, since
+// nobody has its config, and is swept after its runner has ended.
+const tooEarly = 20 * time.Second
 
 // Unregister deletes a registration, found by name where its id was never known.
 // That there is none is success.

@@ -131,7 +131,7 @@ func (c *crashSite) backup() {
 }
 
 // mintCrashes leave runners behind whose earlier registration may exist, until GitHub's
-// list has proved for more than a minute that it does not. They share that minute.
+// list has proved for long enough that it does not. They share that time.
 func mintCrashes(c *crashSite) {
 	c.slots = 12
 	c.begin(host)
