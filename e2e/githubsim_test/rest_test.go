@@ -5,6 +5,8 @@ package githubsim_test
 import (
 	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -88,6 +90,10 @@ func TestEveryAnswerIsAsDescribed(t *testing.T) {
 	app("PATCH", "/app/hook/config", map[string]any{"secret": "new"}, 200)
 	app("DELETE", install, nil, 204)
 	s.delivered()
+	code := s.code()
+	s.do("POST", "/app-manifests/"+code+"/conversions", "", nil, 201)
+	s.do("POST", "/app-manifests/"+code+"/conversions", "", nil, 404)
+	app("GET", "/app", nil, 200)
 	s.rec.report(t, s.described(), []string{
 		"ping.", "installation.created", "installation.suspend", "installation.unsuspend", "installation.deleted",
 		"installation_repositories.added", "installation_repositories.removed", "workflow_job.queued", "workflow_job.waiting",
@@ -139,7 +145,7 @@ func (s *site) described() []string {
 	for path, item := range s.rec.schemas.spec.Paths.Map() {
 		for method, op := range item.Operations() {
 			switch name := method + " " + path; name {
-			case "POST /app-manifests/{code}/conversions", "PATCH /repos/{owner}/{repo}", "DELETE /repos/{owner}/{repo}":
+			case "PATCH /repos/{owner}/{repo}", "DELETE /repos/{owner}/{repo}":
 			default:
 				for code := range op.Responses.Map() {
 					if strings.HasPrefix(code, "2") {
@@ -169,4 +175,19 @@ func TestRecorderSeesWhatIsWrong(t *testing.T) {
 	if len(rec.problems) != 1 {
 		t.Errorf("problems are %v", rec.problems)
 	}
+}
+
+// code has GitHub's pages make an App and returns the code for its credentials.
+func (s *site) code() string {
+	s.t.Helper()
+	form := url.Values{"manifest": {`{"name":"made","url":"https://example.com","redirect_url":"http://127.0.0.1:1/created","hook_attributes":{"url":"https://example.com/webhook","active":false}}`}}
+	req := httptest.NewRequestWithContext(s.t.Context(), http.MethodPost, "/settings/apps", strings.NewReader(form.Encode()))
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	page := httptest.NewRecorder()
+	s.sim.Handler().ServeHTTP(page, req)
+	back, err := url.Parse(page.Header().Get("Location"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return back.Query().Get("code")
 }

@@ -56,7 +56,7 @@ func (s *Sim) controlHandler() http.Handler {
 		mux.HandleFunc("POST "+controlPrefix+path, func(w http.ResponseWriter, r *http.Request) { answerControl(w, r, v) })
 	}
 	get("app", func(*http.Request) (any, error) {
-		return App{s.opt.AppID, s.opt.AppSlug, s.appPEM.Reveal(), s.WebhookSecret().Reveal()}, nil
+		return App{s.opt.AppID, s.slug(), s.appPEM.Reveal(), s.WebhookSecret().Reveal()}, nil
 	})
 	get("state", func(*http.Request) (any, error) { return s.state(), nil })
 	get("runs", func(*http.Request) (any, error) { return s.Runs(), nil })
@@ -133,6 +133,12 @@ func (s *Sim) controlActions(post func(path string, v func(r *http.Request) (any
 		}
 		return object{}, s.SetWebhook(in.URL, secret.New(in.Secret))
 	})
+}
+
+func (s *Sim) slug() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.app.slug
 }
 
 func (s *Sim) state() State {

@@ -5,6 +5,7 @@ package githubsim
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/minifleet/minifleet/secret"
@@ -21,7 +22,7 @@ func (s *Sim) SetWebhook(url string, key secret.Text) error {
 		}
 	}
 	s.hooks.mu.Lock()
-	s.hooks.url = url
+	s.hooks.url, s.hooks.inactive = url, false
 	if !key.Empty() {
 		s.hooks.secret = key
 	}
@@ -103,7 +104,7 @@ func (s *Sim) ping() {
 	api, at := base+"/app/hook", stamp(time.Unix(1_700_000_000, 0))
 	s.hooks.send(outgoing{guid: newGUID(), event: "ping", body: marshal(object{
 		"zen": "Keep it logically awesome.", "hook_id": hookID, "hook": object{
-			"type": "App", "id": hookID, "name": "web", "active": true, "app_id": s.opt.AppID, "events": appEvents(),
+			"type": "App", "id": hookID, "name": "web", "active": true, "app_id": s.opt.AppID, "events": append([]string{}, s.app.events...),
 			"config":     object{"content_type": "json", "url": url, "insecure_ssl": "0", "secret": "********"},
 			"updated_at": at, "created_at": at, "url": api + "/config", "ping_url": api + "/pings", "deliveries_url": api + "/deliveries",
 		},
@@ -113,7 +114,7 @@ func (s *Sim) ping() {
 // emit sends an event of a repository, if an installation covers it. The caller holds mu.
 func (s *Sim) emit(event, action string, repo *repository, sender *account, payload object, out outgoing) {
 	in := s.installationFor(repo)
-	if in == nil || !in.suspendedAt.IsZero() {
+	if in == nil || !in.suspendedAt.IsZero() || !slices.Contains(s.app.events, event) {
 		return
 	}
 	base := s.base(nil)

@@ -17,6 +17,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	neturl "net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -36,13 +37,17 @@ type hookEngine struct {
 	mu     sync.Mutex // guards everything below
 	url    string
 	secret secret.Text
-	kind   bool
-	queue  []outgoing // kind mode
-	wake   chan struct{}
-	kept   []*delivery
-	nextID int64
-	active int // queued, delayed or under way
-	closed bool
+	// inactive hooks deliver nothing, as after a manifest that asks for that.
+	inactive bool
+	content  string // of deliveries; "" is json
+	insecure bool   // certificates are not checked
+	kind     bool
+	queue    []outgoing // kind mode
+	wake     chan struct{}
+	kept     []*delivery
+	nextID   int64
+	active   int // queued, delayed or under way
+	closed   bool
 }
 
 // outgoing is a delivery that is still to be made.
@@ -134,7 +139,7 @@ func (e *hookEngine) send(out outgoing) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.url == "" || e.closed {
+	if e.url == "" || e.inactive || e.closed {
 		return
 	}
 	if e.kind && out.delay == 0 {
@@ -174,7 +179,7 @@ func (e *hookEngine) launch(out outgoing) {
 // deliver makes one attempt and keeps its outcome.
 func (e *hookEngine) deliver(ctx context.Context, out outgoing) {
 	e.mu.Lock()
-	url, key := e.url, e.secret
+	url, key, form := e.url, e.secret, e.content == "form"
 	e.nextID++
 	d := &delivery{
 		Delivery: Delivery{
@@ -185,7 +190,13 @@ func (e *hookEngine) deliver(ctx context.Context, out outgoing) {
 	}
 	e.mu.Unlock()
 	e.sim.sent(out, d.DeliveredAt)
+	if form {
+		out.body = []byte("payload=" + neturl.QueryEscape(string(out.body)))
+	}
 	d.requestHeaders = e.headers(out, key)
+	if form {
+		d.requestHeaders["Content-Type"] = "application/x-www-form-urlencoded"
+	}
 	if out.failWith != 0 {
 		d.StatusCode, d.Status = out.failWith, statusText(out.failWith)
 	} else {

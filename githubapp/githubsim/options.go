@@ -68,6 +68,7 @@ type Timing struct {
 	InstallationToken  time.Duration // default 1 h
 	RunnerToken        time.Duration // default 50 min
 	DeliveryTimeout    time.Duration // default 10 s
+	ManifestCode       time.Duration // a code of the manifest flow can be exchanged for so long; default 1 h
 
 	ListLag       time.Duration // upper bound until a new runner is listed, twice the time until lists of runs show a new status; default 500 ms, none when Kind
 	BusyLag       time.Duration // upper bound until `busy` shows; default 2 s, none when Kind
@@ -85,6 +86,7 @@ func (t Timing) withDefaults(kind bool) Timing {
 	t.InstallationToken = cmp.Or(t.InstallationToken, time.Hour)
 	t.RunnerToken = cmp.Or(t.RunnerToken, 50*time.Minute)
 	t.DeliveryTimeout = cmp.Or(t.DeliveryTimeout, 10*time.Second)
+	t.ManifestCode = cmp.Or(t.ManifestCode, time.Hour)
 	if !kind {
 		t.ListLag = cmp.Or(t.ListLag, 500*time.Millisecond)
 		t.BusyLag = cmp.Or(t.BusyLag, 2*time.Second)

@@ -61,13 +61,15 @@ func (s *Sim) routes() http.Handler {
 	rest.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
 		s.serveREST(w, req, route{access: anyone, serve: func(*call) *answer { return notFound() }})
 	})
-	control, service := s.controlHandler(), s.serviceHandler()
+	control, service, pages := s.controlHandler(), s.serviceHandler(), s.webPages()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch path := r.URL.Path; {
 		case strings.HasPrefix(path, controlPrefix):
 			control.ServeHTTP(w, r)
 		case strings.HasPrefix(path, servicePrefix):
 			s.serveService(w, r, service)
+		case isPage(path):
+			pages.ServeHTTP(w, r)
 		default:
 			http.StripPrefix(strings.TrimSuffix(apiPrefix(path), "/"), rest).ServeHTTP(w, r)
 		}

@@ -13,6 +13,7 @@ import (
 func (s *Sim) appRoutes() []route {
 	return []route{
 		{"GET /app", appOnly, false, under(func(c *call) *answer { return ok(s.appView(c.base)) })},
+		{"POST /app-manifests/{code}/conversions", anyone, false, s.convertManifest},
 		{"GET /app/installations", appOnly, false, under(s.listInstallations)},
 		{"GET /app/installations/{id}", appOnly, false, under(s.getInstallation)},
 		{"DELETE /app/installations/{id}", appOnly, false, under(s.deleteInstallation)},

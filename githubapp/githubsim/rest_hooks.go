@@ -4,6 +4,7 @@ package githubsim
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -24,7 +25,10 @@ func (s *Sim) hookRoutes() []route {
 func (s *Sim) getHookConfig(*call) *answer {
 	s.hooks.mu.Lock()
 	defer s.hooks.mu.Unlock()
-	body := object{"content_type": "json", "insecure_ssl": "0", "secret": "********"}
+	body := object{"content_type": orString(s.hooks.content, "json"), "insecure_ssl": "0", "secret": "********"}
+	if s.hooks.insecure {
+		body["insecure_ssl"] = "1"
+	}
 	if s.hooks.url != "" {
 		body["url"] = s.hooks.url
 	}
@@ -33,11 +37,19 @@ func (s *Sim) getHookConfig(*call) *answer {
 
 func (s *Sim) patchHookConfig(c *call) *answer {
 	var in struct {
-		URL    string `json:"url"`
-		Secret string `json:"secret"`
+		URL         string `json:"url"`
+		Secret      string `json:"secret"`
+		ContentType string `json:"content_type"`
+		InsecureSSL any    `json:"insecure_ssl"` // a string, or a number
 	}
 	if bad := c.decode(&in); bad != nil {
 		return bad
+	}
+	if in.ContentType != "" {
+		_ = s.SetHook("content_type", in.ContentType) // a field that there is
+	}
+	if in.InsecureSSL != nil {
+		_ = s.SetHook("insecure_ssl", fmt.Sprint(in.InsecureSSL))
 	}
 	if in.URL == "" {
 		s.hooks.mu.Lock()

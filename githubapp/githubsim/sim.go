@@ -55,6 +55,8 @@ type Sim struct {
 	runs     []*run
 	jobs     []*job
 	requests []Request
+	app      identity
+	grants   map[string]grant // by code of the manifest flow
 
 	runnerTokens map[string]*runner // by the token of their OAuth exchange
 	jobTokens    map[string]*job
@@ -76,7 +78,8 @@ func New(opt Options) (*Sim, error) {
 		opt: opt, timing: opt.Timing, log: opt.Log, rng: newRandom(opt.Seed), keys: newKeyPool(opt.KeyPool, opt.Prompt), timers: newTimers(),
 		appKey: key, appPEM: pemText, ctx: ctx, stop: stop, baseURL: strings.TrimSuffix(opt.BaseURL, "/"),
 		nextID: 100, changed: make(chan struct{}), accounts: map[string]*account{}, repos: map[string]*repository{},
-		tokens: map[string]*accessToken{}, usedJWTs: map[[32]byte]*usedJWT{},
+		tokens: map[string]*accessToken{}, usedJWTs: map[[32]byte]*usedJWT{}, grants: map[string]grant{},
+		app:          identity{slug: opt.AppSlug, name: opt.AppSlug, owner: "minifleet", permissions: defaultPermissions(), events: []string{"workflow_job", "workflow_run"}},
 		runnerTokens: map[string]*runner{}, jobTokens: map[string]*job{},
 	}
 	s.faults = &faults{rng: s.rng, rate: opt.FaultRate}

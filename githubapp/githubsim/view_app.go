@@ -8,15 +8,13 @@ import (
 	"time"
 )
 
-// events that the App subscribes to; the installation events come without.
-func appEvents() []string { return []string{"workflow_job", "workflow_run"} }
-
+// appView is the App. The caller holds mu.
 func (s *Sim) appView(base string) object {
 	return object{
-		"id": s.opt.AppID, "slug": s.opt.AppSlug, "node_id": nodeID("A", s.opt.AppID), "client_id": fmt.Sprintf("Iv1.%016x", s.opt.AppID),
-		"owner": s.account("minifleet", true).view(base), "name": s.opt.AppSlug, "description": nil, "external_url": base,
-		"html_url": base + "/apps/" + s.opt.AppSlug, "created_at": stamp(time.Unix(1_700_000_000, 0)), "updated_at": stamp(time.Unix(1_700_000_000, 0)),
-		"permissions": defaultPermissions(), "events": appEvents(), "installations_count": len(s.installs),
+		"id": s.opt.AppID, "slug": s.app.slug, "node_id": nodeID("A", s.opt.AppID), "client_id": fmt.Sprintf("Iv1.%016x", s.opt.AppID),
+		"owner": s.account(s.app.owner, !s.app.ownerIsUser).view(base), "name": s.app.name, "description": nil, "external_url": base,
+		"html_url": base + "/apps/" + s.app.slug, "created_at": stamp(time.Unix(1_700_000_000, 0)), "updated_at": stamp(time.Unix(1_700_000_000, 0)),
+		"permissions": maps.Clone(s.app.permissions), "events": append([]string{}, s.app.events...), "installations_count": len(s.installs),
 	}
 }
 
@@ -29,8 +27,8 @@ func (in *installation) view(s *Sim, base string) object {
 	v := object{
 		"id": in.id, "account": in.account.view(base), "repository_selection": in.selection(), "html_url": html,
 		"access_tokens_url": fmt.Sprintf("%s/app/installations/%d/access_tokens", base, in.id), "repositories_url": base + "/installation/repositories",
-		"app_id": s.opt.AppID, "app_slug": s.opt.AppSlug, "target_id": in.account.id, "target_type": kind,
-		"permissions": maps.Clone(in.permissions), "events": appEvents(), "created_at": stamp(in.createdAt), "updated_at": stamp(in.updatedAt),
+		"app_id": s.opt.AppID, "app_slug": s.app.slug, "target_id": in.account.id, "target_type": kind,
+		"permissions": maps.Clone(in.permissions), "events": append([]string{}, s.app.events...), "created_at": stamp(in.createdAt), "updated_at": stamp(in.updatedAt),
 		"single_file_name": nil, "has_multiple_single_files": false, "single_file_paths": []string{}, "suspended_by": nil, "suspended_at": nil,
 	}
 	if !in.suspendedAt.IsZero() {
