@@ -34,6 +34,7 @@ type commands struct {
 	Pool   poolCommand   `cmd:"" help:"Roll out the images of pools, and go back."`
 	Host   hostCommand   `cmd:"" help:"Add hosts to the site and remove them."`
 	Backup backupCommand `cmd:"" help:"Copy the database while the controller runs."`
+	Setup  setupCommand  `cmd:"" help:"Make a GitHub App for this site, or verify one."`
 	Config configCommand `cmd:"" help:"Check a configuration file, or list its keys."`
 	Image  imageCommand  `cmd:"" help:"Publish images to a bucket or a folder, and look after them."`
 
