@@ -26,6 +26,13 @@ const (
 	DeliveryLost   FaultKind = "delivery-lost"   // the event is never sent, and leaves no trace
 	DeliveryFailed FaultKind = "delivery-failed" // kept as failed with Status (default 502), not sent; redelivery works
 	DeliveryLate   FaultKind = "delivery-late"   // sent after Delay
+	// DeliveryBare is DeliveryFailed whose payload GitHub does not show.
+	DeliveryBare FaultKind = "delivery-bare"
+	// DeliveryThrottled is DeliveryFailed that was held back instead of being sent.
+	DeliveryThrottled FaultKind = "delivery-throttled"
+	// DeliverySwallowed is kept as answered with 200, and was not sent: somebody before
+	// the receiver has said yes.
+	DeliverySwallowed FaultKind = "delivery-swallowed"
 )
 
 // Fault is one piece of misbehaviour. Empty conditions match everything.
@@ -44,7 +51,7 @@ func (f Fault) onDelivery() bool { return strings.HasPrefix(string(f.Kind), "del
 // Validate reports what is wrong with the fault.
 func (f Fault) Validate() error {
 	switch f.Kind {
-	case FaultStatus, FaultRetryAfter, FaultTimeoutAfterSuccess, FaultDrop, FaultDelay, DeliveryLost, DeliveryFailed, DeliveryLate:
+	case FaultStatus, FaultRetryAfter, FaultTimeoutAfterSuccess, FaultDrop, FaultDelay, DeliveryLost, DeliveryFailed, DeliveryLate, DeliveryBare, DeliveryThrottled, DeliverySwallowed:
 	default:
 		return fmt.Errorf("fault kind %q is not known", f.Kind)
 	}

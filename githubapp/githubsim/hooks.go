@@ -58,7 +58,7 @@ type outgoing struct {
 	job, run            int64
 	delay               time.Duration
 	repeat, redelivery  bool
-	failWith            int // misbehaviour: recorded with this status, never sent
+	kept                *Fault // misbehaviour: recorded as it says, never sent
 }
 
 // delivery is one attempt, as kept.
@@ -68,6 +68,8 @@ type delivery struct {
 	requestHeaders  map[string]string
 	responseHeaders map[string]string
 	response        string
+	throttledAt     time.Time
+	bare            bool // its payload is not shown
 }
 
 const keptDeliveries = 20_000
@@ -132,10 +134,10 @@ func (e *hookEngine) send(out outgoing) {
 	case fault == nil:
 	case fault.Kind == DeliveryLost:
 		return // as on GitHub: there is no trace of an event that was never sent
-	case fault.Kind == DeliveryFailed:
-		out.failWith = cmp.Or(fault.Status, http.StatusBadGateway)
 	case fault.Kind == DeliveryLate:
 		out.delay = fault.Delay
+	default:
+		out.kept = fault
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -197,10 +199,16 @@ func (e *hookEngine) deliver(ctx context.Context, out outgoing) {
 	if form {
 		d.requestHeaders["Content-Type"] = "application/x-www-form-urlencoded"
 	}
-	if out.failWith != 0 {
-		d.StatusCode, d.Status = out.failWith, statusText(out.failWith)
-	} else {
+	switch f := out.kept; {
+	case f == nil:
 		e.post(ctx, url, out.body, d)
+	case f.Kind == DeliverySwallowed:
+		d.StatusCode, d.Status = http.StatusOK, "OK"
+	case f.Kind == DeliveryThrottled:
+		d.StatusCode, d.Status, d.throttledAt = http.StatusTooManyRequests, "throttled", d.DeliveredAt
+	default:
+		d.StatusCode, d.bare = cmp.Or(f.Status, http.StatusBadGateway), f.Kind == DeliveryBare
+		d.Status = statusText(d.StatusCode)
 	}
 	d.Duration = time.Since(d.DeliveredAt)
 	if ctx.Err() != nil {
@@ -274,18 +282,38 @@ func statusText(code int) string {
 // redeliver sends a kept delivery again, under its GUID.
 func (e *hookEngine) redeliver(id int64) bool {
 	e.mu.Lock()
-	i := slices.IndexFunc(e.kept, func(d *delivery) bool { return d.ID == id })
-	if i < 0 {
-		e.mu.Unlock()
+	d := e.find(id)
+	e.mu.Unlock()
+	if d == nil {
 		return false
 	}
-	d := e.kept[i]
-	e.mu.Unlock()
 	e.send(outgoing{
 		guid: d.GUID, event: d.Event, action: d.Action, body: []byte(d.Payload), install: d.install, repo: d.repo,
 		job: d.JobID, run: d.RunID, redelivery: true,
 	})
 	return true
+}
+
+// find returns a kept delivery that GitHub's list still has. The caller holds mu.
+func (e *hookEngine) find(id int64) *delivery {
+	i := slices.IndexFunc(e.kept, func(d *delivery) bool { return d.ID == id })
+	if i < 0 || e.expired(e.kept[i]) {
+		return nil
+	}
+	return e.kept[i]
+}
+
+func (e *hookEngine) expired(d *delivery) bool {
+	return time.Since(d.DeliveredAt) > e.sim.timing.DeliveriesKept
+}
+
+// listed returns what GitHub's list has, the newest first. What is in it does not change.
+func (e *hookEngine) listed() []*delivery {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	out := slices.DeleteFunc(slices.Clone(e.kept), e.expired)
+	slices.SortFunc(out, func(a, b *delivery) int { return int(b.ID - a.ID) })
+	return out
 }
 
 // all returns copies of the kept deliveries, oldest first.

@@ -51,6 +51,10 @@ type Options struct {
 	Faults     []Fault // injected from the start
 	KeyPool    int     // RSA keys kept ready for JIT configs; default 4
 
+	// OldServer leaves out what older Enterprise Servers do not know: the filter of
+	// deliveries by status, which they ignore.
+	OldServer bool
+
 	WebhookClient *http.Client // sends deliveries; default: a client of the Sim's own
 	Log           *slog.Logger // default: discards
 }
@@ -69,6 +73,7 @@ type Timing struct {
 	RunnerToken        time.Duration // default 50 min
 	DeliveryTimeout    time.Duration // default 10 s
 	ManifestCode       time.Duration // a code of the manifest flow can be exchanged for so long; default 1 h
+	DeliveriesKept     time.Duration // in GitHub's list of them; default 72 h
 
 	ListLag       time.Duration // upper bound until a new runner is listed, twice the time until lists of runs show a new status; default 500 ms, none when Kind
 	BusyLag       time.Duration // upper bound until `busy` shows; default 2 s, none when Kind
@@ -87,6 +92,7 @@ func (t Timing) withDefaults(kind bool) Timing {
 	t.RunnerToken = cmp.Or(t.RunnerToken, 50*time.Minute)
 	t.DeliveryTimeout = cmp.Or(t.DeliveryTimeout, 10*time.Second)
 	t.ManifestCode = cmp.Or(t.ManifestCode, time.Hour)
+	t.DeliveriesKept = cmp.Or(t.DeliveriesKept, 72*time.Hour)
 	if !kind {
 		t.ListLag = cmp.Or(t.ListLag, 500*time.Millisecond)
 		t.BusyLag = cmp.Or(t.BusyLag, 2*time.Second)

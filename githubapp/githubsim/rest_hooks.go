@@ -6,8 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/minifleet/minifleet/secret"
 )
@@ -63,29 +63,34 @@ func (s *Sim) patchHookConfig(c *call) *answer {
 	return s.getHookConfig(c)
 }
 
+// cursorPrefix makes a cursor something else than the id of a delivery, as GitHub's is.
+const cursorPrefix = "v1_"
+
 // listDeliveries pages by cursor, newest first, as GitHub does.
 func (s *Sim) listDeliveries(c *call) *answer {
-	kept := s.hooks.all()
-	slices.SortFunc(kept, func(a, b delivery) int { return int(b.ID - a.ID) })
 	q := c.URL.Query()
 	before := int64(0)
 	if cursor := q.Get("cursor"); cursor != "" {
-		n, err := strconv.ParseInt(cursor, 10, 64)
-		if err != nil {
+		n, err := strconv.ParseInt(strings.TrimPrefix(cursor, cursorPrefix), 10, 64)
+		if err != nil || !strings.HasPrefix(cursor, cursorPrefix) {
 			return invalid("Invalid cursor")
 		}
 		before = n
 	}
+	filter := q.Get("status")
+	if s.opt.OldServer {
+		filter = ""
+	}
 	size := min(max(c.intQuery("per_page", 30), 1), 100)
 	list, header := []object{}, http.Header{}
-	for _, d := range kept {
+	for _, d := range s.hooks.listed() {
 		failed := d.StatusCode >= 400
-		switch status := q.Get("status"); {
-		case before != 0 && d.ID >= before, status == "success" && failed, status == "failure" && !failed:
+		switch {
+		case before != 0 && d.ID >= before, filter == "success" && failed, filter == "failure" && !failed:
 			continue
 		case len(list) == size:
 			u := *c.URL
-			q.Set("cursor", strconv.FormatInt(list[size-1]["id"].(int64), 10))
+			q.Set("cursor", cursorPrefix+strconv.FormatInt(list[size-1]["id"].(int64), 10))
 			u.RawQuery = q.Encode()
 			header.Set("Link", "<"+c.base+u.RequestURI()+`>; rel="next"`)
 			return &answer{status: http.StatusOK, list: list, header: header}
@@ -95,7 +100,7 @@ func (s *Sim) listDeliveries(c *call) *answer {
 	return &answer{status: http.StatusOK, list: list, header: header}
 }
 
-func (d delivery) view() object {
+func (d *delivery) view() object {
 	v := object{
 		"id": d.ID, "guid": d.GUID, "delivered_at": d.DeliveredAt.UTC().Format("2006-01-02T15:04:05.000Z"), "redelivery": d.Redelivery,
 		"duration": float64(d.Duration.Milliseconds()) / 1000, "status": d.Status, "status_code": d.StatusCode, "event": d.Event,
@@ -107,27 +112,25 @@ func (d delivery) view() object {
 	if d.repo != 0 {
 		v["repository_id"] = d.repo
 	}
+	if !d.throttledAt.IsZero() {
+		v["throttled_at"] = stamp(d.throttledAt)
+	}
 	return v
 }
 
-func (s *Sim) delivery(c *call) *delivery {
-	id := c.idPath("id")
-	for _, d := range s.hooks.all() {
-		if d.ID == id {
-			return &d
-		}
-	}
-	return nil
-}
-
 func (s *Sim) getDelivery(c *call) *answer {
-	d := s.delivery(c)
+	s.hooks.mu.Lock()
+	d := s.hooks.find(c.idPath("id"))
+	s.hooks.mu.Unlock()
 	if d == nil {
 		return notFound()
 	}
 	v := d.view()
 	v["url"] = ""
 	v["request"] = object{"headers": d.requestHeaders, "payload": json.RawMessage(d.Payload)}
+	if d.bare {
+		v["request"] = object{"headers": nil, "payload": nil}
+	}
 	v["response"] = object{"headers": d.responseHeaders, "payload": d.response}
 	return ok(v)
 }
