@@ -64,3 +64,23 @@ type Installation struct {
 	Suspended bool
 	Deleted   bool
 }
+
+// Attempt is one attempt of GitHub's to deliver, as its list of the App's deliveries shows
+// it. Attempts of one delivery share its GUID.
+type Attempt struct {
+	ID            int64
+	GUID          string
+	Event, Action string
+	At            time.Time // by GitHub's clock
+	OK            bool      // the receiver answered 2xx
+	Redelivery    bool      // it was asked for
+}
+
+// Pulled is a delivery that was read from GitHub instead of being pushed by it.
+type Pulled struct {
+	GUID, Event string
+	TargetType  string // as in the headers that it had, or would have had
+	TargetID    int64
+	ContentType string // "" means application/json
+	Payload     []byte // nil: GitHub does not give it
+}

@@ -75,6 +75,7 @@ type App struct {
 	owned    *http.Transport // nil if the transport is another's
 	slots    chan struct{}   // one for each request under way
 	rates    rates
+	answers  answers
 	self     *github.Client // signed in as the App itself
 	lookups  keyedLock
 	grouping keyedLock
@@ -124,7 +125,7 @@ func New(c Config) (*App, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.self, err = a.client(tr)
+	a.self, err = a.client(tr, 0)
 	return a, err
 }
 
@@ -147,9 +148,11 @@ func (a *App) appTransport(installationID int64) (*ghinstallation.AppsTransport,
 	return tr, nil
 }
 
-// client returns a client that sends through tr.
-func (a *App) client(tr http.RoundTripper) (*github.Client, error) {
-	c := github.NewClient(&http.Client{Transport: tr, CheckRedirect: sameHost})
+// client returns a client that sends through tr, as an installation or, if that is 0, as
+// the App itself.
+func (a *App) client(tr http.RoundTripper, installationID int64) (*github.Client, error) {
+	metered := &meter{next: tr, answers: &a.answers, installation: installationID}
+	c := github.NewClient(&http.Client{Transport: metered, CheckRedirect: sameHost})
 	u, err := url.Parse(a.base + "/") // a relative path keeps the base's only after a slash
 	if err != nil {
 		return nil, fmt.Errorf("base URL %s: %w", a.base, err)

@@ -60,6 +60,29 @@ func (a *App) Installations(ctx context.Context) ([]fleet.Installation, error) {
 	return out, nil
 }
 
+// Repositories lists the repositories that the installation of a scope covers, without
+// those that are archived or disabled: nothing runs there.
+func (a *App) Repositories(ctx context.Context, scope fleet.Scope) ([]fleet.Scope, error) {
+	var out []fleet.Scope
+	err := a.pagesAt(remembered(ctx), scope, "list the repositories of "+scope.String(), func(ctx context.Context, c *github.Client, page github.ListOptions) (*github.Response, error) {
+		list, resp, err := c.Apps.ListRepos(ctx, &page)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range list.Repositories {
+			repo, err := fleet.ParseScope(r.GetFullName())
+			if err == nil && repo.Repo != "" && !r.GetArchived() && !r.GetDisabled() {
+				out = append(out, repo)
+			}
+		}
+		return resp, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // InstallationID returns the id of the installation that a scope belongs to.
 func (a *App) InstallationID(ctx context.Context, scope fleet.Scope) (int64, error) {
 	in, err := a.installationOf(ctx, scope)
@@ -95,7 +118,7 @@ func (a *App) installationOf(ctx context.Context, scope fleet.Scope) (*installat
 	if in, absent := a.cached(scope); in != nil || absent != nil { // another has looked meanwhile
 		return in, absent
 	}
-	id, err := a.lookUp(ctx, scope)
+	id, err := a.lookUp(fleet.WithMeter(ctx, nil), scope) // the App's own affair
 	if err != nil && !errors.Is(err, ErrNotInstalled) {
 		return nil, err
 	}
@@ -138,7 +161,7 @@ func (a *App) installation(id int64) (*installation, error) {
 	}
 	tr := ghinstallation.NewFromAppsTransport(apps, id)
 	tr.BaseURL = a.base
-	client, err := a.client(tr)
+	client, err := a.client(tr, id)
 	if err != nil {
 		return nil, err
 	}

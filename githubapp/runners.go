@@ -28,7 +28,7 @@ type Runner struct {
 // false. GitHub's list lags, and while it changes an entry can be missing or come
 // twice: that a runner is absent from one listing proves nothing.
 func (a *App) ListRunners(ctx context.Context, scope fleet.Scope, yield func(Runner) bool) error {
-	return a.runners(ctx, scope, fmt.Sprintf("list runners of %s", scope), nil, yield)
+	return a.runners(remembered(ctx), scope, fmt.Sprintf("list runners of %s", scope), nil, yield)
 }
 
 // FindRunner returns the registration of a name, in any case as GitHub compares

@@ -24,6 +24,8 @@ const (
 	maxAnswer = 8 << 20
 )
 
+var errAnswerSize = fmt.Errorf("the answer is larger than %d MB", maxAnswer>>20)
+
 // transport is below whatever signs the requests of one installation, or of the
 // App itself. It reads each answer whole, so that no body can be endless or be
 // left open, turns answers about limits into errors, and notes the rates.
@@ -60,7 +62,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("read the answer: %w", err)
 	}
 	if len(body) > maxAnswer {
-		return nil, fmt.Errorf("the answer is larger than %d MB", maxAnswer>>20)
+		return nil, errAnswerSize
 	}
 	if resp.StatusCode >= 300 && resp.StatusCode < 500 {
 		mark.notSent() // it was, and GitHub has refused it
