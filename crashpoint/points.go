@@ -37,6 +37,8 @@ const (
 	InstallationsListed              // GitHub's list of installations was read, not stored
 	InstallationsStored              // it is stored, early deliveries were not taken again
 	JobsListed                       // GitHub's list of a repository's jobs was read, nothing of it is stored
+	DeliveryPulled                   // a delivery was read from GitHub and stored, how far that has come is not
+	RedeliveryAsked                  // GitHub was asked for a delivery again, which is not noted
 	HostRemoved                      // a host is removed, its operator was not told
 
 	FileWritten       // a file of the state folder is whole, not in its place
@@ -157,6 +159,8 @@ func names() []string {
 		InstallationsListed: "minifleet.installs.listed",
 		InstallationsStored: "minifleet.installs.stored",
 		JobsListed:          "reconcile.jobs.listed",
+		DeliveryPulled:      "catchup.delivery.pulled",
+		RedeliveryAsked:     "catchup.delivery.asked",
 		HostRemoved:         "admin.host.removed",
 
 		FileWritten:       "agent.file.written",

@@ -116,7 +116,8 @@ func (f *failures) add(err error) {
 // hopeless reports whether it makes no sense to go on asking after them.
 func (f failures) hopeless(ctx context.Context) bool {
 	_, limited := errors.AsType[*fleet.RateLimited](f.joined())
-	return limited || ctx.Err() != nil || len(f) >= maxFailures
+	_, over := putOff(f.joined())
+	return limited || over || ctx.Err() != nil || len(f) >= maxFailures
 }
 
 func (f failures) joined() error { return errors.Join(f...) }
@@ -131,7 +132,7 @@ func (w *watcher) ask(ctx context.Context, doubtful []fleet.Job) error {
 		byRepo[repo] = append(byRepo[repo], j)
 	}
 	for repo, jobs := range byRepo {
-		c := w.chores["jobs of "+repo.Key()]
+		c := w.chores[jobsOf(repo)]
 		if !w.serves(repo) {
 			continue
 		}

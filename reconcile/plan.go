@@ -4,6 +4,7 @@ package reconcile
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/minifleet/minifleet/fleet"
@@ -21,13 +22,14 @@ const (
 // plan gathers what there is to look at: the registrations of each scope, and the
 // repositories that pools name, that have jobs in the books, or that were heard of
 // lately. What is new in it was told of just now and can wait; at the start nothing
-// can.
+// can. Of the other repositories of an organization nothing was ever heard, or not for
+// long: they come after these, spread over a while.
 func (w *watcher) plan(ctx context.Context, now time.Time, open []fleet.Job) error {
 	heard, err := w.c.Store.Repositories(ctx, w.owner, now.Add(-remembered))
 	if err != nil {
 		return err
 	}
-	first := w.planned.IsZero()
+	first := w.chores[registrationsOf(w.scopes[0])] == nil
 	w.planned = now
 	wanted := map[string]bool{}
 	add := func(what string, every time.Duration, jobs bool, look func(context.Context) (time.Time, error)) {
@@ -35,7 +37,7 @@ func (w *watcher) plan(ctx context.Context, now time.Time, open []fleet.Job) err
 		c := w.chores[what]
 		if c == nil {
 			c = &chore{what: what, jobs: jobs, look: look, next: now}
-			if !first {
+			if !first && jobs {
 				c.next = now.Add(every)
 			}
 			w.chores[what] = c
@@ -43,28 +45,37 @@ func (w *watcher) plan(ctx context.Context, now time.Time, open []fleet.Job) err
 		c.every = every
 		c.next = earlier(c.next, now.Add(every))
 	}
-	repository := func(repo fleet.Scope, every time.Duration) {
+	repository := func(repo fleet.Scope, every time.Duration, jobs bool) {
 		var absent suspects
-		if what := "jobs of " + repo.Key(); !wanted[what] && w.serves(repo) {
-			add(what, every, true, func(ctx context.Context) (time.Time, error) { return w.look(ctx, repo, &absent) })
+		if what := jobsOf(repo); !wanted[what] && w.serves(repo) {
+			add(what, every, jobs, func(ctx context.Context) (time.Time, error) { return w.look(ctx, repo, &absent) })
 		}
 	}
 	for _, s := range w.scopes {
 		var odd suspects
-		add("registrations of "+s.Key(), w.c.Every, false, func(ctx context.Context) (time.Time, error) { return w.sweep(ctx, s, &odd) })
+		add(registrationsOf(s), w.c.Every, false, func(ctx context.Context) (time.Time, error) { return w.sweep(ctx, s, &odd) })
 		if s.Repo != "" {
-			repository(s, w.c.Every)
+			repository(s, w.c.Every, true)
+		} else {
+			add("repositories of "+s.Key(), coldFactor*w.c.Every, false, func(ctx context.Context) (time.Time, error) { return time.Time{}, w.cover(ctx, s) })
 		}
 	}
 	for _, j := range open {
-		repository(fleet.Scope{Owner: j.Owner, Repo: j.Repo}, w.c.Every)
+		repository(fleet.Scope{Owner: j.Owner, Repo: j.Repo}, w.c.Every, true)
 	}
 	for repo, at := range heard {
 		every := w.c.Every
 		if now.Sub(at) > hot {
 			every *= coldFactor
 		}
-		repository(repo, every)
+		repository(repo, every, true)
+	}
+	for i, repo := range w.covered {
+		known := w.chores[jobsOf(repo)] != nil
+		repository(repo, coldFactor*w.c.Every, false)
+		if c := w.chores[jobsOf(repo)]; !known && c != nil {
+			c.next = now.Add(patience * w.c.Every * time.Duration(i) / time.Duration(len(w.covered)))
+		}
 	}
 	for what := range w.chores {
 		if !wanted[what] {
@@ -72,6 +83,21 @@ func (w *watcher) plan(ctx context.Context, now time.Time, open []fleet.Job) err
 		}
 	}
 	w.refresh()
+	return nil
+}
+
+func jobsOf(repo fleet.Scope) string           { return "jobs of " + repo.Key() }
+func registrationsOf(scope fleet.Scope) string { return "registrations of " + scope.Key() }
+
+// cover reads which repositories the installation covers, for the next plan, which is made
+// at once.
+func (w *watcher) cover(ctx context.Context, scope fleet.Scope) error {
+	all, err := w.c.GitHub.Covered(ctx, scope)
+	if err != nil {
+		return err
+	}
+	w.covered = slices.DeleteFunc(all, func(repo fleet.Scope) bool { return !w.serves(repo) })
+	w.planned = time.Time{}
 	return nil
 }
 

@@ -34,11 +34,14 @@ type Store interface {
 }
 
 // GitHub answers questions. Its errors are those of package fleet; whatever it lists
-// is complete as far as GitHub's lists are, or an error.
+// is complete as far as GitHub's lists are, or an error. Each call is made by the meter of
+// its context.
 type GitHub interface {
 	// ActiveJobs returns the jobs of a repository's runs that are queued or in progress.
 	ActiveJobs(ctx context.Context, repo fleet.Scope) ([]fleet.JobNews, error)
 	Job(ctx context.Context, repo fleet.Scope, id fleet.JobID) (fleet.JobNews, bool, error)
+	// Covered returns the repositories that the installation of a scope covers.
+	Covered(ctx context.Context, scope fleet.Scope) ([]fleet.Scope, error)
 	Registrations(ctx context.Context, scope fleet.Scope) ([]fleet.Listed, error)
 	Registration(ctx context.Context, scope fleet.Scope, id int64) (fleet.Listed, bool, error)
 	Unregister(ctx context.Context, ref fleet.RegistrationRef) error
@@ -56,6 +59,9 @@ type Config struct {
 	// Every is the time between two looks at a repository of which something was heard
 	// lately, and at the registrations of a scope. 0 means 5 min.
 	Every time.Duration
+	// Percent is the share of each installation's rate limit that all of this may take. 0
+	// means 30. Where that is too little, everything is looked at less often.
+	Percent int
 	// Absence is how long something has to be missing, at every look, before it counts
 	// as gone: one answer of GitHub's proves nothing. 0 means 3 min.
 	Absence time.Duration
@@ -76,6 +82,7 @@ type Reconciler struct {
 
 // New returns a Reconciler that Run starts.
 func New(c Config) *Reconciler {
+	c.Percent = cmp.Or(c.Percent, 30)
 	c.Every, c.Absence, c.HostDeadline = cmp.Or(c.Every, 5*time.Minute), cmp.Or(c.Absence, 3*time.Minute), cmp.Or(c.HostDeadline, time.Minute)
 	if c.Wake == nil {
 		c.Wake = func() {}
@@ -90,7 +97,7 @@ func New(c Config) *Reconciler {
 			owner := strings.ToLower(s.Owner)
 			w := byOwner[owner]
 			if w == nil {
-				w = &watcher{Reconciler: r, owner: owner, chores: map[string]*chore{}, wrong: map[string]bool{}}
+				w = &watcher{Reconciler: r, owner: owner, chores: map[string]*chore{}, wrong: map[string]bool{}, budget: &budget{share: float64(c.Percent) / 100}}
 				byOwner[owner] = w
 				r.watchers = append(r.watchers, w)
 			}
@@ -138,6 +145,7 @@ type watcher struct {
 	*Reconciler
 	owner  string
 	scopes []fleet.Scope // of the pools
+	budget *budget
 	fresh  atomic.Bool
 
 	// Of the one goroutine that runs it:
@@ -147,6 +155,9 @@ type watcher struct {
 	asked    map[fleet.JobID]time.Time // when jobs in doubt were asked for
 	askAfter time.Time                 // no single job is asked for before: that went wrong
 	wrong    map[string]bool           // what goes wrong, and is in the log
+	covered  []fleet.Scope             // the repositories of the installation that a pool serves
+	held     bool                      // a look was put off for the budget
+	late     bool                      // so much that the log says so
 }
 
 // breath is the shortest time between two looks at the books. What is in doubt is so
@@ -198,21 +209,49 @@ func (w *watcher) step(ctx context.Context) (next time.Time) {
 		next = earlier(next, w.askAfter)
 	default:
 		w.forgetAsked(jobs)
-		err := w.ask(ctx, ask)
-		if w.note(ctx, "asking for jobs in doubt", err); err != nil {
+		err := w.ask(fleet.WithMeter(ctx, w.budget.doubts()), ask)
+		until, over := putOff(err)
+		switch {
+		case over:
+			w.askAfter = until
+		case err != nil:
 			w.askAfter = now.Add(time.Minute)
+		}
+		if !over {
+			w.note(ctx, "asking for jobs in doubt", err)
 		}
 		return now // the books are others now
 	}
-	c := w.due()
+	next = earlier(next, w.planned.Add(w.c.Every))
+	c := w.due(now)
 	if c == nil {
-		return earlier(next, w.planned.Add(w.c.Every))
+		return next
 	}
 	if c.next.After(now) {
-		return earlier(earlier(next, w.planned.Add(w.c.Every)), c.next)
+		return earlier(next, c.next)
 	}
+	if ready := w.budget.ready(now); ready.After(now) {
+		w.held = true
+		return earlier(next, ready)
+	}
+	w.punctual(now, c)
 	w.do(ctx, c)
 	return now
+}
+
+// punctual says in the log when looks come much later than they are meant to because of
+// the budget, and when they do no more.
+func (w *watcher) punctual(now time.Time, c *chore) {
+	behind := now.Sub(c.next)
+	switch {
+	case !c.done || w.late && behind > c.every/4:
+	case w.late:
+		w.late, w.held = false, false
+		w.c.Log.Info("GitHub's lists are read as often as configured again", "owner", w.owner)
+	case w.held && behind > c.every:
+		w.late = true
+		w.c.Log.Warn("GitHub's lists are read less often than configured, to keep to the share of its rate limit", "owner", w.owner, "what", c.what, "late", behind.Round(time.Second))
+	}
 }
 
 // askedAt is when a job was last asked for.
@@ -252,25 +291,39 @@ type chore struct {
 	fails bool // and the log says so
 }
 
-// due returns the chore that comes first.
-func (w *watcher) due() *chore {
+// due returns the chore that comes first: of those that are late, the one that is so by
+// most of its own period, so that where there is too much to do all are late alike.
+func (w *watcher) due(now time.Time) *chore {
 	var first *chore
 	for _, c := range w.chores {
-		if first == nil || c.next.Before(first.next) || c.next.Equal(first.next) && c.what < first.what {
+		if first == nil || c.before(first, now) {
 			first = c
 		}
 	}
 	return first
 }
 
+func (c *chore) before(d *chore, now time.Time) bool {
+	late, later := now.Sub(c.next), now.Sub(d.next)
+	if late < 0 || later < 0 {
+		return c.next.Before(d.next) || c.next.Equal(d.next) && c.what < d.what
+	}
+	a, b := float64(late)/float64(c.every), float64(later)/float64(d.every)
+	return a > b || a == b && (c.every < d.every || c.every == d.every && c.what < d.what)
+}
+
 // do carries out a chore. What GitHub refuses is asked again as if it had answered;
 // any other failure sooner.
 func (w *watcher) do(ctx context.Context, c *chore) {
-	again, err := c.look(ctx)
+	again, err := c.look(fleet.WithMeter(ctx, w.budget.looks()))
 	if ctx.Err() != nil {
 		return
 	}
 	now := time.Now()
+	if until, over := putOff(err); over { // what was read is not paid for again
+		c.next, w.held = until, true
+		return
+	}
 	c.next = now.Add(c.every)
 	if err == nil {
 		if !again.IsZero() {

@@ -42,6 +42,7 @@ type world struct {
 
 	jobs     map[fleet.JobID]fleet.JobNews // at GitHub
 	listed   map[fleet.JobID]bool          // of them; the others are in no list
+	covered  []fleet.Scope
 	regs     []fleet.Listed
 	hidden   map[int64]bool // registrations that the list lacks
 	fails    error          // of every call
@@ -159,6 +160,15 @@ func (w *world) Job(ctx context.Context, _ fleet.Scope, id fleet.JobID) (fleet.J
 	n, ok := w.jobs[id]
 	n.Asked = asked
 	return n, ok, w.broken[id]
+}
+
+func (w *world) Covered(ctx context.Context, scope fleet.Scope) ([]fleet.Scope, error) {
+	if err := w.call(ctx, "repositories %s", scope); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.covered), nil
 }
 
 func (w *world) Registrations(ctx context.Context, scope fleet.Scope) ([]fleet.Listed, error) {

@@ -25,6 +25,7 @@ func (s *Store) Prune(ctx context.Context, keep Retention) error {
 	}{
 		{"payloads", `UPDATE deliveries SET payload = NULL WHERE guid IN (SELECT guid FROM deliveries WHERE received_at < $1 AND payload IS NOT NULL LIMIT 500)`, keep.Payloads},
 		{"deliveries", `DELETE FROM deliveries WHERE guid IN (SELECT guid FROM deliveries WHERE received_at < $1 LIMIT 500)`, keep.History},
+		{"redeliveries", `DELETE FROM redeliveries WHERE guid IN (SELECT guid FROM redeliveries WHERE at < $1 LIMIT 500)`, keep.History},
 		{"jobs", `DELETE FROM jobs WHERE id IN (SELECT id FROM jobs WHERE state = 'completed' AND completed_at < $1 LIMIT 500)`, keep.History},
 		{"runs", `DELETE FROM runs WHERE heard_at < $1 AND id IN (SELECT id FROM runs WHERE heard_at < $1 LIMIT 500)`, keep.History},
 		{"mints", `DELETE FROM mints WHERE name IN (SELECT name FROM mints WHERE at < $1 AND runner NOT IN (SELECT id FROM runners WHERE is_over = 0) LIMIT 500)`, keep.History},

@@ -54,15 +54,20 @@ type repositoryPart struct {
 	FullName string `json:"full_name"`
 }
 
+// Handles reports whether deliveries of an event can mean anything here.
+func Handles(event string) bool {
+	switch event {
+	case "workflow_job", "workflow_run", "installation", "installation_repositories", "ping":
+		return true
+	default:
+		return false
+	}
+}
+
 // parse reads a payload. It depends on nothing else, so what it makes of a
 // delivery is the same whenever and however that comes.
 func parse(env Envelope) (reading, verdict) {
-	known := true
-	switch env.Event {
-	case "workflow_job", "workflow_run", "installation", "installation_repositories", "ping":
-	default:
-		known = false
-	}
+	known := Handles(env.Event)
 	payload, err := jsonPart(env)
 	var e event
 	if err == nil {

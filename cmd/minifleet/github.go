@@ -11,6 +11,7 @@ import (
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/githubapp"
 	"github.com/minifleet/minifleet/store"
+	"github.com/minifleet/minifleet/webhook"
 )
 
 // gitHubPort is the App as the domain sees it: its words, its errors.
@@ -89,6 +90,44 @@ func (p gitHubPort) Registration(ctx context.Context, scope fleet.Scope, id int6
 
 func listed(r githubapp.Runner) fleet.Listed {
 	return fleet.Listed{ID: r.ID, Name: r.Name, Online: r.Online, Busy: r.Busy}
+}
+
+// Covered lists the repositories that the installation of a scope covers.
+func (p gitHubPort) Covered(ctx context.Context, scope fleet.Scope) ([]fleet.Scope, error) {
+	list, err := p.app.Repositories(ctx, scope)
+	return list, inDomain(err)
+}
+
+// Deliveries returns a page of GitHub's list of the App's deliveries.
+func (p gitHubPort) Deliveries(ctx context.Context, cursor string) ([]fleet.Attempt, string, error) {
+	page, next, err := p.app.Deliveries(ctx, cursor)
+	return page, next, inDomain(err)
+}
+
+// Delivery reads what an attempt to deliver held.
+func (p gitHubPort) Delivery(ctx context.Context, of fleet.Attempt) (fleet.Pulled, bool, error) {
+	d, ok, err := p.app.Delivery(ctx, of)
+	return d, ok, inDomain(err)
+}
+
+// Redeliver asks for another attempt.
+func (p gitHubPort) Redeliver(ctx context.Context, of fleet.Attempt) (bool, error) {
+	ok, err := p.app.Redeliver(ctx, of)
+	return ok, inDomain(err)
+}
+
+// pulled takes deliveries that GitHub has shown instead of pushing them. That its API has
+// answered with them makes them authentic.
+type pulled struct{ hooks *webhook.Handler }
+
+func (p pulled) take(ctx context.Context, d fleet.Pulled) error {
+	_, err := p.hooks.Take(ctx, webhook.Envelope{
+		GUID: d.GUID, Event: d.Event, TargetType: d.TargetType, TargetID: d.TargetID, ContentType: d.ContentType, Payload: d.Payload,
+	})
+	if errors.Is(err, webhook.ErrEnvelope) {
+		return fmt.Errorf("%w: %w", fleet.ErrRefused, err)
+	}
+	return err
 }
 
 // inDomain adds the domain's name for an error of GitHub's.

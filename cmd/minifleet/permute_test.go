@@ -133,6 +133,8 @@ func (g truth) Job(_ context.Context, _ fleet.Scope, id fleet.JobID) (fleet.JobN
 	return fleet.JobNews{}, false, nil
 }
 
+func (g truth) Covered(context.Context, fleet.Scope) ([]fleet.Scope, error) { return nil, nil }
+
 func (g truth) Registrations(context.Context, fleet.Scope) ([]fleet.Listed, error) { return nil, nil }
 
 func (g truth) Registration(context.Context, fleet.Scope, int64) (fleet.Listed, bool, error) {

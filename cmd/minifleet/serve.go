@@ -23,6 +23,7 @@ import (
 
 	"github.com/minifleet/minifleet/admin"
 	"github.com/minifleet/minifleet/autoscaler"
+	"github.com/minifleet/minifleet/catchup"
 	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/githubapp"
@@ -87,6 +88,7 @@ type controller struct {
 	loop  *autoscaler.Loop
 	hooks *webhook.Handler
 	lists *reconcile.Reconciler
+	pulls *catchup.Puller
 	tags  *rollout.Tracker
 	// images finds what the tags name.
 	images *resolver
@@ -142,9 +144,10 @@ func newController(ctx context.Context, cfg settings, dir string, log *slog.Logg
 	c.lists = reconcile.New(reconcile.Config{
 		Store: c.store, GitHub: gitHubPort{c.app}, Learn: c.hooks.Learn, Pools: pools,
 		Ours:  func(name string) bool { return githubapp.OfSite(c.store.Site(), name) },
-		Every: cfg.Timing.Reconcile, Absence: cfg.Timing.Absence, HostDeadline: cfg.Timing.HostDeadline,
+		Every: cfg.Timing.Reconcile, Percent: cfg.GitHub.PollPercent, Absence: cfg.Timing.Absence, HostDeadline: cfg.Timing.HostDeadline,
 		Wake: c.loop.Wake, Log: log.With("part", "reconcile"),
 	})
+	c.pulls = c.puller()
 	agents := cfg.Agents.listener().in(dir)
 	pin := ""
 	if cfg.Agents.PinCertificate {
@@ -180,6 +183,9 @@ func newController(ctx context.Context, cfg settings, dir string, log *slog.Logg
 		{"agents", agents, fleetHosts.Routes},
 		{"admin", cfg.Admin.listener().in(dir), api.Routes},
 	} {
+		if d.name == "webhook" && cfg.GitHub.Deliveries == byPull {
+			continue
+		}
 		if err := c.open(ctx, d.name, d.at, d.routes); err != nil {
 			return nil, err
 		}
@@ -188,12 +194,14 @@ func newController(ctx context.Context, cfg settings, dir string, log *slog.Logg
 }
 
 func (c *controller) webhooks(pools []fleet.Pool) (*webhook.Handler, error) {
-	secrets := []secret.Text{c.cfg.GitHub.WebhookSecret}
-	if !c.cfg.GitHub.PreviousSecret.Empty() {
-		secrets = append(secrets, c.cfg.GitHub.PreviousSecret)
+	var secrets []secret.Text
+	for _, s := range []secret.Text{c.cfg.GitHub.WebhookSecret, c.cfg.GitHub.PreviousSecret} {
+		if !s.Empty() {
+			secrets = append(secrets, s)
+		}
 	}
 	return webhook.New(webhook.Config{
-		Secrets: secrets, AppID: c.cfg.GitHub.AppID, Store: ingest{c.store, c.app, c.installed}, Wake: c.loop.Wake, Log: c.log.With("part", "webhook"),
+		Secrets: secrets, Pulled: c.cfg.GitHub.Deliveries == byPull, AppID: c.cfg.GitHub.AppID, Store: ingest{c.store, c.app, c.installed}, Wake: c.loop.Wake, Log: c.log.With("part", "webhook"),
 		Serves: func(owner, repo string) bool {
 			for _, p := range pools {
 				if _, ok := p.ScopeFor(owner, repo); ok {
@@ -203,6 +211,18 @@ func (c *controller) webhooks(pools []fleet.Pool) (*webhook.Handler, error) {
 			return false
 		},
 	})
+}
+
+// puller reads from GitHub what it could not deliver, or all of it where nothing listens.
+func (c *controller) puller() *catchup.Puller {
+	conf := catchup.Config{
+		GitHub: gitHubPort{c.app}, Store: c.store, Take: pulled{c.hooks}.take, Handles: webhook.Handles,
+		Every: c.cfg.Timing.Redelivery, Log: c.log.With("part", "catchup"),
+	}
+	if c.cfg.GitHub.Deliveries == byPull {
+		conf.All, conf.Every = true, c.cfg.Timing.Pull
+	}
+	return catchup.New(conf)
 }
 
 // readiness remembers for a moment that all was well: everybody may ask, and each
@@ -323,6 +343,7 @@ func (c *controller) run(ctx context.Context, parts *program.Parts) error {
 	}
 	run("decisions", func() error { return c.loop.Run(ctx) })
 	run("GitHub's lists", func() error { return c.lists.Run(ctx) })
+	run("GitHub's deliveries", func() error { return c.pulls.Run(ctx) })
 	run("the tags of images", func() error { return c.tags.Run(ctx) })
 	run("the list of installations", func() error {
 		return c.every(ctx, c.cfg.GitHub.InstallationRefresh, c.installed, "installations not read", c.refreshInstallations)

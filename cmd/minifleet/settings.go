@@ -78,8 +78,16 @@ type gitHub struct {
 	PreviousSecret      secret.Text   `yaml:"webhook_secret_previous" help:"the secret before, while GitHub changes over"`
 	PreviousSecretFile  string        `yaml:"webhook_secret_previous_file" help:"file that holds it"`
 	MintsPerMinute      int           `yaml:"mints_per_minute" default:"120" help:"registrations begun per owner and minute; GitHub allows 180"`
+	Deliveries          string        `yaml:"deliveries" default:"push" help:"push: GitHub delivers to the webhook listener; pull: nothing listens, and deliveries are read from GitHub"`
+	PollPercent         int           `yaml:"poll_percent" default:"30" help:"share of each installation's hourly calls that reading GitHub's lists may take"`
 	InstallationRefresh time.Duration `yaml:"installation_refresh" default:"15m" help:"how often the list of installations is read again"`
 }
+
+// The ways in which deliveries come here.
+const (
+	byPush = "push"
+	byPull = "pull"
+)
 
 type timing struct {
 	HostDeadline time.Duration `yaml:"host_deadline" default:"1m" help:"silence after which a host is unreachable"`
@@ -88,6 +96,8 @@ type timing struct {
 	EndGrace     time.Duration `yaml:"end_grace" default:"30s" help:"how long a listener may take to end"`
 	Repair       time.Duration `yaml:"repair" default:"30s" help:"longest time between two decisions"`
 	Reconcile    time.Duration `yaml:"reconcile" default:"5m" help:"how often GitHub's own lists of jobs and registrations are compared with what webhooks told; repositories silent for an hour, 12 times as seldom"`
+	Redelivery   time.Duration `yaml:"redelivery" default:"3m" help:"how often deliveries that failed are looked for at GitHub"`
+	Pull         time.Duration `yaml:"pull" default:"10s" help:"how often deliveries are read from GitHub where github.deliveries is pull"`
 	Absence      time.Duration `yaml:"absence" default:"3m" help:"how long a job or registration must be missing, at GitHub or here, before it counts as gone"`
 	Prune        time.Duration `yaml:"prune" default:"1h" help:"how often what was kept for long enough is deleted"`
 }
@@ -200,7 +210,13 @@ func (s *settings) Validate() error {
 	if s.GitHub.PrivateKey.Empty() {
 		errs = append(errs, errors.New("github.private_key or github.private_key_file is required"))
 	}
-	if s.GitHub.WebhookSecret.Empty() {
+	if s.GitHub.Deliveries != byPush && s.GitHub.Deliveries != byPull {
+		errs = append(errs, fmt.Errorf("github.deliveries is %q: want %s or %s", s.GitHub.Deliveries, byPush, byPull))
+	}
+	if s.GitHub.PollPercent < 1 || s.GitHub.PollPercent > 90 {
+		errs = append(errs, fmt.Errorf("github.poll_percent is %d: want 1 to 90; runners need the rest", s.GitHub.PollPercent))
+	}
+	if s.GitHub.WebhookSecret.Empty() && s.GitHub.Deliveries != byPull {
 		errs = append(errs, errors.New("github.webhook_secret or github.webhook_secret_file is required: without it anybody could start runners"))
 	}
 	if s.Admin.Token.Empty() {
@@ -214,6 +230,12 @@ func (s *settings) Validate() error {
 	}
 	if s.Timing.Reconcile < time.Second {
 		errs = append(errs, fmt.Errorf("timing.reconcile %s: want at least 1s; each look costs calls of GitHub's hourly limit", s.Timing.Reconcile))
+	}
+	if s.Timing.Redelivery < time.Second {
+		errs = append(errs, fmt.Errorf("timing.redelivery %s: want at least 1s; each look costs a call of the App's hourly limit", s.Timing.Redelivery))
+	}
+	if s.Timing.Pull < time.Second {
+		errs = append(errs, fmt.Errorf("timing.pull %s: want at least 1s; each look costs a call of the App's hourly limit", s.Timing.Pull))
 	}
 	if s.Timing.Absence < time.Second {
 		errs = append(errs, fmt.Errorf("timing.absence %s: want at least 1s; GitHub's lists lag, and one look proves nothing", s.Timing.Absence))
