@@ -22,6 +22,8 @@ const (
 	atOnce = 4
 	// Of what can be spent at once a part is kept for what is in doubt.
 	reserved = 4
+	// What a look costs at most, mostly: less is not begun with.
+	usualLook = 3
 	// Below these parts of what the installation has left nothing is looked at, and
 	// nothing is asked for either, until GitHub's hour is over: runners need it.
 	floorLooks  = 5
@@ -78,7 +80,7 @@ func (b *budget) flows(now time.Time) (size, perSecond, perSecondOfMinute float6
 	if limit == 0 {
 		return 0, 0, 0
 	}
-	size = max(2, b.share*limit/atOnce)
+	size = max(4, b.share*limit/atOnce)
 	perSecond = b.share * limit * (1 - 1.0/atOnce) / 3600
 	b.hour.fill(now, size, perSecond)
 	perSecondOfMinute = b.share * minutePoints * (1 - 1.0/atOnce) / 60
@@ -136,7 +138,7 @@ func (b *budget) ready(now time.Time) time.Time {
 		return until
 	}
 	size, perSecond, _ := b.flows(now)
-	if lacks := size/reserved + min(10, size/8) - b.hour.level; size > 0 && lacks > 0 {
+	if lacks := size/reserved + max(usualLook, min(10, size/8)) - b.hour.level; size > 0 && lacks > 0 {
 		return now.Add(seconds(lacks / perSecond))
 	}
 	return now
