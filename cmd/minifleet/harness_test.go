@@ -6,7 +6,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net/http"
@@ -87,9 +91,19 @@ func variables(pairs ...string) func(string) string {
 	}
 }
 
+// appKey is one App's key for all tests: making one takes long.
+var appKey = sync.OnceValue(func() secret.Text {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		panic(err)
+	}
+	return secret.New(string(pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})))
+})
+
 // newGitHub starts a simulated GitHub with the App installed on octo.
 func newGitHub(t *testing.T, opt githubsim.Options) *githubsim.Sim {
 	t.Helper()
+	opt.PrivateKey = appKey()
 	sim, err := githubsim.New(opt)
 	if err != nil {
 		t.Fatal(err)
@@ -122,9 +136,14 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
+	return newSiteAt(t, githubsim.Options{Kind: true, KeyPool: 1})
+}
+
+func newSiteAt(t *testing.T, opt githubsim.Options) *site {
+	t.Helper()
 	// A locked database holds the controller up for as long as GitHub itself waits.
-	slow := githubsim.Timing{DeliveryTimeout: patience}
-	s := &site{t: t, dir: t.TempDir(), sim: newGitHub(t, githubsim.Options{Kind: true, KeyPool: 1, Timing: slow})}
+	opt.Timing = githubsim.Timing{DeliveryTimeout: patience}
+	s := &site{t: t, dir: t.TempDir(), sim: newGitHub(t, opt)}
 	s.webhook, s.agents = `{address: "127.0.0.1:0"}`, `{address: "127.0.0.1:0"}`
 	s.admin = `{address: "127.0.0.1:0", token_file: admin.token}`
 	s.secrets = "webhook_secret_file: webhook.secret"
@@ -189,6 +208,14 @@ type served struct {
 func (s *site) serve() *served {
 	s.t.Helper()
 	c := &served{t: s.t, log: &buffer{}, ended: make(chan struct{})}
+	s.start(c, map[string]*string{"webhook": &c.webhook, "agents": &c.agents, "admin": &c.admin})
+	s.webhookAt(c.webhook + "/webhook")
+	return c
+}
+
+// start runs the program until it has said where it listens.
+func (s *site) start(c *served, said map[string]*string) {
+	s.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background()) // stop ends it, at the latest in a cleanup
 	c.cancel = cancel
 	config := s.config()
@@ -204,7 +231,6 @@ func (s *site) serve() *served {
 			s.t.Logf("the controller's log:\n%s", tail(c.log.String(), 20000))
 		}
 	})
-	said := map[string]*string{"webhook": &c.webhook, "agents": &c.agents, "admin": &c.admin}
 	lines := bufio.NewScanner(out)
 	for len(said) > 0 && lines.Scan() {
 		word, rest, _ := strings.Cut(lines.Text(), " ")
@@ -217,10 +243,14 @@ func (s *site) serve() *served {
 		<-c.ended
 		s.t.Fatalf("the controller ended before it was ready: %v\n%s", c.err, c.log)
 	}
-	if err := s.sim.SetWebhook(c.webhook+"/webhook", secret.Text{}); err != nil {
+}
+
+// webhookAt points GitHub's webhook at a URL.
+func (s *site) webhookAt(url string) {
+	s.t.Helper()
+	if err := s.sim.SetWebhook(url, secret.Text{}); err != nil {
 		s.t.Fatal(err)
 	}
-	return c
 }
 
 // stop ends the controller as SIGTERM does.
