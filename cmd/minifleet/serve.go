@@ -67,7 +67,7 @@ func (c serveCommand) Run(s *surroundings) error {
 		Within:    stopWithin, Log: log,
 	}
 	return stop.Run(s.ctx, func(ctx context.Context, parts *program.Parts) error {
-		ctl, err := newController(ctx, cfg, filepath.Dir(c.Config), log)
+		ctl, err := newController(ctx, cfg, filepath.Dir(c.Config), network{}, log)
 		if err != nil {
 			return err
 		}
@@ -82,6 +82,7 @@ func (c serveCommand) Run(s *surroundings) error {
 // controller is a wired `serve`.
 type controller struct {
 	cfg   settings
+	net   network
 	log   *slog.Logger
 	store *store.Store
 	app   *githubapp.App
@@ -97,6 +98,13 @@ type controller struct {
 	doors     []*door
 }
 
+// network is how a controller is reached, and reaches GitHub. Its zero value is the
+// machine's own.
+type network struct {
+	listen func(ctx context.Context, network, address string) (net.Listener, error)
+	github http.RoundTripper
+}
+
 // door is one listener with what is behind it.
 type door struct {
 	name, url string
@@ -105,8 +113,11 @@ type door struct {
 	hangUp    context.CancelFunc // ends calls that wait
 }
 
-func newController(ctx context.Context, cfg settings, dir string, log *slog.Logger) (_ *controller, err error) {
-	c := &controller{cfg: cfg, log: log, installed: make(chan struct{}, 1)}
+func newController(ctx context.Context, cfg settings, dir string, with network, log *slog.Logger) (_ *controller, err error) {
+	if with.listen == nil {
+		with.listen = (&net.ListenConfig{}).Listen
+	}
+	c := &controller{cfg: cfg, net: with, log: log, installed: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.close())
@@ -116,7 +127,7 @@ func newController(ctx context.Context, cfg settings, dir string, log *slog.Logg
 		return nil, err
 	}
 	if c.app, err = githubapp.New(githubapp.Config{
-		AppID: cfg.GitHub.AppID, PrivateKey: cfg.GitHub.PrivateKey, BaseURL: cfg.GitHub.URL,
+		AppID: cfg.GitHub.AppID, PrivateKey: cfg.GitHub.PrivateKey, BaseURL: cfg.GitHub.URL, Transport: with.github,
 		UserAgent: "minifleet/" + program.Version(), Log: log.With("part", "github"),
 	}); err != nil {
 		return nil, err
@@ -277,7 +288,7 @@ func (c *controller) open(ctx context.Context, name string, at listener, routes 
 	r := chi.NewRouter()
 	r.Use(readSoon)
 	routes(r)
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", at.Address)
+	l, err := c.net.listen(ctx, "tcp", at.Address)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return fmt.Errorf("%s: %w: end the program that listens there, which may be another controller, or set another %s.address", name, err, name)
 	}

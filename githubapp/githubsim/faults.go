@@ -41,6 +41,7 @@ type Fault struct {
 	Method string                   `json:"method,omitempty"`
 	Path   string                   `json:"path,omitempty"`   // a part of the path; of a delivery: "event" or "event.action"
 	Match  func(*http.Request) bool `json:"-"`                // of calls only, in addition to Method and Path
+	Rate   float64                  `json:"rate,omitempty"`   // share of what matches that it happens to; 0: all
 	Count  int                      `json:"count,omitempty"`  // how often; 0: once; negative: for ever
 	Status int                      `json:"status,omitempty"` // see the kinds
 	Delay  time.Duration            `json:"delay,omitempty"`  // see the kinds
@@ -60,6 +61,9 @@ func (f Fault) Validate() error {
 	}
 	if f.Status != 0 && (f.Status < 400 || f.Status > 599) {
 		return fmt.Errorf("fault %s: status %d is not an error; use 400 to 599", f.Kind, f.Status)
+	}
+	if f.Rate < 0 || f.Rate > 1 {
+		return fmt.Errorf("fault %s: rate %v is not a share between 0 and 1", f.Kind, f.Rate)
 	}
 	return nil
 }
@@ -116,15 +120,18 @@ func (f *faults) take(match func(*Fault) bool) *Fault {
 
 func (f *faults) forDelivery(out outgoing) *Fault {
 	return f.take(func(fault *Fault) bool {
-		return fault.onDelivery() && !out.redelivery && (fault.Path == "" || fault.Path == out.event || fault.Path == out.event+"."+out.action)
+		return fault.onDelivery() && !out.redelivery && (fault.Path == "" || fault.Path == out.event || fault.Path == out.event+"."+out.action) &&
+			f.happens(fault)
 	})
 }
+
+func (f *faults) happens(fault *Fault) bool { return fault.Rate == 0 || f.rng.chance(fault.Rate) }
 
 // forCall finds the fault of a call. REST calls also fail at random.
 func (f *faults) forCall(r *http.Request, rest bool) *Fault {
 	fault := f.take(func(fault *Fault) bool {
 		return !fault.onDelivery() && (fault.Method == "" || strings.EqualFold(fault.Method, r.Method)) &&
-			strings.Contains(r.URL.Path, fault.Path) && (fault.Match == nil || fault.Match(r))
+			strings.Contains(r.URL.Path, fault.Path) && (fault.Match == nil || fault.Match(r)) && f.happens(fault)
 	})
 	if fault != nil || !rest || !f.rng.chance(f.rate) {
 		return fault

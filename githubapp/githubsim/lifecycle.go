@@ -11,13 +11,22 @@ import (
 // that are online, idle and fit. The caller holds mu.
 func (s *Sim) assign() {
 	now := time.Now()
+	var idle []*runner
+	for _, r := range s.runners {
+		if r.job == nil && r.alive(now, s.timing.OfflineAfter) {
+			idle = append(idle, r)
+		}
+	}
+	if len(idle) == 0 {
+		return
+	}
 	for _, j := range s.jobs {
 		if j.status != "queued" {
 			continue
 		}
 		var fit []*runner
-		for _, r := range s.runners {
-			if r.job == nil && r.alive(now, s.timing.OfflineAfter) && r.serves(j, s.group(r.scope.owner, r.groupID)) {
+		for _, r := range idle {
+			if r.job == nil && r.serves(j, s.group(r.scope.owner, r.groupID)) {
 				fit = append(fit, r)
 			}
 		}

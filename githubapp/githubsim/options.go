@@ -41,6 +41,7 @@ type Options struct {
 
 	Seed    uint64        // of all randomness; default 1
 	Kind    bool          // no misbehaviour but what Inject asks for
+	OneKey  bool          // all runners share one RSA key, which spares much time
 	Prompt  bool          // answers at once: all runners share one RSA key, and no rate limit refuses a call
 	Latency time.Duration // added to every REST answer
 	Flow    Flow          // default FlowV1

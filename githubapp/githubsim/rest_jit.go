@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 )
 
 const (
@@ -97,15 +98,20 @@ func (s *Sim) register(c *call, in jitRequest, key *rsa.PrivateKey) (*runner, *a
 	if limited := s.limits.register(at.String()); limited != nil {
 		return nil, limited
 	}
+	return s.newRunner(in, at, group, key, c.now), nil
+}
+
+// newRunner makes a registration.
+func (s *Sim) newRunner(in jitRequest, at scope, group *runnerGroup, key *rsa.PrivateKey, now time.Time) *runner {
 	r := &runner{
 		id: s.newID(), name: in.Name, labels: slices.Clone(in.Labels), scope: at, groupID: group.id, groupName: group.name,
 		workFolder: orString(in.WorkFolder, "_work"), clientID: newGUID(), key: key, wake: make(chan struct{}, 1),
-		createdAt: c.now, listedAt: s.listLag(c.now),
+		createdAt: now, listedAt: s.listLag(now),
 	}
 	s.runners = append(s.runners, r)
 	s.expireUnused(r)
 	s.log.Info("runner registered", "runner", r.name, "scope", at.String())
-	return r, nil
+	return r
 }
 
 // encodedJIT is the runner's configuration as GitHub hands it out: a map of

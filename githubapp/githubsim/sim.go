@@ -75,7 +75,7 @@ func New(opt Options) (*Sim, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s := &Sim{
-		opt: opt, timing: opt.Timing, log: opt.Log, rng: newRandom(opt.Seed), keys: newKeyPool(opt.KeyPool, opt.Prompt), timers: newTimers(),
+		opt: opt, timing: opt.Timing, log: opt.Log, rng: newRandom(opt.Seed), keys: newKeyPool(opt.KeyPool, opt.OneKey || opt.Prompt), timers: newTimers(),
 		appKey: key, appPEM: pemText, ctx: ctx, stop: stop, baseURL: strings.TrimSuffix(opt.BaseURL, "/"),
 		nextID: 100, changed: make(chan struct{}), accounts: map[string]*account{}, repos: map[string]*repository{},
 		tokens: map[string]*accessToken{}, usedJWTs: map[[32]byte]*usedJWT{}, grants: map[string]grant{},
