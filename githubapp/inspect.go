@@ -138,8 +138,8 @@ func (a *App) Places(ctx context.Context) ([]Place, error) {
 	return out, nil
 }
 
-// Repositories lists up to limit repositories that an installation covers, as owner/name.
-func (a *App) Repositories(ctx context.Context, installationID int64, limit int) ([]string, error) {
+// PlaceRepositories lists up to limit repositories that an installation covers, as owner/name.
+func (a *App) PlaceRepositories(ctx context.Context, installationID int64, limit int) ([]string, error) {
 	in, err := a.installation(installationID)
 	if err != nil {
 		return nil, err

@@ -161,7 +161,7 @@ func (a *App) installation(id int64) (*installation, error) {
 	}
 	tr := ghinstallation.NewFromAppsTransport(apps, id)
 	tr.BaseURL = a.base
-	client, err := a.client(tr, id)
+	client, err := a.client(newSignIn(tr), id)
 	if err != nil {
 		return nil, err
 	}

@@ -51,7 +51,7 @@ func (c Creation) FillScopes(ctx context.Context, made Created, place githubapp.
 	if len(c.Scopes) > 0 || c.Org != "" {
 		return nil
 	}
-	names, err := made.App.Repositories(ctx, place.ID, 50)
+	names, err := made.App.PlaceRepositories(ctx, place.ID, 50)
 	if err != nil {
 		return err
 	}
