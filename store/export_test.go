@@ -5,6 +5,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"time"
 
 	"github.com/minifleet/minifleet/fleet"
 )
@@ -41,4 +42,14 @@ func (s *Store) Reread(ctx context.Context) (fleet.State, map[fleet.HostID][]fle
 		_, desired[id], _, _ = m.desired(id)
 	}
 	return m.state(s.now()), desired, nil
+}
+
+// UnsettledReread returns what Unsettled does, as the database alone has it.
+func (s *Store) UnsettledReread(ctx context.Context, owner string, since time.Time) ([]fleet.Job, []fleet.Runner, error) {
+	m := newMirror()
+	if err := m.load(ctx, s.read, s.now()); err != nil {
+		return nil, nil, err
+	}
+	jobs, runners := m.unsettled(owner, since)
+	return jobs, runners, nil
 }

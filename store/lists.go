@@ -12,26 +12,10 @@ import (
 )
 
 // Unsettled returns what GitHub may know better of one owner: the jobs that are not
-// completed, and the runners that are not over or have moved after since.
-func (s *Store) Unsettled(ctx context.Context, owner string, since time.Time) ([]fleet.Job, []fleet.Runner, error) {
-	rows, err := s.read.QueryContext(ctx, `SELECT `+jobColumns+` FROM jobs
-		WHERE state IN ('waiting', 'queued', 'in_progress') AND LOWER(owner) = $1 ORDER BY id`, strings.ToLower(owner))
-	jobs, err := collect(rows, err, scanJob)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read unsettled jobs of %s: %w", owner, err)
-	}
-	// The scope is bound to be read with the runner: few are not of this owner.
-	rows, err = s.read.QueryContext(ctx, `SELECT `+runnerColumns+` FROM runners WHERE is_over = 0 OR moved_at > $1`, micros(since))
-	all, err := collect(rows, err, scanRunner)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read runners of %s: %w", owner, err)
-	}
-	var runners []fleet.Runner
-	for _, r := range all {
-		if strings.EqualFold(r.Scope.Owner, owner) {
-			runners = append(runners, r)
-		}
-	}
+// completed, and the runners that are not over or have moved after since, which is at
+// most a quarter of an hour ago.
+func (s *Store) Unsettled(_ context.Context, owner string, since time.Time) ([]fleet.Job, []fleet.Runner, error) {
+	jobs, runners := s.mirror.unsettled(owner, since)
 	return jobs, runners, nil
 }
 

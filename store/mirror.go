@@ -5,6 +5,7 @@ package store
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,7 +21,9 @@ import (
 type mirror struct {
 	mu          sync.Mutex                          // guards the rest
 	jobs        table[fleet.JobID, fleet.Job]       // queued
+	open        table[fleet.JobID, fleet.Job]       // not completed
 	runners     table[fleet.RunnerID, fleet.Runner] // not over
+	past        table[fleet.RunnerID, fleet.Runner] // over, moved within pastKept
 	hosts       table[fleet.HostID, hostRow]
 	credentials map[string]fleet.HostID // by hash
 	on          map[fleet.HostID]map[fleet.RunnerID]bool
@@ -51,6 +54,10 @@ func newMirror() *mirror {
 		jobs: newTable(func(j *fleet.Job) fleet.JobID { return j.ID }, func(a, b *fleet.Job) int {
 			return cmp.Or(a.QueuedAt.Compare(b.QueuedAt), cmp.Compare(a.ID, b.ID))
 		}),
+		open: newTable(func(j *fleet.Job) fleet.JobID { return j.ID }, func(a, b *fleet.Job) int { return cmp.Compare(a.ID, b.ID) }),
+		past: newTable(func(r *fleet.Runner) fleet.RunnerID { return r.ID }, func(a, b *fleet.Runner) int {
+			return cmp.Or(a.MovedAt.Compare(b.MovedAt), cmp.Compare(a.ID, b.ID))
+		}),
 		runners: newTable(func(r *fleet.Runner) fleet.RunnerID { return r.ID }, func(a, b *fleet.Runner) int {
 			return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
 		}),
@@ -72,6 +79,11 @@ func (m *mirror) apply(n news) {
 		} else {
 			m.jobs.remove(j.ID)
 		}
+		if j.State != fleet.JobUnknown && j.State != fleet.JobCompleted {
+			m.open.set(j)
+		} else {
+			m.open.remove(j.ID)
+		}
 	}
 	for _, r := range n.runners {
 		if was := m.runners.byKey[r.ID]; was != nil && was.Host != r.Host {
@@ -82,8 +94,10 @@ func (m *mirror) apply(n news) {
 			if delete(m.on[r.Host], r.ID); len(m.on[r.Host]) == 0 {
 				delete(m.on, r.Host)
 			}
+			m.applyPast(r)
 			continue
 		}
+		m.past.remove(r.ID) // it is adopted again
 		m.runners.set(r)
 		if m.on[r.Host] == nil {
 			m.on[r.Host] = map[fleet.RunnerID]bool{}
@@ -119,6 +133,42 @@ func (m *mirror) apply(n news) {
 	if n.installed != nil {
 		m.installed = n.installed
 	}
+}
+
+// pastKept is for how long runners are kept in memory that are over.
+const pastKept = 15 * time.Minute
+
+func (m *mirror) applyPast(r fleet.Runner) {
+	m.past.set(r)
+	newest := m.past.order[len(m.past.order)-1].MovedAt
+	for newest.Sub(m.past.order[0].MovedAt) > pastKept {
+		m.past.remove(m.past.order[0].ID)
+	}
+}
+
+// unsettled returns what Unsettled says.
+func (m *mirror) unsettled(owner string, since time.Time) (jobs []fleet.Job, runners []fleet.Runner) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, j := range m.open.order {
+		if strings.EqualFold(j.Owner, owner) {
+			jobs = append(jobs, *j)
+		}
+	}
+	for _, r := range m.runners.order {
+		if strings.EqualFold(r.Scope.Owner, owner) {
+			runners = append(runners, *r)
+		}
+	}
+	for _, r := range slices.Backward(m.past.order) {
+		if !r.MovedAt.After(since) {
+			break
+		}
+		if strings.EqualFold(r.Scope.Owner, owner) {
+			runners = append(runners, *r)
+		}
+	}
+	return jobs, runners
 }
 
 func (m *mirror) applyHost(id fleet.HostID, h *hostRow) {

@@ -193,12 +193,12 @@ func scanRefusals(rows *sql.Rows, err error) (map[fleet.PoolScope]fleet.Refusals
 
 // load fills the mirror from the database, at its opening.
 func (m *mirror) load(ctx context.Context, db *sql.DB, now time.Time) error {
-	rows, err := db.QueryContext(ctx, `SELECT `+jobColumns+` FROM jobs WHERE state = 'queued'`)
+	rows, err := db.QueryContext(ctx, `SELECT `+jobColumns+` FROM jobs WHERE state IN ('waiting', 'queued', 'in_progress')`)
 	jobs, err := collect(rows, err, scanJob)
 	if err != nil {
-		return fmt.Errorf("read queued jobs: %w", err)
+		return fmt.Errorf("read open jobs: %w", err)
 	}
-	rows, err = db.QueryContext(ctx, `SELECT `+runnerColumns+` FROM runners WHERE is_over = 0`)
+	rows, err = db.QueryContext(ctx, `SELECT `+runnerColumns+` FROM runners WHERE is_over = 0 OR moved_at > $1`, micros(now.Add(-pastKept)))
 	runners, err := collect(rows, err, scanRunner)
 	if err != nil {
 		return fmt.Errorf("read runners: %w", err)

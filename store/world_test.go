@@ -76,6 +76,14 @@ func (w *world) mirrored() {
 	if diff := cmp.Diff(want, got, ignored, cmpopts.EquateEmpty()); diff != "" {
 		w.Errorf("in memory is not what is in the database (-database +memory):\n%s", diff)
 	}
+	since := w.Now().Add(-10 * time.Minute)
+	gotJobs, gotRunners, err := w.s.Unsettled(ctx, "acme", since)
+	w.must(err)
+	wantJobs, wantRunners, err := w.s.UnsettledReread(ctx, "acme", since)
+	w.must(err)
+	if diff := cmp.Diff(wantJobs, gotJobs, cmpopts.EquateEmpty()) + cmp.Diff(wantRunners, gotRunners, cmpopts.EquateEmpty()); diff != "" {
+		w.Errorf("unsettled in memory is not what is in the database (-database +memory):\n%s", diff)
+	}
 	for host, list := range desired {
 		d, err := w.s.Desired(ctx, host)
 		w.must(err)
