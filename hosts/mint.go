@@ -121,6 +121,7 @@ func (s *Server) deleteEarlier(ctx context.Context, m fleet.Mint) error {
 		crashpoint.Reached(crashpoint.EarlierVetoed)
 		return errors.Join(err, s.c.Store.DeleteVetoed(ctx, m.Runner, m.Attempt, time.Now().Add(time.Minute)))
 	default:
-		return fmt.Errorf("delete registration %s of an earlier attempt: %w", m.Earlier.Name, err)
+		// GitHub's trouble, and not this controller's: the agent asks again.
+		return fmt.Errorf("delete registration %s of an earlier attempt: %w: %w", m.Earlier.Name, fleet.ErrLater, err)
 	}
 }

@@ -306,7 +306,7 @@ func TestMintAgain(t *testing.T) {
 		}{
 			"rate limited": {&fleet.RateLimited{Until: time.Now().Add(40 * time.Second)}, protocol.CodeLater, 40},
 			"uncertain":    {fleet.ErrUncertain, protocol.CodeLater, 1},
-			"unknown":      {errors.New("no network"), protocol.CodeUnavailable, 2},
+			"unknown":      {errors.New("no network"), protocol.CodeLater, 1},
 		} {
 			w := begin(t)
 			w.a.mint(w.id)
