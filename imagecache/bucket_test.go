@@ -125,13 +125,19 @@ type files map[string][]byte
 func (b *bucket) push(t *testing.T, name string, content files) string {
 	t.Helper()
 	m := &manifest.Manifest{Schema: manifest.Schema, GuestOS: "linux", Description: "of " + name, ChunkBytes: mib}
+	packed := map[manifest.Sum][]byte{} // compressing takes long under the race detector
 	for path, bytes := range content {
 		f := manifest.File{Path: path, Mode: 0o644, Size: int64(len(bytes))}
 		for chunk := range slices.Chunk(bytes, mib) {
 			var c manifest.Chunk
 			if !manifest.AllZero(chunk) {
-				stored := manifest.Compress(nil, chunk)
-				c = manifest.Chunk{Sum: manifest.SumOf(chunk), Stored: int64(len(stored))}
+				c.Sum = manifest.SumOf(chunk)
+				stored := packed[c.Sum]
+				if stored == nil {
+					stored = manifest.Compress(nil, chunk)
+					packed[c.Sum] = stored
+				}
+				c.Stored = int64(len(stored))
 				b.set(manifest.ChunkObject(c.Sum), stored)
 			}
 			f.Chunks = append(f.Chunks, c)

@@ -57,7 +57,7 @@ func (c Config) Validate() error {
 }
 
 // memory bounds what all fetches together hold of chunks.
-const memory = 96 << 20
+const memory = 64 << 20
 
 // errClosed says that the cache is closed.
 var errClosed = errors.New("the cache of images is closed")
@@ -70,7 +70,6 @@ type Cache struct {
 	places  places
 	catalog *catalog
 	memory  *assemble.Memory
-	parts   sync.Pool
 	free    func(dir string) (int64, error) // of the volume
 	work    sync.WaitGroup                  // what goes on beside the callers
 

@@ -140,8 +140,8 @@ func (c *Cache) indexWhole() {
 }
 
 // OpenChunk returns the content of a chunk that a whole image has, verified as it was
-// read; ErrNoChunk if there is none.
-func (c *Cache) OpenChunk(ctx context.Context, sum manifest.Sum) ([]byte, error) {
+// read, in a slice that room made; ErrNoChunk if there is none.
+func (c *Cache) OpenChunk(ctx context.Context, sum manifest.Sum, room func(size int64) ([]byte, error)) ([]byte, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -152,6 +152,10 @@ func (c *Cache) OpenChunk(ctx context.Context, sum manifest.Sum) ([]byte, error)
 			return nil, ErrNoChunk
 		}
 	}
+	content, err := room(file.ChunkSize(chunk, m))
+	if err != nil {
+		return nil, err
+	}
 	lock, err := c.places.tryLock(hex, unix.LOCK_SH)
 	if errors.Is(err, errInUse) {
 		return nil, ErrNoChunk // it is on its way out
@@ -160,7 +164,6 @@ func (c *Cache) OpenChunk(ctx context.Context, sum manifest.Sum) ([]byte, error)
 		return nil, err
 	}
 	defer lock.release()
-	content := make([]byte, file.ChunkSize(chunk, m))
 	err = readAt(filepath.Join(c.places.whole(hex), filepath.FromSlash(file.Path)), content, int64(chunk)*m.ChunkBytes)
 	if !there(c.places.whole(hex)) {
 		c.catalog.remove(hex)
@@ -203,19 +206,27 @@ type localChunks struct{ cache *Cache }
 
 // Fetch reads a chunk.
 func (l localChunks) Fetch(ctx context.Context, c manifest.Chunk, size int64) (assemble.Fetched, error) {
-	content, err := l.cache.localChunk(ctx, c.Sum)
-	if err == nil && int64(len(content)) != size {
-		err = fmt.Errorf("%w of %d bytes", ErrNoChunk, size)
+	// It does not look for new images each time: there are many chunks that none has.
+	if _, _, _, _, ok := l.cache.catalog.find(c.Sum); !ok {
+		return assemble.Fetched{}, ErrNoChunk
 	}
-	return assemble.Fetched{Content: content}, err
-}
-
-// localChunk does not look for new images each time: there are many chunks that none has.
-func (c *Cache) localChunk(ctx context.Context, sum manifest.Sum) ([]byte, error) {
-	if _, _, _, _, ok := c.catalog.find(sum); !ok {
-		return nil, ErrNoChunk
+	var buf []byte
+	got := assemble.Fetched{Release: func() { l.cache.memory.Reuse(buf) }}
+	var err error
+	got.Content, err = l.cache.OpenChunk(ctx, c.Sum, func(has int64) ([]byte, error) {
+		if has != size {
+			return nil, fmt.Errorf("%w of %d bytes", ErrNoChunk, size)
+		}
+		buf = l.cache.memory.Buffer(size)
+		return buf, nil
+	})
+	if err != nil {
+		if buf != nil {
+			got.Release()
+		}
+		return assemble.Fetched{}, err
 	}
-	return c.OpenChunk(ctx, sum)
+	return got, nil
 }
 
 // Peers are other hosts that give out chunks.
@@ -242,6 +253,6 @@ func (c *Cache) fetcher(f *flight, m *manifest.Manifest, dir string, s *source) 
 		return assemble.First{localChunks{c}, s}, func() {}
 	}
 	s.shared = true
-	first, release := peers.First(peer.Pull{Manifest: m, Dir: dir, Patient: f.background, Next: s})
+	first, release := peers.First(peer.Pull{Manifest: m, Dir: dir, Patient: f.background, Next: s, Memory: c.memory})
 	return assemble.First{localChunks{c}, first}, release
 }

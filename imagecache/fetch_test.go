@@ -325,6 +325,8 @@ func (f fetcher) Fetch(ctx context.Context, c manifest.Chunk, size int64) (assem
 	return f(ctx, c, size)
 }
 
+func anew(size int64) ([]byte, error) { return make([]byte, size), nil }
+
 func TestOpenChunk(t *testing.T) {
 	t.Parallel()
 	b := newBucket()
@@ -332,19 +334,19 @@ func TestOpenChunk(t *testing.T) {
 	c := b.cache(t, imagecache.Config{})
 	content := noise(1, 3*mib)
 	sum := manifest.SumOf(content[mib : 2*mib])
-	if _, err := c.OpenChunk(t.Context(), sum); !errors.Is(err, imagecache.ErrNoChunk) {
+	if _, err := c.OpenChunk(t.Context(), sum, anew); !errors.Is(err, imagecache.ErrNoChunk) {
 		t.Errorf("before the fetch: %v", err)
 	}
 	fetch(t, c, ref)
-	if have, err := c.OpenChunk(t.Context(), sum); err != nil || string(have) != string(content[mib:2*mib]) {
+	if have, err := c.OpenChunk(t.Context(), sum, anew); err != nil || string(have) != string(content[mib:2*mib]) {
 		t.Errorf("%d bytes, %v", len(have), err)
 	}
-	if _, err := c.OpenChunk(t.Context(), manifest.SumOf(nil)); !errors.Is(err, imagecache.ErrNoChunk) {
+	if _, err := c.OpenChunk(t.Context(), manifest.SumOf(nil), anew); !errors.Is(err, imagecache.ErrNoChunk) {
 		t.Errorf("one that nobody has: %v", err)
 	}
 	// One that rots is given to nobody, and neither is its image until it is repaired.
 	spoil(t, c, digest, "disk.img", mib+7)
-	if _, err := c.OpenChunk(t.Context(), sum); !errors.Is(err, imagecache.ErrNoChunk) {
+	if _, err := c.OpenChunk(t.Context(), sum, anew); !errors.Is(err, imagecache.ErrNoChunk) {
 		t.Errorf("a rotten one: %v", err)
 	}
 	if s := status(t, c, digest); s.State != imagecache.StateDamaged || !strings.Contains(s.Failure, "disk.img, chunk 1") {
@@ -355,13 +357,13 @@ func TestOpenChunk(t *testing.T) {
 	if n := b.chunks(); n != 1 {
 		t.Errorf("%d chunks were fetched for the repair of one", n)
 	}
-	if have, err := c.OpenChunk(t.Context(), sum); err != nil || string(have) != string(content[mib:2*mib]) {
+	if have, err := c.OpenChunk(t.Context(), sum, anew); err != nil || string(have) != string(content[mib:2*mib]) {
 		t.Errorf("after the repair: %v", err)
 	}
 	if err := c.Evict(digest, false); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.OpenChunk(t.Context(), sum); !errors.Is(err, imagecache.ErrNoChunk) {
+	if _, err := c.OpenChunk(t.Context(), sum, anew); !errors.Is(err, imagecache.ErrNoChunk) {
 		t.Errorf("after the eviction: %v", err)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"sync"
 
 	"golang.org/x/time/rate"
 
@@ -23,10 +22,10 @@ const tries = 2
 
 // source is one place of images in our format.
 type source struct {
-	store objects.Store
-	limit *rate.Limiter // nil for none
-	log   *slog.Logger
-	parts *sync.Pool // of *[]byte, what was stored of a chunk, or its content
+	store  objects.Store
+	limit  *rate.Limiter // nil for none
+	log    *slog.Logger
+	memory *assemble.Memory // for what is stored of chunks, and their content
 	// shared says that others keep what Fetch returns: it is not used again then.
 	shared bool
 }
@@ -54,7 +53,7 @@ func (c *Cache) source(ctx context.Context, ref manifest.Reference, limit *rate.
 	if err != nil {
 		return nil, err
 	}
-	return &source{store: s, limit: limit, log: c.log, parts: &c.parts}, nil
+	return &source{store: s, limit: limit, log: c.log, memory: c.memory}, nil
 }
 
 // errLong says that an object is longer than anything of its kind.
@@ -127,41 +126,35 @@ func (s *source) again(ctx context.Context, name string, f func() error) error {
 	}
 }
 
-// buffer returns one that was used before, or a new one.
-func (s *source) buffer(size int64) *[]byte {
-	b, _ := s.parts.Get().(*[]byte)
-	if b == nil || int64(cap(*b)) < size {
-		// In whole steps, so that one of any use is large enough for any other.
-		fresh := make([]byte, 0, manifest.MaxStored(size)+1)
-		b = &fresh
-	}
-	return b
-}
-
 // Fetch brings a chunk from the place.
 func (s *source) Fetch(ctx context.Context, c manifest.Chunk, size int64) (assemble.Fetched, error) {
 	name := manifest.ChunkObject(c.Sum)
 	most := manifest.MaxStored(size)
-	part, content := s.buffer(most+1), new([]byte)
-	defer s.parts.Put(part)
+	// One byte more shows what is too long.
+	part := s.memory.Buffer(most + 1)
+	defer s.memory.Reuse(part)
+	var content []byte
 	if !s.shared {
-		content = s.buffer(size)
+		content = s.memory.Buffer(size)
 	}
 	var got assemble.Fetched
 	err := s.again(ctx, name, func() error {
-		stored, err := s.get(ctx, name, *part, most)
+		stored, err := s.get(ctx, name, part, most)
 		if err != nil {
 			return err
 		}
 		got.Network += int64(len(stored))
-		got.Content, err = manifest.DecompressInto(*content, stored, size, c.Sum)
+		got.Content, err = manifest.DecompressInto(content, stored, size, c.Sum)
 		return err
 	})
+	if !s.shared {
+		got.Release = func() { s.memory.Reuse(content) }
+	}
 	if err == nil {
-		if !s.shared {
-			got.Release = func() { s.parts.Put(content) }
-		}
 		return got, nil
+	}
+	if got.Release != nil {
+		got.Release()
 	}
 	switch {
 	case ctx.Err() != nil:

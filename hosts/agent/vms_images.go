@@ -54,8 +54,8 @@ func (v *VMs) CachedImages() []protocol.ImageReport {
 }
 
 // OpenChunk returns a chunk of an image that is whole.
-func (v *VMs) OpenChunk(ctx context.Context, sum manifest.Sum) ([]byte, error) {
-	return v.images.OpenChunk(ctx, sum)
+func (v *VMs) OpenChunk(ctx context.Context, sum manifest.Sum, room func(size int64) ([]byte, error)) ([]byte, error) {
+	return v.images.OpenChunk(ctx, sum, room)
 }
 
 // SetPeers has chunks taken from other hosts first.

@@ -118,7 +118,7 @@ func Assemble(ctx context.Context, job Job) (Result, error) {
 	if err := clear(job.Dir, job.Manifest); err != nil {
 		return Result{}, err
 	}
-	r := &run{job: job, queue: make(chan *piece, window), buffers: newBuffers(job.Manifest.ChunkBytes)}
+	r := &run{job: job, queue: make(chan *piece, window)}
 	r.at.TotalBytes = job.Manifest.Bytes()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return r.dispatch(ctx) })

@@ -9,10 +9,17 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// Memory bounds the bytes of chunks that jobs hold at once.
+// Memory bounds the bytes of chunks that jobs hold at once, and keeps what they held them
+// in for the next chunks: what is made anew each time stays until the garbage is collected,
+// and that is as much again.
 type Memory struct {
 	size int64
 	free *semaphore.Weighted
+
+	mu    sync.Mutex // guards the rest
+	held  int64
+	spare map[int64][][]byte // by their capacity
+	idle  int64              // bytes of spare
 }
 
 // NewMemory returns a bound of so many bytes.
@@ -26,22 +33,65 @@ func (m *Memory) take(ctx context.Context, bytes int64) (int64, error) {
 	if m.free.Acquire(ctx, bytes) != nil {
 		return 0, context.Cause(ctx)
 	}
+	m.mu.Lock()
+	m.held += bytes
+	m.mu.Unlock()
 	return bytes, nil
 }
 
-func (m *Memory) give(bytes int64) { m.free.Release(bytes) }
-
-// buffers are slices of one size that are used again.
-type buffers struct {
-	size int64
-	pool sync.Pool
+// Hold waits for bytes, for something else than a job, until release is called. Nothing that
+// a job waits for may wait for it.
+func (m *Memory) Hold(ctx context.Context, bytes int64) (release func(), err error) {
+	held, err := m.take(ctx, bytes)
+	if err != nil {
+		return nil, err
+	}
+	return sync.OnceFunc(func() { m.give(held) }), nil
 }
 
-func newBuffers(size int64) *buffers {
-	b := &buffers{size: size}
-	b.pool.New = func() any { s := make([]byte, size); return &s }
-	return b
+func (m *Memory) give(bytes int64) {
+	m.mu.Lock()
+	if m.held -= bytes; m.held == 0 {
+		m.spare, m.idle = nil, 0 // while nothing is fetched nothing is kept
+	}
+	m.mu.Unlock()
+	m.free.Release(bytes)
 }
 
-func (b *buffers) get() *[]byte  { return b.pool.Get().(*[]byte) } //nolint:forcetypeassert // nothing else is put there
-func (b *buffers) put(s *[]byte) { b.pool.Put(s) }
+// Buffer returns a slice of size bytes, whose content may be anything. Whoever holds memory
+// for it and needs it no more gives it back with Reuse.
+func (m *Memory) Buffer(size int64) []byte {
+	room := roomFor(size)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if of := m.spare[room]; len(of) > 0 {
+		b := of[len(of)-1]
+		m.spare[room], m.idle = of[:len(of)-1], m.idle-room
+		return b[:size]
+	}
+	return make([]byte, size, room)
+}
+
+// Reuse takes back what Buffer gave out.
+func (m *Memory) Reuse(b []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	room := int64(cap(b))
+	if m.held == 0 || m.idle+room > m.size {
+		return
+	}
+	if m.spare == nil {
+		m.spare = map[int64][][]byte{}
+	}
+	m.spare[room], m.idle = append(m.spare[room], b), m.idle+room
+}
+
+// roomFor returns how large a buffer is made for size bytes: a power of two and a little
+// more, so that a chunk's content and what is stored of it can take turns in one.
+func roomFor(size int64) int64 {
+	power := int64(1) << 12
+	for power+power>>6 < size {
+		power <<= 1
+	}
+	return power + power>>6
+}

@@ -25,7 +25,6 @@ const roomEvery = 64 << 20
 type run struct {
 	job     Job
 	queue   chan *piece
-	buffers *buffers
 	workers sync.WaitGroup
 
 	// The dispatcher's: the file that it is at. The writer may still be writing to it when
@@ -119,7 +118,7 @@ func (r *run) begin(ctx context.Context, p *piece) error {
 			return err
 		}
 	}
-	// Beside the content there is, for a while, what was stored of it.
+	// Beside the content there is, until it is here, what was stored of it.
 	held, err := r.job.Memory.take(ctx, 2*p.size)
 	if err != nil {
 		return err
@@ -128,6 +127,7 @@ func (r *run) begin(ctx context.Context, p *piece) error {
 	r.workers.Go(func() {
 		defer close(p.done)
 		p.err = r.work(ctx, p, known)
+		r.keepOnly(p, int64(len(p.got.Content)))
 	})
 	return nil
 }
@@ -164,9 +164,8 @@ func (r *run) check(p *piece) (bool, error) {
 	if hole(p.to.f, off, p.size) {
 		return p.chunk.Zero(), nil
 	}
-	buf := r.buffers.get()
-	defer r.buffers.put(buf)
-	content := (*buf)[:p.size]
+	content := r.job.Memory.Buffer(p.size)
+	defer r.job.Memory.Reuse(content)
 	if _, err := p.to.f.ReadAt(content, off); err != nil {
 		// A block that cannot be read is as good as a wrong one: it is written anew.
 		return false, nil //nolint:nilerr // see above
@@ -345,9 +344,14 @@ func (r *run) finish(p *piece) {
 	}
 	p.got.release()
 	p.got = Fetched{}
-	if p.held > 0 {
-		r.job.Memory.give(p.held)
-		p.held = 0
+	r.keepOnly(p, 0)
+}
+
+// keepOnly gives back what a piece holds of the memory beyond so many bytes.
+func (r *run) keepOnly(p *piece, bytes int64) {
+	if p.held > bytes {
+		r.job.Memory.give(p.held - bytes)
+		p.held = bytes
 	}
 }
 

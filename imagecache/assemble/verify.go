@@ -55,6 +55,21 @@ func Verify(ctx context.Context, dir string, m *manifest.Manifest, progress func
 	return nil, stamps, nil
 }
 
+// buffers are slices of one size that are used again.
+type buffers struct {
+	size int64
+	pool sync.Pool
+}
+
+func newBuffers(size int64) *buffers {
+	b := &buffers{size: size}
+	b.pool.New = func() any { s := make([]byte, size); return &s }
+	return b
+}
+
+func (b *buffers) get() *[]byte  { return b.pool.Get().(*[]byte) } //nolint:forcetypeassert // nothing else is put there
+func (b *buffers) put(s *[]byte) { b.pool.Put(s) }
+
 type verifier struct {
 	m        *manifest.Manifest
 	buffers  *buffers

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
 	"github.com/minifleet/minifleet/imagecache/assemble"
@@ -21,9 +22,9 @@ import (
 
 // Chunks is what this host has on its disk of images that are whole.
 type Chunks interface {
-	// OpenChunk returns the content of a chunk, or an error if it is not there. What it
-	// returns is not believed.
-	OpenChunk(ctx context.Context, sum manifest.Sum) ([]byte, error)
+	// OpenChunk returns the content of a chunk in a slice that room made, or an error if it
+	// is not there, or room's. What it returns is not believed.
+	OpenChunk(ctx context.Context, sum manifest.Sum, room func(size int64) ([]byte, error)) ([]byte, error)
 }
 
 // Peer is another host that gives out chunks.
@@ -53,7 +54,10 @@ type Config struct {
 	// RecentBytes is how much of what was fetched last is kept in memory, for others who
 	// need it too and for chunks that were fetched for them. Zero means 32 MiB.
 	RecentBytes int64
-	Limits      Limits
+	// GivenBytes is how much is held in memory of what is being given to others. Zero means
+	// 32 MiB.
+	GivenBytes int64
+	Limits     Limits
 	// Wall is the clock by which tokens expire. Nil means the system's.
 	Wall func() time.Time
 	// Log receives what happens. Nil means nowhere.
@@ -65,6 +69,7 @@ type Limits struct {
 	Sign  time.Duration // to the first sign of life: a connection and any answer; 2 s
 	Hold  time.Duration // for one that fetches the chunk itself; 20 s
 	Whole time.Duration // for a chunk's content, once it comes; 5 s
+	Queue time.Duration // for memory or the disk of this host; 2 s
 	Aside time.Duration // for which one that failed is left alone the first time; 5 s
 	Shun  time.Duration // for which one that lied is; 1 h
 }
@@ -73,9 +78,11 @@ func (c Config) withDefaults() Config {
 	c.BytesPerSecond = cmp.Or(c.BytesPerSecond, 200_000_000)
 	c.Readers = cmp.Or(c.Readers, 4)
 	c.RecentBytes = cmp.Or(c.RecentBytes, 32<<20)
+	c.GivenBytes = max(cmp.Or(c.GivenBytes, 32<<20), manifest.MaxChunkBytes)
 	c.Limits.Sign = cmp.Or(c.Limits.Sign, 2*time.Second)
 	c.Limits.Hold = cmp.Or(c.Limits.Hold, 20*time.Second)
 	c.Limits.Whole = cmp.Or(c.Limits.Whole, 5*time.Second)
+	c.Limits.Queue = cmp.Or(c.Limits.Queue, 2*time.Second)
 	c.Limits.Aside = cmp.Or(c.Limits.Aside, 5*time.Second)
 	c.Limits.Shun = cmp.Or(c.Limits.Shun, time.Hour)
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
@@ -92,6 +99,7 @@ type Exchange struct {
 	out     *rate.Limiter
 	readers chan struct{}
 	recent  *recent
+	given   *semaphore.Weighted // bytes
 
 	mu      sync.Mutex // guards the rest
 	terms   Terms
@@ -109,7 +117,7 @@ func New(cfg Config) (*Exchange, error) {
 	cfg = cfg.withDefaults()
 	return &Exchange{
 		cfg: cfg, log: cfg.Log, out: rate.NewLimiter(rate.Limit(cfg.BytesPerSecond), piece), readers: make(chan struct{}, cfg.Readers),
-		recent: newRecent(cfg.RecentBytes), others: map[Peer]*other{}, flights: map[manifest.Sum]*flight{}, visits: map[string]*visitor{},
+		recent: newRecent(cfg.RecentBytes), given: semaphore.NewWeighted(cfg.GivenBytes), others: map[Peer]*other{}, flights: map[manifest.Sum]*flight{}, visits: map[string]*visitor{},
 	}, nil
 }
 

@@ -174,11 +174,11 @@ type counter struct {
 	n  int
 }
 
-func (c *counter) OpenChunk(ctx context.Context, sum manifest.Sum) ([]byte, error) {
+func (c *counter) OpenChunk(ctx context.Context, sum manifest.Sum, room func(int64) ([]byte, error)) ([]byte, error) {
 	c.mu.Lock()
 	c.n++
 	c.mu.Unlock()
-	return c.Chunks.OpenChunk(ctx, sum)
+	return c.Chunks.OpenChunk(ctx, sum, room)
 }
 
 // TestOnePeerVanishes ends the listener of one host in the middle of three pulls.

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/minifleet/minifleet/imagecache/assemble"
 	"github.com/minifleet/minifleet/imagecache/manifest"
 	"github.com/minifleet/minifleet/imagecache/peer/token"
 )
@@ -271,11 +272,11 @@ func TestOneHostCannotTakeAll(t *testing.T) {
 func TestReadersAreBounded(t *testing.T) {
 	hold := make(chan struct{})
 	slow := &slowDisk{hold: hold, begun: make(chan struct{}, 10)}
-	a, b := newHost(t, "h-a"), newHost(t, "h-b", func(c *Config) { c.Chunks = slow; c.Readers = 2 })
+	a, b := newHost(t, "h-a"), newHost(t, "h-b", func(c *Config) { c.Chunks, c.Readers, c.Limits.Queue = slow, 2, soon })
 	b.serve()
 	know(a, b)
 	for range 2 {
-		go func() { _, _ = b.fromDisk(t.Context(), manifest.Sum{1}) }()
+		go func() { _, _ = b.fromDisk(t.Context(), manifest.Sum{1}, &share{of: b.given}) }()
 		<-slow.begun
 	}
 	if status, body := b.get(a, pathChunks+strings.Repeat("0", 64), a.token(a.claims()).Reveal()); status != 503 {
@@ -287,11 +288,57 @@ func TestReadersAreBounded(t *testing.T) {
 	close(hold)
 }
 
+const soon = 50 * time.Millisecond
+
+// TestGivenMemoryIsBounded asks a host that holds in memory for others all that it may.
+func TestGivenMemoryIsBounded(t *testing.T) {
+	img := newImage(8, 3)
+	a, b := newHost(t, "h-a"), newHost(t, "h-b", func(c *Config) { c.GivenBytes, c.Limits.Queue, c.Limits.Hold = 1, soon, soon })
+	b.serve()
+	know(a, b)
+	ask := func(i int, query string) int {
+		c, _ := img.chunk(i)
+		status, _ := b.get(a, pathChunks+c.Sum.String()+query, a.token(a.claims()).Reveal())
+		return status
+	}
+	c, size := img.chunk(0)
+	b.disk.put(c.Sum, img.content[c.Sum])
+	others := &share{of: b.given}
+	if err := others.take(t.Context(), manifest.MaxChunkBytes-size+1); err != nil { // the least that it holds is one of the largest
+		t.Fatal(err)
+	}
+	if status := ask(0, ""); status != http.StatusServiceUnavailable {
+		t.Errorf("a chunk of the disk, without memory for it: %d", status)
+	}
+	others.release()
+	for range 20 { // far more than fit at once: none keeps its share
+		if status := ask(0, ""); status != http.StatusOK {
+			t.Fatalf("a chunk of the disk: %d", status)
+		}
+	}
+	// What it fetches for another counts as what it fetches for itself.
+	memory := assemble.NewMemory(2 * size)
+	source := &bucket{content: img.content}
+	_, release := b.First(Pull{Manifest: img.manifest, Next: source, Memory: memory})
+	defer release()
+	give, err := memory.Hold(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status := ask(1, "?"+queryWait+"="+waitLong); status != http.StatusTooEarly || source.calls.Load() != 0 {
+		t.Errorf("a chunk that it needs too, without memory for it: %d, %d calls to the bucket", status, source.calls.Load())
+	}
+	give()
+	if status := ask(2, "?"+queryWait+"="+waitLong); status != http.StatusOK {
+		t.Errorf("a chunk that it needs too: %d", status)
+	}
+}
+
 type slowDisk struct {
 	hold, begun chan struct{}
 }
 
-func (s *slowDisk) OpenChunk(context.Context, manifest.Sum) ([]byte, error) {
+func (s *slowDisk) OpenChunk(context.Context, manifest.Sum, func(int64) ([]byte, error)) ([]byte, error) {
 	s.begun <- struct{}{}
 	<-s.hold
 	return nil, io.EOF

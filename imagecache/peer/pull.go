@@ -26,6 +26,8 @@ type Pull struct {
 	Patient func() bool
 	// Next brings the chunks that no peer has. Required.
 	Next assemble.Fetcher
+	// Memory bounds what is fetched for others, before the pull itself comes to it. Nil sets no bound.
+	Memory *assemble.Memory
 }
 
 // pull is a Pull that goes on.
@@ -60,8 +62,8 @@ func newPull(ctx context.Context, p Pull) *pull {
 
 var errAbsent = errors.New("the chunk is not here")
 
-// read returns a chunk that is written already.
-func (p *pull) read(sum manifest.Sum) ([]byte, error) {
+// read returns a chunk that is written already, in a slice that room made.
+func (p *pull) read(sum manifest.Sum, room func(int64) ([]byte, error)) ([]byte, error) {
 	at, ok := p.where[sum]
 	if !ok || p.Dir == "" {
 		return nil, errAbsent
@@ -79,7 +81,10 @@ func (p *pull) read(sum manifest.Sum) ([]byte, error) {
 	if info, err := f.Stat(); err != nil || info.Mode()&fs.ModeType != 0 || info.Size() < off+at.size {
 		return nil, errAbsent
 	}
-	content := make([]byte, at.size)
+	content, err := room(at.size)
+	if err != nil {
+		return nil, err
+	}
 	if _, err := f.ReadAt(content, off); err != nil {
 		return nil, err
 	}
