@@ -77,6 +77,9 @@ type held struct {
 // compressed is a chunk's stored form, in memory that is used again.
 func (p *push) compressed(content []byte) *[]byte {
 	buf := p.buffers.Get().(*[]byte)
+	if most := int(manifest.MaxStored(int64(len(content)))); cap(*buf) < most {
+		*buf = make([]byte, 0, most) // what grows leaves garbage behind
+	}
 	*buf = manifest.Compress((*buf)[:0], content)
 	return buf
 }
