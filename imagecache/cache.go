@@ -71,6 +71,7 @@ type Cache struct {
 	catalog *catalog
 	memory  *assemble.Memory
 	free    func(dir string) (int64, error) // of the volume
+	clones  func(dir string) bool           // has it copy-on-write clones?
 	work    sync.WaitGroup                  // what goes on beside the callers
 
 	opening  sync.Mutex // guards stores, and is held while one is opened
@@ -113,7 +114,7 @@ func Open(cfg Config) (*Cache, error) {
 	}
 	p := places{root: filepath.Join(cfg.Dir, dirCache)}
 	c := &Cache{
-		cfg: cfg, dir: cfg.Dir, log: cfg.Log, places: p, catalog: newCatalog(p), memory: assemble.NewMemory(memory), free: freeBytes,
+		cfg: cfg, dir: cfg.Dir, log: cfg.Log, places: p, catalog: newCatalog(p), memory: assemble.NewMemory(memory), free: freeBytes, clones: assemble.Clones,
 		stores: map[string]objects.Store{}, clearing: make(chan struct{}, 1),
 		busy: map[string]chan struct{}{}, hashes: map[string]map[string]fileHash{}, pins: map[string]int{}, bases: map[string]int{},
 		flights: map[string]*flight{}, failures: map[string]failure{}, turned: make(chan struct{}),

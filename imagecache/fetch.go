@@ -225,8 +225,9 @@ func (c *Cache) pullChunks(ctx context.Context, f *flight, hex string, rec *reco
 	if base != nil {
 		of = base.Manifest
 	}
+	// What is kept of the base is written too, unless its files can be cloned.
 	_, need := assemble.Shared(m, of)
-	if there(c.places.partial(hex)) {
+	if there(c.places.partial(hex)) || !c.clones(c.places.at(dirTrash)) {
 		need = max(0, rec.Stored-allocated(c.places.partial(hex)))
 	}
 	f.setNeed(need)
@@ -320,7 +321,14 @@ func (c *Cache) pullOCI(ctx context.Context, f *flight, hex string, rec *record)
 		}
 		release()
 	}
-	m, err := img.Pull(ctx, dir, f.show)
+	m, err := img.Pull(ctx, dir, oci.PullOptions{
+		Progress: f.show,
+		Gate:     func(ctx context.Context) error { return c.gate(ctx, f) },
+		Room: func(ctx context.Context, left int64) error {
+			f.setNeed(left)
+			return c.makeRoom(ctx, f, img.Bytes(), left)
+		},
+	})
 	if err != nil {
 		return err
 	}

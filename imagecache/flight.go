@@ -42,7 +42,7 @@ type flight struct {
 	waiters map[*Options]bool
 	at      Progress
 	waiting bool          // at the gate
-	moved   chan struct{} // closed and replaced when at changes
+	moved   chan struct{} // closed and replaced when one of these two changes
 	need    int64         // bytes that it is going to write at most
 }
 
@@ -79,6 +79,10 @@ func (f *flight) show(p Progress) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.at = p
+	f.moveLocked()
+}
+
+func (f *flight) moveLocked() {
 	close(f.moved)
 	f.moved = make(chan struct{})
 }
@@ -92,7 +96,10 @@ func (f *flight) look() (at Progress, waiting bool) {
 func (f *flight) setWaiting(waiting bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.waiting = waiting
+	if f.waiting != waiting {
+		f.waiting = waiting
+		f.moveLocked()
+	}
 }
 
 func (f *flight) setNeed(bytes int64) {

@@ -17,6 +17,10 @@ import (
 // TestInTheBackground has one fetch wait for another, until somebody waits for it too.
 func TestInTheBackground(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, inTheBackground)
+}
+
+func inTheBackground(t *testing.T) {
 	b := newBucket()
 	refs, digests := b.images(t, 3)
 	c := b.cache(t, imagecache.Config{})
@@ -50,14 +54,9 @@ func TestInTheBackground(t *testing.T) {
 	}
 	state := func(digest, want string) {
 		t.Helper()
-		for {
-			s := status(t, c, digest)
-			if s.State == want {
-				return
-			}
-			if t.Context().Err() != nil {
-				t.Fatalf("%+v, want %s", s, want)
-			}
+		synctest.Wait()
+		if s := status(t, c, digest); s.State != want {
+			t.Fatalf("%+v, want %s", s, want)
 		}
 	}
 	begin(refs[0], imagecache.Options{})

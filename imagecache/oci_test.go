@@ -4,8 +4,10 @@ package imagecache_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -15,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -27,11 +30,14 @@ import (
 
 	"github.com/minifleet/minifleet/imagecache"
 	"github.com/minifleet/minifleet/imagecache/assemble"
+	"github.com/minifleet/minifleet/imagecache/oci"
 )
 
 // registryOf counts what is asked for of blobs.
 type registryOf struct {
 	host string
+	// before, if set, is called before a blob is given out.
+	before func(blob string)
 
 	mu    sync.Mutex // guards blobs
 	blobs map[string]bool
@@ -46,6 +52,9 @@ func newRegistry(t *testing.T) *registryOf {
 			r.mu.Lock()
 			r.blobs[blob] = true
 			r.mu.Unlock()
+			if r.before != nil {
+				r.before(blob)
+			}
 		}
 		inner.ServeHTTP(w, q)
 	}))
@@ -156,4 +165,86 @@ func TestImagesOfARegistry(t *testing.T) {
 	if n := fmt.Sprint(r.asked(a, d, c)); n != layers {
 		t.Errorf("layers %s were fetched, want %s", n, layers)
 	}
+}
+
+// TestARegistrysImageStandsBack has somebody wait for another image while one is fetched of a
+// registry for which nobody waits.
+func TestARegistrysImageStandsBack(t *testing.T) {
+	t.Parallel()
+	b := newBucket()
+	urgent, _ := b.image(t, "urgent", 9, 1)
+	a, z := noise(1, mib), noise(2, mib)
+	r := newRegistry(t)
+	patient := r.push(t, a, z)
+	c := b.cache(t, imagecache.Config{OCI: oci.Options{Layers: 1}})
+	asked, hold := make(chan struct{}), make(chan struct{})
+	b.hook(func(context.Context, string, int) error {
+		select {
+		case asked <- struct{}{}:
+			<-hold
+		case <-hold:
+		}
+		return nil
+	})
+	done := make(chan error, 2)
+	begin := sync.OnceFunc(func() {
+		go func() {
+			img, err := c.Ensure(t.Context(), urgent, nil)
+			if err == nil {
+				img.Release()
+			}
+			done <- err
+		}()
+		<-asked
+	})
+	first := fmt.Sprintf("sha256:%x", sha256.Sum256(framed(a)))
+	r.before = func(blob string) {
+		if blob == first {
+			begin()
+		}
+	}
+	_, digest, _ := strings.Cut(patient, "@")
+	waits := make(chan struct{})
+	once := sync.OnceFunc(func() { close(waits) })
+	go func() {
+		img, err := c.EnsureWith(t.Context(), patient, imagecache.Options{Background: true}, func(imagecache.Progress) {
+			if status(t, c, digest).State == imagecache.StateWaiting {
+				once()
+			}
+		})
+		if err == nil {
+			img.Release()
+		}
+		done <- err
+	}()
+	<-waits // which it would not without the gate
+	if n := r.asked(a, z); len(n) != 1 {
+		t.Errorf("layers %v were asked for before it waited, want the first alone", n)
+	}
+	close(hold)
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestARegistrysImageLeavesRoom has a volume fill up while an image of a registry is fetched.
+func TestARegistrysImageLeavesRoom(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t)
+	ref := r.push(t, bytes.Repeat(noise(1, mib), 40), bytes.Repeat(noise(2, mib), 40))
+	c := newBucket().cache(t, imagecache.Config{MinFree: 100 * mib, OCI: oci.Options{Layers: 1}})
+	var taken atomic.Int64
+	c.SetFree(func() int64 { return 300*mib - taken.Load() })
+	_, err := c.Ensure(t.Context(), ref, func(p imagecache.Progress) {
+		if p.DoneBytes > 0 {
+			taken.Store(195 * mib)
+		}
+	})
+	if !errors.As(err, new(*imagecache.NoRoomError)) || !strings.Contains(err.Error(), "cache.min_free_gib") {
+		t.Errorf("on a volume that others fill: %v", err)
+	}
+	taken.Store(0)
+	fetch(t, c, ref)
 }

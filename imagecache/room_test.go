@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/minifleet/minifleet/imagecache"
+	"github.com/minifleet/minifleet/imagecache/assemble"
 	"github.com/minifleet/minifleet/imagecache/manifest"
 )
 
@@ -343,6 +345,63 @@ func TestRoomOnlyWithoutTheBase(t *testing.T) {
 	fetch(t, c, "gs://bucket/tahoe@"+old)
 	wantContent(t, ensure(t, c, "gs://bucket/tahoe@"+now), files{"disk.img": content})
 	wantCached(t, c, now)
+}
+
+// TestCopiesNeedRoom updates an image on a volume without clones: what is kept of the old one
+// is written all the same, and never into the room that must stay free.
+func TestCopiesNeedRoom(t *testing.T) {
+	t.Parallel()
+	b, old, now, content := updated(t)
+	c := b.cache(t, imagecache.Config{MinFree: 100 * mib})
+	if assemble.Clones(c.Dir()) {
+		t.Skip("this volume has copy-on-write clones")
+	}
+	least := int64(1 << 40)
+	var mu sync.Mutex // guards least
+	free := func() int64 {
+		taken := int64(0)
+		for _, dir := range []string{"images", "partial", "trash"} {
+			taken += sizeOf(t, filepath.Join(c.Dir(), ".cache", dir))
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		least = min(least, 106*mib-taken)
+		return 106*mib - taken
+	}
+	c.SetFree(free)
+	fetch(t, c, "gs://bucket/tahoe@"+old)
+	img, err := c.Ensure(t.Context(), "gs://bucket/tahoe@"+now, func(imagecache.Progress) { free() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.Release()
+	wantContent(t, img, files{"disk.img": content})
+	wantCached(t, c, now)
+	if least < 100*mib {
+		t.Errorf("%d MiB were free at one time, and 100 must stay so", least/mib)
+	}
+}
+
+// sizeOf sums what is written of the files below a folder.
+func sizeOf(t *testing.T, dir string) (sum int64) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !e.Type().IsRegular() {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		var s unix.Stat_t
+		if err := unix.Lstat(path, &s); err == nil {
+			sum += s.Blocks * 512
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return sum
 }
 
 // TestLocalAfterAnEviction takes chunks from other images although room was made first.

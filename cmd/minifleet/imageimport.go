@@ -96,9 +96,9 @@ func (c importTart) fetch(ctx context.Context, source manifest.Reference, show f
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, "", err
 	}
-	m, err := image.Pull(ctx, dir, func(p assemble.Progress) {
+	m, err := image.Pull(ctx, dir, oci.PullOptions{Progress: func(p assemble.Progress) {
 		show(publish.Progress{Doing: "pulling", Done: p.DoneBytes, Total: p.TotalBytes, Sent: p.FetchedBytes})
-	})
+	}})
 	if err != nil {
 		return nil, "", err
 	}

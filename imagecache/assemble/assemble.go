@@ -179,6 +179,17 @@ func syncFolders(dir string, m *manifest.Manifest) error {
 // Clone makes dst, which is not there yet, a copy-on-write clone of a file of the same volume.
 func Clone(src, dst string) error { return reflink(src, dst) }
 
+// Clones reports whether the volume of a folder has copy-on-write clones. It tries.
+func Clones(dir string) bool {
+	aside, err := os.MkdirTemp(dir, ".clone-")
+	if err != nil {
+		return false
+	}
+	defer os.RemoveAll(aside)
+	a, b := filepath.Join(aside, "a"), filepath.Join(aside, "b")
+	return os.WriteFile(a, []byte("clone"), 0o600) == nil && reflink(a, b) == nil
+}
+
 func syncPath(path string) error {
 	f, err := os.Open(path)
 	if err != nil {

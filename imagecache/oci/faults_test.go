@@ -125,7 +125,7 @@ func TestPullRefuses(t *testing.T) {
 			img := s.image(t, s.push(layers...))
 			dir := t.TempDir()
 			for range 2 { // what is there of a first attempt does not help a second one
-				m, err := img.Pull(t.Context(), dir, nil)
+				m, err := img.Pull(t.Context(), dir, oci.PullOptions{})
 				if m != nil {
 					t.Errorf("%+v", m)
 				}
@@ -223,7 +223,7 @@ func TestPullWhileTheRegistryFails(t *testing.T) {
 			img := s.image(t, image)
 			dir := t.TempDir()
 			s.make(tt.fault)
-			m, err := img.Pull(t.Context(), dir, nil)
+			m, err := img.Pull(t.Context(), dir, oci.PullOptions{})
 			if m != nil {
 				t.Errorf("%+v", m)
 			}
@@ -356,7 +356,7 @@ func TestPullGoesOnAfterFailures(t *testing.T) {
 			})
 			dir := t.TempDir()
 			var last assemble.Progress
-			m, err := img.Pull(t.Context(), dir, func(p assemble.Progress) { last = p })
+			m, err := img.Pull(t.Context(), dir, oci.PullOptions{Progress: func(p assemble.Progress) { last = p }})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -436,7 +436,7 @@ func TestPullOfAStalledLayer(t *testing.T) {
 		return true
 	})
 	dir := t.TempDir()
-	m, err := img.Pull(t.Context(), dir, nil)
+	m, err := img.Pull(t.Context(), dir, oci.PullOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -464,13 +464,13 @@ func TestPullKeepsToItsLimit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := img.Pull(t.Context(), t.TempDir(), nil); err != nil {
+	if _, err := img.Pull(t.Context(), t.TempDir(), oci.PullOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	// With a deadline the limiter says at once that it will not let through any more.
 	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 	defer cancel()
-	_, err = img.Pull(ctx, t.TempDir(), nil)
+	_, err = img.Pull(ctx, t.TempDir(), oci.PullOptions{})
 	wants(t, err, "would exceed context deadline")
 }
 
@@ -537,7 +537,7 @@ func TestCredentials(t *testing.T) {
 			continue
 		}
 		dir := t.TempDir()
-		m, err := img.Pull(t.Context(), dir, nil)
+		m, err := img.Pull(t.Context(), dir, oci.PullOptions{})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue

@@ -25,8 +25,9 @@ type spool struct {
 	f    *os.File
 	sum  hash.Hash // of what the file has
 	have int64
-	cut  bool        // it comes from more than one answer
-	got  func(n int) // told of bytes that came
+	cut  bool // it comes from more than one answer
+	// got is told of bytes that came. Its error ends all.
+	got func(ctx context.Context, n int) error
 }
 
 const copyBytes = 1 << 20
@@ -36,7 +37,7 @@ const worth = 64 << 10
 
 // fetch brings a blob into the file at path. What an earlier call left there is read again,
 // and the rest is asked for. The caller closes the file.
-func (r *Repository) fetch(ctx context.Context, c *http.Client, b blob, path string, got func(int)) (*os.File, error) {
+func (r *Repository) fetch(ctx context.Context, c *http.Client, b blob, path string, got func(context.Context, int) error) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
@@ -151,7 +152,9 @@ func (s *spool) attempt(ctx context.Context) error {
 			}
 			s.sum.Write(buf[:n])
 			s.have += int64(n)
-			s.got(n)
+			if err := s.got(ctx, n); err != nil {
+				return final{err}
+			}
 		}
 		switch {
 		case errors.Is(err, io.EOF) && s.have < s.b.size:

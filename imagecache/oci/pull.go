@@ -27,14 +27,14 @@ const DirSpool = ".layers"
 // Pull fetches the image into the folder dir, which exists, and returns its manifest in our
 // own form. What dir has of the image already, of a call that did not end or as a clone of
 // another image, is read, and kept where it is right; other files are left alone. One call
-// at a time works on a folder. progress, if set, is called one call at a time.
+// at a time works on a folder.
 //
 // At any moment at most Scratch bytes lie in DirSpool. A layer is written when its blob is
 // what its digest says, and an image is whole only when what was unpacked is too: after an
 // error the folder is good for another call and nothing else.
-func (i *Image) Pull(ctx context.Context, dir string, progress func(assemble.Progress)) (_ *manifest.Manifest, err error) {
+func (i *Image) Pull(ctx context.Context, dir string, o PullOptions) (_ *manifest.Manifest, err error) {
 	defer i.repository.base.CloseIdleConnections()
-	p := &pull{image: i, dir: dir, progress: progress, at: assemble.Progress{TotalBytes: i.Bytes()}}
+	p := &pull{image: i, dir: dir, PullOptions: o, at: assemble.Progress{TotalBytes: i.Bytes()}}
 	defer func() {
 		p.close()
 		if err != nil {
@@ -56,15 +56,34 @@ func (i *Image) Pull(ctx context.Context, dir string, progress func(assemble.Pro
 	return p.finish(ctx)
 }
 
+// PullOptions say who else has a say in a pull.
+type PullOptions struct {
+	// Progress, if set, is told of it, one call at a time.
+	Progress func(assemble.Progress)
+	// Gate, if set, holds the pull up before each layer, and in the midst of one after each
+	// MiB that came. A connection that is cut meanwhile is made anew.
+	Gate func(context.Context) error
+	// Room, if set, is called after every 64 MiB that were written, of layers or of the
+	// image, with how much may still be written at most. Its error ends the pull.
+	Room func(ctx context.Context, left int64) error
+}
+
+// gateEvery and roomEvery are how many bytes are between two calls.
+const (
+	gateEvery = 1 << 20
+	roomEvery = 64 << 20
+)
+
 type pull struct {
+	PullOptions
 	image  *Image
 	dir    string
 	files  []*target
 	pieces []*piece // in the order in which they are written
 
-	mu       sync.Mutex // guards at, and is held while progress is called
-	at       assemble.Progress
-	progress func(assemble.Progress)
+	mu     sync.Mutex // guards the rest, and is held while Progress is called
+	at     assemble.Progress
+	unseen int64 // written since Room was called
 }
 
 // target is a file that is being written.
@@ -217,8 +236,11 @@ func (p *pull) fetch(ctx context.Context) error {
 			case <-ctx.Done():
 				return context.Cause(ctx)
 			}
+			if err := p.gate(ctx); err != nil {
+				return err
+			}
 			g.Go(func() error {
-				f, err := p.image.repository.fetch(ctx, p.image.client, c.blob, p.spool(c), func(n int) { p.report(0, int64(n)) })
+				f, err := p.image.repository.fetch(ctx, p.image.client, c.blob, p.spool(c), func(ctx context.Context, n int) error { return p.came(ctx, int64(n)) })
 				if err != nil {
 					return fmt.Errorf("%s: %w", c, err)
 				}
@@ -264,7 +286,13 @@ func (p *pull) spool(c *piece) string {
 
 // place writes a piece, from another place of the image or from its blob.
 func (p *pull) place(ctx context.Context, c *piece) error {
-	w := newPieceWriter(c, func(n int) { p.report(int64(n), 0) })
+	if err := p.gate(ctx); err != nil {
+		return err
+	}
+	w := newPieceWriter(c, func(n int) error {
+		p.report(int64(n), 0)
+		return p.wrote(ctx, int64(n))
+	})
 	switch {
 	case c.from == nil:
 		if err := p.unpack(ctx, c, w); err != nil {
@@ -366,9 +394,47 @@ func (p *pull) report(done, fetched int64) {
 	defer p.mu.Unlock()
 	p.at.DoneBytes += done
 	p.at.FetchedBytes += fetched
-	if p.progress != nil {
-		p.progress(p.at)
+	if p.Progress != nil {
+		p.Progress(p.at)
 	}
+}
+
+func (p *pull) gate(ctx context.Context) error {
+	if p.Gate == nil {
+		return nil
+	}
+	return p.Gate(ctx)
+}
+
+// came notes that bytes of a layer came and were written to its spool.
+func (p *pull) came(ctx context.Context, n int64) error {
+	p.mu.Lock()
+	before := p.at.FetchedBytes
+	p.mu.Unlock()
+	p.report(0, n)
+	if err := p.wrote(ctx, n); err != nil {
+		return err
+	}
+	if before/gateEvery == (before+n)/gateEvery {
+		return nil
+	}
+	return p.gate(ctx)
+}
+
+// wrote notes that bytes were written.
+func (p *pull) wrote(ctx context.Context, n int64) error {
+	p.mu.Lock()
+	p.unseen += n
+	look := p.unseen >= roomEvery && p.Room != nil
+	if look {
+		p.unseen = 0
+	}
+	left := p.at.TotalBytes - p.at.DoneBytes + p.image.Scratch()
+	p.mu.Unlock()
+	if !look {
+		return nil
+	}
+	return p.Room(ctx, left)
 }
 
 // finish completes the files and makes the manifest.

@@ -58,12 +58,12 @@ func TestPull(t *testing.T) {
 	s.make(nil)
 	dir := t.TempDir()
 	var last assemble.Progress
-	m, err := img.Pull(t.Context(), dir, func(p assemble.Progress) {
+	m, err := img.Pull(t.Context(), dir, oci.PullOptions{Progress: func(p assemble.Progress) {
 		if p.DoneBytes < last.DoneBytes || p.FetchedBytes < last.FetchedBytes {
 			t.Errorf("progress goes back from %+v to %+v", last, p)
 		}
 		last = p
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +92,7 @@ func TestPull(t *testing.T) {
 
 	// Again there is nothing to do.
 	s.make(nil)
-	again, err := img.Pull(t.Context(), dir, nil)
+	again, err := img.Pull(t.Context(), dir, oci.PullOptions{})
 	if err != nil || len(s.asked()) > 0 {
 		t.Errorf("an image that is whole: %v, asked for %v", err, s.asked())
 	}
@@ -145,7 +145,7 @@ func TestPullOfLinux(t *testing.T) {
 	layers[0].content = []byte(`{"version":1,"os":"linux","arch":"arm64","cpuCountMin":1,"memorySizeMin":1}`)
 	layers = append(layers, pushed{kind: "application/vnd.example.signature", content: []byte("x")})
 	dir := t.TempDir()
-	m, err := s.image(t, s.push(layers...)).Pull(t.Context(), dir, nil)
+	m, err := s.image(t, s.push(layers...)).Pull(t.Context(), dir, oci.PullOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +230,7 @@ func TestPullInAProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := img.Pull(t.Context(), order[1], nil); err != nil {
+	if _, err := img.Pull(t.Context(), order[1], oci.PullOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	// The most memory that it had, for the benchmark. Only Linux tells.
@@ -311,11 +311,11 @@ func TestPullCalledOff(t *testing.T) {
 	dir := t.TempDir()
 	for _, after := range []int64{1, 3 << 20, 10 << 20} {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		_, err := s.image(t, image).Pull(ctx, dir, func(p assemble.Progress) {
+		_, err := s.image(t, image).Pull(ctx, dir, oci.PullOptions{Progress: func(p assemble.Progress) {
 			if p.DoneBytes >= after {
 				cancel(errTest)
 			}
-		})
+		}})
 		if !errors.Is(err, errTest) {
 			t.Errorf("called off after %d bytes: %v", after, err)
 		}
@@ -342,7 +342,7 @@ func TestPullNeedsAFolder(t *testing.T) {
 		} else if err := change(dir); err != nil {
 			t.Fatal(err)
 		}
-		if m, err := img.Pull(t.Context(), dir, nil); err == nil {
+		if m, err := img.Pull(t.Context(), dir, oci.PullOptions{}); err == nil {
 			t.Errorf("%s: %v", name, m)
 		}
 	}

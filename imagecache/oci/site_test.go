@@ -201,7 +201,7 @@ func (s *site) image(t testing.TB, digest string) *oci.Image {
 // pull pulls an image and expects it to be right.
 func (s *site) pull(t testing.TB, digest, dir string, nvram []byte, disks ...[]byte) *manifest.Manifest {
 	t.Helper()
-	m, err := s.image(t, digest).Pull(t.Context(), dir, nil)
+	m, err := s.image(t, digest).Pull(t.Context(), dir, oci.PullOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

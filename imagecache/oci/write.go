@@ -98,10 +98,10 @@ type pieceWriter struct {
 	*tally
 	there []byte // what the file has
 	zero  bool   // so far there were only zeros
-	wrote func(n int)
+	wrote func(n int) error
 }
 
-func newPieceWriter(c *piece, wrote func(int)) *pieceWriter {
+func newPieceWriter(c *piece, wrote func(int) error) *pieceWriter {
 	return &pieceWriter{tally: newTally(c), zero: true, wrote: wrote}
 }
 
@@ -137,10 +137,10 @@ func (w *pieceWriter) Write(b []byte) error {
 	flush(0)
 	<-whole
 	w.at += int64(len(b))
-	if err == nil {
-		w.wrote(len(b))
+	if err != nil {
+		return err
 	}
-	return err
+	return w.wrote(len(b))
 }
 
 // same reports whether the file has this already. Where it does not reach it has zeros,
