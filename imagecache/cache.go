@@ -24,8 +24,8 @@ type Config struct {
 	// Dir is the folder with one folder for each image. It must exist. What is fetched is
 	// below .cache in it.
 	Dir string
-	// MaxBytes is what all fetched images may take together; clones count in full. Zero
-	// sets no limit.
+	// MaxBytes is what all fetched images may take together, and what CountToo named with
+	// them; clones count in full. Zero sets no limit.
 	MaxBytes int64
 	// MaxImages is how many fetched images there may be. Zero sets no limit.
 	MaxImages int
@@ -92,6 +92,7 @@ type Cache struct {
 	failures map[string]failure // by digest
 	turned   chan struct{}      // closed and replaced when a flight may have its turn
 	peers    Peers
+	others   Others
 }
 
 // Open opens the cache.
@@ -117,7 +118,7 @@ func Open(cfg Config) (*Cache, error) {
 		cfg: cfg, dir: cfg.Dir, log: cfg.Log, places: p, catalog: newCatalog(p), memory: assemble.NewMemory(memory), free: freeBytes, clones: assemble.Clones,
 		stores: map[string]objects.Store{}, clearing: make(chan struct{}, 1),
 		busy: map[string]chan struct{}{}, hashes: map[string]map[string]fileHash{}, pins: map[string]int{}, bases: map[string]int{},
-		flights: map[string]*flight{}, failures: map[string]failure{}, turned: make(chan struct{}),
+		flights: map[string]*flight{}, failures: map[string]failure{}, turned: make(chan struct{}), others: noOthers{},
 	}
 	if p.exists() && !cfg.Beside {
 		if err := p.make(); err != nil {

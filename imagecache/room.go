@@ -115,8 +115,9 @@ func (c *Cache) isBaseOfOne(hex string) bool {
 	return c.bases[hex] == 1
 }
 
-// makeRoom evicts what was used longest ago until an image of bytes, of which write are
-// still to be written, is within the limits. Where they cannot be kept, nothing goes.
+// makeRoom evicts images that nothing keeps, the one used longest ago first, and then others,
+// until an image of bytes, of which write are still to be written, is within the limits. Where
+// they cannot be kept, nothing goes.
 func (c *Cache) makeRoom(ctx context.Context, f *flight, bytes, write int64) error {
 	select {
 	case c.clearing <- struct{}{}:
@@ -152,13 +153,17 @@ func (c *Cache) makeRoom(ctx context.Context, f *flight, bytes, write int64) err
 	if problem == "" {
 		return nil
 	}
-	reclaimable := int64(0)
+	beside := c.beside()
+	reclaimable := beside.Idle()
 	for _, e := range idle {
 		reclaimable += e.bytes
 	}
 	if len(idle) < want.images || reclaimable < want.bytes {
 		for _, e := range idle {
 			holders = append(holders, Holder{e.rec.Reference, e.bytes, "could go, but that would not be enough"})
+		}
+		if bytes := beside.Bytes(); bytes > 0 {
+			holders = append(holders, Holder{"saved states", bytes, "those that nobody uses could go, but that would not be enough"})
 		}
 		return &NoRoomError{Dir: c.places.root, Problem: problem, Holders: holders, volume: want.volume}
 	}
@@ -182,6 +187,11 @@ func (c *Cache) makeRoom(ctx context.Context, f *flight, bytes, write int64) err
 			return nil
 		}
 	}
+	for want.images == 0 && beside.DeleteOldest() {
+		if want, problem = c.lacking(f, others, bytes, write); problem == "" {
+			return nil
+		}
+	}
 	return &NoRoomError{Dir: c.places.root, Problem: problem, Holders: holders, volume: want.volume}
 }
 
@@ -197,12 +207,12 @@ func (c *Cache) lacking(f *flight, others []entry, bytes, write int64) (want lac
 	if n := len(others) + 1 - c.cfg.MaxImages; c.cfg.MaxImages > 0 && n > 0 {
 		want.images, problem = n, fmt.Sprintf("cache.max_images is %d", c.cfg.MaxImages)
 	}
-	sum := bytes
+	sum := bytes + c.beside().Bytes()
 	for _, e := range others {
 		sum += e.bytes
 	}
 	if over := sum - c.cfg.MaxBytes; c.cfg.MaxBytes > 0 && over > 0 {
-		want.bytes, problem = over, fmt.Sprintf("it takes %d MiB and all fetched images may take %d (cache.max_gib)", bytes>>20, c.cfg.MaxBytes>>20)
+		want.bytes, problem = over, fmt.Sprintf("it takes %d MiB and all fetched images and saved states may take %d (cache.max_gib)", bytes>>20, c.cfg.MaxBytes>>20)
 	}
 	free, err := c.free(c.dir)
 	if err != nil {

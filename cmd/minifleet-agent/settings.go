@@ -102,9 +102,9 @@ func (p peersOf) config() (agent.PeersConfig, error) {
 const maxPeerMiB = 1 << 20
 
 type cache struct {
-	MaxGiB     int `yaml:"max_gib" default:"0" help:"what all fetched images may take; clones count in full, though they share their blocks; 0 sets no limit"`
+	MaxGiB     int `yaml:"max_gib" default:"0" help:"what all fetched images and saved states may take; clones count in full, though they share their blocks; 0 sets no limit"`
 	MaxImages  int `yaml:"max_images" default:"0" help:"how many fetched images there may be; 0 sets no limit"`
-	MinFreeGiB int `yaml:"min_free_gib" default:"20" help:"what fetching leaves free on the volume, for what VMs write"`
+	MinFreeGiB int `yaml:"min_free_gib" default:"20" help:"what fetching, and saving states, leave free on the volume, for what VMs write"`
 }
 
 type bucket struct {
@@ -162,7 +162,7 @@ func (s *settings) ssh() agent.SSHConfig {
 
 type saved struct {
 	Enabled bool          `yaml:"enabled" default:"false" help:"save a state of the first VM of each image in each slot; not with the backend process"`
-	SizeGiB int           `yaml:"size_gib" default:"100" help:"what all states may take on the disk; clones count in full, though they share their blocks with the image"`
+	SizeGiB int           `yaml:"size_gib" default:"100" help:"what all states may take on the disk, of cache.max_gib; clones count in full, though they share their blocks with the image"`
 	Timeout time.Duration `yaml:"timeout" default:"1m" help:"longest time from the start of a VM with a state to its guest's first answer; then it boots instead"`
 }
 

@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,12 +24,14 @@ func (v *VMs) checkVolumes() error {
 	if err != nil {
 		return fmt.Errorf("images_dir: %w", err)
 	}
+	v.apart = !one
 	if one {
 		from = to // which is ours to write to
 	}
 	err = vm.ProbeClone(from, to)
 	switch {
 	case err == nil: // also between subvolumes of btrfs, which look like volumes
+		v.apart = false
 		return nil
 	case full(err): // the agent has to clear up, and finds out with the next clone
 		v.copies = !one && v.cfg.AllowCopy
@@ -67,9 +70,9 @@ func sameVolume(a, b string) (bool, error) {
 const reserveShare = 4
 
 // checkRoom refuses a VM for which the volume has no room: for what a copy takes at once,
-// and for what the VM will write. Saved states, which only save time, go before that. It is
-// a look before the leap: what VMs write later can still fill the volume.
-func (v *VMs) checkRoom(image *imagecache.Image) error {
+// and for what the VM will write. Images and saved states that nobody uses go before that. It
+// is a look before the leap: what VMs write later can still fill the volume.
+func (v *VMs) checkRoom(ctx context.Context, image *imagecache.Image) error {
 	need := v.cfg.DiskReserve
 	if need == 0 {
 		need = image.Stored / reserveShare
@@ -80,7 +83,7 @@ func (v *VMs) checkRoom(image *imagecache.Image) error {
 		what = "for a copy of the image and what the VM writes"
 	}
 	var free int64
-	for again := true; again; again = v.saved.store != nil && v.saved.store.DeleteOldest() {
+	for again := true; again; again = v.clear(ctx) {
 		var s unix.Statfs_t
 		if err := unix.Statfs(v.cfg.Dir, &s); err != nil {
 			return fmt.Errorf("free space of %s: %w", v.cfg.Dir, err)
@@ -91,4 +94,13 @@ func (v *VMs) checkRoom(image *imagecache.Image) error {
 	}
 	return fmt.Errorf("the volume of %s has %d MiB free and image %s needs %d MiB there, %s: free some space, or lower disk_reserve_mib: %w",
 		v.cfg.Dir, free>>20, image.Name, need>>20, what, syscall.ENOSPC)
+}
+
+// clear takes something away from the volume of the VMs that nobody uses, and reports whether
+// there was anything.
+func (v *VMs) clear(ctx context.Context) bool {
+	if v.apart { // the images' room is of no use
+		return v.saved.store != nil && v.saved.store.DeleteOldest()
+	}
+	return v.images.EvictOldest(ctx)
 }

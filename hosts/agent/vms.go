@@ -76,6 +76,7 @@ type VMs struct {
 	images *imagecache.Cache
 	clone  vm.CloneMode
 	copies bool // clones are copies
+	apart  bool // images and bundles are on two volumes
 
 	identities *identities // of the slots
 	saved      savedStates
@@ -131,7 +132,7 @@ func NewVMs(cfg VMsConfig) (*VMs, error) {
 	if err := v.checkVolumes(); err != nil {
 		return nil, err
 	}
-	v.saved = openStates(cfg)
+	v.saved = openStates(cfg, images)
 	return v, nil
 }
 
@@ -205,7 +206,7 @@ func (v *VMs) Create(ctx context.Context, o Order, progress func(string)) (Machi
 	if o.Mac != v.isMac(image.GuestOS) {
 		return nil, fmt.Errorf("image %s is not for the guest that it was for when its VM was let in: try again", o.Image)
 	}
-	if err := v.checkRoom(image); err != nil {
+	if err := v.checkRoom(ctx, image); err != nil {
 		return nil, err
 	}
 	spec, err := v.spec(o, image)

@@ -32,7 +32,7 @@ type savedStates struct {
 
 // openStates opens the host's saved states. They only save time, so a host that cannot
 // keep any does without, and says so.
-func openStates(cfg VMsConfig) savedStates {
+func openStates(cfg VMsConfig, images *imagecache.Cache) savedStates {
 	dir := filepath.Join(filepath.Dir(cfg.Dir), dirStates)
 	if cfg.SavedStates == 0 || cfg.Backend == vm.BackendProcess {
 		forgetStates(dir, cfg.Log)
@@ -46,7 +46,9 @@ func openStates(cfg VMsConfig) savedStates {
 		if s.vmm, err = states.ProgramVersion(cfg.VMMProgram); err != nil {
 			return err
 		}
-		s.store, err = states.Open(states.Config{Dir: dir, MaxBytes: cfg.SavedStates, Account: cfg.Account, Log: cfg.Log})
+		s.store, err = states.Open(states.Config{
+			Dir: dir, MaxBytes: cfg.SavedStates, Left: images.Left, MinFree: cfg.Cache.MinFree, Account: cfg.Account, Log: cfg.Log,
+		})
 		return err
 	}()
 	if err != nil {
@@ -54,6 +56,7 @@ func openStates(cfg VMsConfig) savedStates {
 		return savedStates{}
 	}
 	s.store.Prune(func(k states.Key) bool { return s.fits(k, cfg.Backend) })
+	images.CountToo(s.store)
 	return s
 }
 

@@ -77,8 +77,9 @@ func (s *Store) make(ctx context.Context, name string, a about, save func(contex
 	if err != nil {
 		return err
 	}
-	if free < memory {
-		return fmt.Errorf("the volume of %s has %d MiB free, and a machine's memory takes up to %d: free some space there", s.cfg.Dir, free>>20, memory>>20)
+	if free < memory+s.cfg.MinFree {
+		return fmt.Errorf("the volume of %s has %d MiB free, a machine's memory takes up to %d, and %d must stay free (cache.min_free_gib): free some space there",
+			s.cfg.Dir, free>>20, memory>>20, s.cfg.MinFree>>20)
 	}
 	tmp := filepath.Join(s.cfg.Dir, prefixNew+name)
 	// A vmm that an earlier agent left may be at work in it.
@@ -143,7 +144,7 @@ func (s *Store) takeBack(dir string) error {
 }
 
 func (s *Store) noRoom(bytes int64) error {
-	return fmt.Errorf("it takes %d MiB and all saved states may take %d, of which some are in use: raise saved_states.size_gib", bytes>>20, s.cfg.MaxBytes>>20)
+	return fmt.Errorf("it takes %d MiB and all saved states may take %d now, of which some are in use: raise saved_states.size_gib, or cache.max_gib, for which images count too", bytes>>20, s.most()>>20)
 }
 
 // place gives a whole state its name, durably.

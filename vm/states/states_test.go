@@ -240,6 +240,42 @@ func TestNoneGoesInVain(t *testing.T) {
 	}
 }
 
+// What images leave is less than what states may take at most.
+func TestWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	left := int64(1 << 30)
+	cfg := states.Config{Dir: t.TempDir(), MaxBytes: 1 << 30, Left: func() int64 { return left }}
+	s, err := states.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := key("sha256:a"), key("sha256:b")
+	save(t, s, 1, a)
+	save(t, s, 2, a)
+	used := s.Take(1, a)
+	if n := s.Idle(); n < size || n >= 2*size || s.Bytes() < 2*size {
+		t.Errorf("%d bytes are idle of %d", n, s.Bytes())
+	}
+	left = 2*size + size/2
+	save(t, s, 1, b)
+	if has(s, 2, a) || !has(s, 1, b) {
+		t.Error("want the idle one gone for the new one")
+	}
+	left = 0 // images were fetched since
+	if err := s.Save(t.Context(), 2, b, fill); err == nil || !strings.Contains(err.Error(), "cache.max_gib") {
+		t.Errorf("without any room: %v", err)
+	}
+	used.Release()
+	cfg.MinFree = 1 << 60
+	cfg.Left = nil
+	if s, err = states.Open(cfg); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Save(t.Context(), 2, b, fill); err == nil || !strings.Contains(err.Error(), "cache.min_free_gib") {
+		t.Errorf("on a volume where more must stay free: %v", err)
+	}
+}
+
 // What VMs need on the volume is worth more than what states save.
 func TestDeleteOldest(t *testing.T) {
 	t.Parallel()

@@ -26,6 +26,10 @@ type Config struct {
 	Dir string
 	// MaxBytes bounds all states together, as they are allocated on the disk.
 	MaxBytes int64
+	// Left, if set, is what all of them may take at this moment: another bound, which moves.
+	Left func() int64
+	// MinFree is how many bytes of the volume a new state leaves free.
+	MinFree int64
 	// Account, if set, is the user as whom vmms run. A state is then written and read by
 	// that user, whose its files stay; that one is trusted with every machine of the host.
 	// What belongs to the state as a whole, its state.json above all, is root's.
@@ -233,8 +237,9 @@ func (s *Store) bytesLocked() int64 {
 // makeRoom deletes those that were used longest ago, until so many bytes more have room.
 // It reports whether they have. Where they cannot have it, none goes in vain.
 func (s *Store) makeRoom(bytes int64) bool {
+	most := s.most()
 	s.mu.Lock()
-	free := s.cfg.MaxBytes - s.bytesLocked() - bytes
+	free := most - s.bytesLocked() - bytes
 	var idle []*entry
 	for _, e := range s.states {
 		switch {
@@ -263,7 +268,28 @@ func (s *Store) makeRoom(bytes int64) bool {
 	}
 	s.mu.Unlock()
 	s.clear()
-	return s.Bytes()+bytes <= s.cfg.MaxBytes
+	return s.Bytes()+bytes <= most
+}
+
+// most is what all states may take now.
+func (s *Store) most() int64 {
+	if s.cfg.Left == nil {
+		return s.cfg.MaxBytes
+	}
+	return min(s.cfg.MaxBytes, s.cfg.Left())
+}
+
+// Idle returns what the states take that are in nobody's hands.
+func (s *Store) Idle() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sum := int64(0)
+	for _, e := range s.states {
+		if !e.taken && e.doomed == "" {
+			sum += e.Bytes
+		}
+	}
+	return sum
 }
 
 // DeleteOldest deletes the state that was used longest ago and is in nobody's hands, for the
