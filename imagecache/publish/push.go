@@ -97,8 +97,14 @@ func (p *push) encode() ([]byte, error) {
 }
 
 // publish writes the manifest and moves the tag, anew as often as the manifest was
-// deleted under its hands.
-func (p *push) publish(ctx context.Context, tag tagged) error {
+// deleted under its hands. Where that fails, the tag becomes again what it was.
+func (p *push) publish(ctx context.Context, tag tagged) (err error) {
+	before, gone := tag, false
+	defer func() {
+		if err != nil && gone {
+			err = errors.Join(err, p.takeBack(ctx, before, tag))
+		}
+	}()
 	for range tries {
 		b, err := p.encode()
 		if err != nil {
@@ -114,7 +120,7 @@ func (p *push) publish(ctx context.Context, tag tagged) error {
 			}
 		}
 		crashpoint.Reached(crashpoint.ManifestSealed)
-		gone, err := p.name(ctx, &tag, p.result.Digest, is.Generation) // 5 to 7
+		gone, err = p.name(ctx, &tag, p.result.Digest, is.Generation) // 5 to 7
 		if err != nil || !gone {
 			return err
 		}
@@ -208,7 +214,8 @@ func (p *push) putManifest(ctx context.Context, b []byte) (objects.Attributes, e
 }
 
 // name moves a tag to a manifest that is sealed in a generation, and leaves in tag what it
-// is then. gone says that this generation is no more, and the tag may be moved already.
+// is then. gone says that this generation is no more, or that this is not known, and the tag
+// may be moved already.
 func (l Location) name(ctx context.Context, tag *tagged, digest string, generation int64) (gone bool, err error) {
 	if tag.Digest != digest {
 		if err := l.release(ctx, tag.Digest); err != nil {
@@ -230,11 +237,19 @@ func (l Location) name(ctx context.Context, tag *tagged, digest string, generati
 		}
 		crashpoint.Reached(crashpoint.TagMoved)
 	}
-	is, err := l.Store.Stat(ctx, object)
+	// Right behind it, though the caller may have been called off in between.
+	after, cancel := afterwards(ctx)
+	defer cancel()
+	is, err := l.Store.Stat(after, object)
 	if err != nil && !errors.Is(err, objects.ErrNotFound) {
-		return false, fmt.Errorf("manifest %s: %w", digest, err)
+		return true, fmt.Errorf("manifest %s: %w", digest, err)
 	}
 	return is.Generation != generation, nil
+}
+
+// afterwards is a context for what a tag that was written needs, whatever happens to ctx.
+func afterwards(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 }
 
 // move writes the tag, if nobody else did since it was read.

@@ -35,29 +35,42 @@ func (l Location) Tag(ctx context.Context, r manifest.Reference, tag string) (Na
 	}
 	now := before
 	gone, err := l.name(ctx, &now, digest, is.Generation)
-	if gone && now.Generation != before.Generation {
-		err = l.takeBack(ctx, before, now)
-	}
 	if gone && err == nil {
 		err = fmt.Errorf("%w: %s was deleted meanwhile; push the image again", ErrNoImage, digest)
+	}
+	if gone {
+		err = errors.Join(err, l.takeBack(ctx, before, now))
 	}
 	return Named{Digest: digest, Previous: before.Digest}, err
 }
 
-// takeBack makes a tag again what it was before it was moved to a manifest that is gone.
+// takeBack makes a tag again what it was before it was moved to a manifest that is gone, and
+// deletes it if what it named then is gone too. Where somebody else has moved it since, it
+// stays.
 func (l Location) takeBack(ctx context.Context, before, now tagged) error {
-	c := objects.Condition{Generation: now.Generation}
-	object := manifest.TagObject(now.Name, now.Tag)
-	var err error
-	if before.Generation == 0 {
-		err = l.Store.Delete(ctx, object, c)
-	} else {
-		_, err = l.Store.Put(ctx, object, manifest.EncodeTag(before.Digest), c)
+	if now.Generation == before.Generation {
+		return nil // it was not moved
 	}
-	if errors.Is(err, objects.ErrPrecondition) || errors.Is(err, objects.ErrNotFound) {
-		return nil // somebody else has the last word
+	ctx, cancel := afterwards(ctx)
+	defer cancel()
+	object, c := manifest.TagObject(now.Name, now.Tag), objects.Condition{Generation: now.Generation}
+	err := func() error {
+		if before.Digest != "" {
+			a, err := l.Store.Put(ctx, object, manifest.EncodeTag(before.Digest), c)
+			if err != nil {
+				return err
+			}
+			if _, err = l.Store.Stat(ctx, manifest.ManifestObject(before.Digest)); !errors.Is(err, objects.ErrNotFound) {
+				return err
+			}
+			c.Generation = a.Generation
+		}
+		return l.Store.Delete(ctx, object, c)
+	}()
+	if err == nil || errors.Is(err, objects.ErrPrecondition) || errors.Is(err, objects.ErrNotFound) {
+		return nil
 	}
-	return err
+	return fmt.Errorf("the tag %s:%s may name an image that is gone; push the image again, or delete the tag: %w", now.Name, now.Tag, err)
 }
 
 // sealedAlready returns the manifest's attributes if no collection will take a chunk of
