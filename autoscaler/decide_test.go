@@ -12,6 +12,7 @@ import (
 
 	"github.com/minifleet/minifleet/autoscaler"
 	"github.com/minifleet/minifleet/fleet"
+	"github.com/minifleet/minifleet/trust"
 )
 
 var (
@@ -279,7 +280,7 @@ func TestWaitSaysTheNearestObstacle(t *testing.T) {
 		"a refused job": {func(s *snap) {
 			s.pool("a", mac)
 			s.host("1", 1)
-			s.Verdicts[1] = autoscaler.Verdict{Refused: true, Reason: "a fork"}
+			s.Verdicts[1] = fleet.Verdict{Refused: true, Reason: "a fork"}
 			s.job(1, "app", "macos")
 		}, fleet.WaitPolicy, "a fork"},
 	} {
@@ -361,22 +362,78 @@ func TestPolicy(t *testing.T) {
 		"a missing verdict delays the arm, not the boot": {make: func(s *snap) {
 			s.pool("a", mac)
 			s.host("1", 1)
-			s.Verdicts[1] = autoscaler.Verdict{Pending: true, Reason: "asking"}
+			s.Verdicts[1] = fleet.Verdict{Pending: true, Reason: "asking"}
 			s.job(1, "app", "macos")
 		}, want: []string{"place a on h-1"}, waits: map[int]fleet.WaitCode{1: fleet.WaitBooting}},
 		"nothing is booted or armed for a refused job": {make: func(s *snap) {
 			s.pool("a", mac)
 			s.host("1", 1)
 			s.runner("r", "a", "1", fleet.PhaseStandby)
-			s.Verdicts[1] = autoscaler.Verdict{Refused: true, Reason: "a fork"}
+			s.Verdicts[1] = fleet.Verdict{Refused: true, Reason: "a fork"}
 			s.job(1, "app", "macos")
 			s.job(2, "app", "macos")
 		}, want: []string{"arm r for Acme"}, waits: map[int]fleet.WaitCode{1: fleet.WaitPolicy, 2: fleet.WaitStandby}},
+		"a refused job keeps no listener": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.host("1", 2)
+			s.runner("r", "a", "1", fleet.PhaseIdle)
+			s.Verdicts[1] = fleet.Verdict{Refused: true, Reason: "a fork"}
+			s.job(1, "app", "macos")
+			s.job(2, "app", "macos")
+		}, waits: map[int]fleet.WaitCode{1: fleet.WaitPolicy, 2: fleet.WaitAssignment}},
+		"what has a verdict goes before what has none": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.host("1", 1)
+			s.runner("r", "a", "1", fleet.PhaseStandby)
+			s.Verdicts[1] = fleet.Verdict{Pending: true, Reason: "asking"}
+			s.job(1, "app", "macos")
+			s.job(2, "app", "macos")
+		}, want: []string{"arm r for Acme"}, waits: map[int]fleet.WaitCode{1: fleet.WaitNoSlot, 2: fleet.WaitStandby}},
+		"one pool refuses, another takes it": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.pool("b", mac)
+			s.host("1", 2)
+			s.runner("r", "a", "1", fleet.PhaseStandby)
+			s.Verdicts[1] = fleet.Verdict{Pools: map[string]trust.Verdict{"a": {Refused: true, Reason: "a fork"}}}
+			s.job(1, "app", "macos")
+		}, want: []string{"place b on h-1"}, waits: map[int]fleet.WaitCode{1: fleet.WaitBooting}},
+		"one pool does not know, another takes it": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.pool("b", mac)
+			s.host("1", 2)
+			s.runner("r", "a", "1", fleet.PhaseStandby)
+			s.runner("t", "b", "1", fleet.PhaseStandby)
+			s.Verdicts[1] = fleet.Verdict{Pools: map[string]trust.Verdict{"a": {Pending: true, Reason: "asking"}}}
+			s.job(1, "app", "macos")
+		}, want: []string{"arm t for Acme"}},
+		"one pool refuses, the other does not know": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.pool("b", mac)
+			s.host("1", 2)
+			s.runner("r", "a", "1", fleet.PhaseStandby)
+			s.runner("t", "b", "1", fleet.PhaseStandby)
+			s.Verdicts[1] = fleet.Verdict{Pools: map[string]trust.Verdict{"a": {Refused: true, Reason: "a fork"}, "b": {Pending: true, Reason: "asking"}}}
+			s.job(1, "app", "macos")
+		}, waits: map[int]fleet.WaitCode{1: fleet.WaitPolicy}},
+		"a guest that ended a refused job has none of ours": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.host("1", 2)
+			s.runner("r", "a", "1", fleet.PhaseBusy, func(r *fleet.Runner) { r.JobRun, r.JobRefused = 5, "a fork" })
+			s.job(1, "app", "macos")
+		}, want: []string{"place a on h-1"}, waits: map[int]fleet.WaitCode{1: fleet.WaitBooting}},
+		"a guest with a job of another run has none of ours": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.host("1", 2)
+			s.runner("r", "a", "1", fleet.PhaseBusy, func(r *fleet.Runner) { r.JobRun = 5 })
+			s.job(1, "app", "macos")
+			s.job(2, "app", "macos")
+			s.State.Jobs[1].RunID = 5
+		}, want: []string{"place a on h-1"}, waits: map[int]fleet.WaitCode{1: fleet.WaitBooting, 2: fleet.WaitUnnamed}},
 		"an allowed job needs no word": {make: func(s *snap) {
 			s.pool("a", mac)
 			s.host("1", 1)
 			s.runner("r", "a", "1", fleet.PhaseStandby)
-			s.Verdicts[1] = autoscaler.Verdict{}
+			s.Verdicts[1] = fleet.Verdict{}
 			s.job(1, "app", "macos")
 		}, want: []string{"arm r for Acme"}},
 	} {

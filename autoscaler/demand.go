@@ -55,8 +55,8 @@ func (d *decision) arm(m *matching) {
 			continue
 		}
 		r := n.runner(i)
-		if v, ok := d.Verdicts[j.ID]; ok && (v.Pending || v.Refused) {
-			d.wait(j, fleet.WaitPolicy, r.ID, "policy: %s", v.Reason)
+		if v := d.Verdicts[j.ID].In(n.pool.Name); !v.Allowed() {
+			d.wait(j, fleet.WaitPolicy, r.ID, "policy of pool %s: %s", n.pool.Name, v.Reason)
 			continue
 		}
 		scope, ok := n.pool.ScopeFor(j.Owner, j.Repo)
@@ -245,10 +245,6 @@ func withProgress(p string) string {
 // explainUncovered names the obstacle of the pool that comes nearest to serving
 // the job.
 func (d *decision) explainUncovered(j fleet.Job, c *class) {
-	if v := d.Verdicts[j.ID]; v.Refused {
-		d.wait(j, fleet.WaitPolicy, "", "policy: %s", v.Reason)
-		return
-	}
 	if c.held != nil {
 		d.wait(j, c.held.code, "", "%s", c.held.reason)
 		return
@@ -262,11 +258,24 @@ func (d *decision) explainUncovered(j fleet.Job, c *class) {
 			nearest = p.obstacle
 		}
 	}
+	if nearest == nil && len(c.refusing) > 0 {
+		d.wait(j, fleet.WaitPolicy, "", "%s", d.refusal(j, c))
+		return
+	}
 	if nearest == nil {
 		d.wait(j, fleet.WaitNoPool, "", "%s", d.noPool(j))
 		return
 	}
 	d.wait(j, nearest.code, "", "%s", nearest.reason)
+}
+
+// refusal names the rule by which each pool that could serve a job refuses it.
+func (d *decision) refusal(j fleet.Job, c *class) string {
+	var rules []string
+	for _, p := range c.refusing {
+		rules = append(rules, fmt.Sprintf("refused by pool %s: %s", p.Name, d.Verdicts[j.ID].In(p.Name).Reason))
+	}
+	return strings.Join(rules, "; ")
 }
 
 // obstacle is why a pool can have no further runner now.

@@ -143,10 +143,10 @@ func reasons() map[fleet.WaitCode]reason {
 		fleet.WaitPolicy: {
 			make: func(s *snap) {
 				with(1, fleet.PhaseStandby)(s)
-				s.Verdicts[1] = autoscaler.Verdict{Pending: true, Reason: "who opened it is not known yet"}
+				s.Verdicts[1] = fleet.Verdict{Pending: true, Reason: "who opened it is not known yet"}
 			},
 			says:  "who opened it",
-			clear: func(s *snap) { s.Verdicts[1] = autoscaler.Verdict{} },
+			clear: func(s *snap) { s.Verdicts[1] = fleet.Verdict{} },
 			next:  fleet.WaitStandby,
 		},
 		fleet.WaitMintBudget: {

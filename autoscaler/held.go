@@ -32,14 +32,15 @@ func (d *decision) heldBack(j fleet.Job) *hold {
 }
 
 // closed returns the pools that GitHub refuses to register anything for where the job is.
-// While it does, one job at a time tries whether it still does.
-func (d *decision) closed(j fleet.Job, refused bool, probes map[fleet.PoolScope]bool) (without []*poolSheet, why *hold) {
-	if len(d.State.Refused) == 0 || refused {
+// While it does, one job at a time tries whether it still does, and none that could not be
+// armed for.
+func (d *decision) closed(j fleet.Job, v fleet.Verdict, probes map[fleet.PoolScope]bool) (without []*poolSheet, why *hold) {
+	if len(d.State.Refused) == 0 {
 		return nil, nil
 	}
 	for _, p := range d.order {
 		scope, covered := p.ScopeFor(j.Owner, j.Repo)
-		if !covered || !j.Labels.Within(p.Labels) {
+		if !covered || !j.Labels.Within(p.Labels) || v.In(p.Name).Refused {
 			continue
 		}
 		at := fleet.PoolScope{Pool: p.Name, Scope: scope.Key()}
@@ -55,6 +56,8 @@ func (d *decision) closed(j fleet.Job, refused bool, probes map[fleet.PoolScope]
 			tried = fmt.Sprintf("the next try at %s UTC", next.UTC().Format(time.TimeOnly))
 		case probes[at]:
 			tried = "another job tries now"
+		case v.In(p.Name).Pending:
+			tried = "the next try with a job that its policy allows"
 		default:
 			probes[at] = true
 			continue

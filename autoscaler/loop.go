@@ -39,8 +39,8 @@ type Config struct {
 	GitHub Unregisterer
 	Pools  []fleet.Pool
 	Rules  Rules
-	// Policy gives verdicts on queued jobs; nil allows all.
-	Policy func(context.Context, []fleet.Job) map[fleet.JobID]Verdict
+	// Policy gives the pools' verdicts on queued jobs; nil allows all.
+	Policy func(fleet.State) map[fleet.JobID]fleet.Verdict
 	// Fresh reports whether GitHub's own lists of jobs were read since the start: until
 	// then jobs may be queued or over that no delivery told of. nil: always.
 	Fresh func() bool
@@ -205,7 +205,7 @@ func (l *Loop) snapshot(ctx context.Context) (Snapshot, error) {
 		l.mu.Unlock()
 	}
 	if l.c.Policy != nil {
-		s.Verdicts = l.c.Policy(ctx, state.Jobs)
+		s.Verdicts = l.c.Policy(state)
 	}
 	return s, nil
 }

@@ -555,8 +555,8 @@ func TestLoopAsksThePolicy(t *testing.T) {
 		m := newMemory()
 		m.state.Jobs = []fleet.Job{{ID: 1, Owner: "acme", Repo: "app", Labels: fleet.NewLabels("macos"), State: fleet.JobQueued}}
 		c := site(m, never)
-		c.Policy = func(_ context.Context, jobs []fleet.Job) map[fleet.JobID]autoscaler.Verdict {
-			return map[fleet.JobID]autoscaler.Verdict{jobs[0].ID: {Refused: true, Reason: "no"}}
+		c.Policy = func(st fleet.State) map[fleet.JobID]fleet.Verdict {
+			return map[fleet.JobID]fleet.Verdict{st.Jobs[0].ID: {Refused: true, Reason: "no"}}
 		}
 		_, stop := run(t, c)
 		defer stop()

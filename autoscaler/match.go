@@ -5,6 +5,7 @@ package autoscaler
 import (
 	"cmp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/minifleet/minifleet/fleet"
@@ -30,6 +31,7 @@ const (
 type node struct {
 	tier    tier
 	pool    *poolSheet
+	run     int64           // of tierUnnamed: whose job it has, 0 if the guest did not say
 	runners []*fleet.Runner // of the snapshot, in the order in which they are taken
 	taken   []int           // jobs, each with the runner of the same index
 	placed  []*room         // of tierNew: where each taken one goes
@@ -41,9 +43,13 @@ type node struct {
 // class is demand that is alike: jobs of one repository with one set of labels.
 type class struct {
 	owner, repo string
+	run         int64 // 0: no guest's word concerns it
 	labels      fleet.Labels
+	verdict     fleet.Verdict  // alike but for the words
+	pending     bool           // no pool is known to take it, and one may
 	nodes       [tiers][]*node // that can serve it, best first
 	pools       []*poolSheet   // the same for pools, the smallest label set first
+	refusing    []*poolSheet   // that could serve it, and whose policy refuses it
 	failed      [tiers]bool    // no place is left up to that tier
 	held        *hold          // why it is no demand now, nil if it is
 }
@@ -63,7 +69,7 @@ type matching struct {
 // tier each job, oldest first, looks for a free place; where all of its places are
 // taken, one that holds a job which could go elsewhere is freed (an augmenting
 // path), so that no overlap of pools leaves a job out that a better arrangement
-// would serve.
+// would serve. Jobs without a verdict come behind the others: what they hold up may last.
 func (d *decision) match() *matching {
 	m := &matching{jobs: d.State.Jobs, placer: d.choose}
 	m.nodeOf = make([]*node, len(m.jobs))
@@ -72,22 +78,28 @@ func (d *decision) match() *matching {
 		for _, n := range m.nodes {
 			n.dead = false
 		}
-		for i := range m.jobs {
-			c := m.classOf[i]
-			if m.nodeOf[i] != nil || c.failed[t] {
-				continue
-			}
-			m.searches++
-			m.trail = m.trail[:0]
-			if !m.cover(i, c, t) {
-				c.failed[t] = true
-				for _, n := range m.trail {
-					n.dead = true
-				}
+		m.coverAll(t, false)
+		m.coverAll(t, true)
+	}
+	return m
+}
+
+// coverAll finds places for the jobs that have none, those with or those without a verdict.
+func (m *matching) coverAll(t tier, pending bool) {
+	for i := range m.jobs {
+		c := m.classOf[i]
+		if m.nodeOf[i] != nil || c.failed[t] || c.pending != pending {
+			continue
+		}
+		m.searches++
+		m.trail = m.trail[:0]
+		if !m.cover(i, c, t) {
+			c.failed[t] = true
+			for _, n := range m.trail {
+				n.dead = true
 			}
 		}
 	}
-	return m
 }
 
 // cover finds a place for a job in the tiers up to t.
@@ -180,22 +192,24 @@ type lookup struct {
 	bound map[string][]*node      // by scope key
 	open  map[*poolSheet][]*node  // not bound to a scope
 	pools map[string][]*poolSheet // by scope key
+	runs  map[int64]bool          // of which a guest says that it has a job
 }
 
 // supply groups the runners that could still take a job.
 func (d *decision) supply(m *matching) lookup {
-	look := lookup{bound: map[string][]*node{}, open: map[*poolSheet][]*node{}, pools: map[string][]*poolSheet{}}
+	look := lookup{bound: map[string][]*node{}, open: map[*poolSheet][]*node{}, pools: map[string][]*poolSheet{}, runs: map[int64]bool{}}
 	type key struct {
 		tier  tier
 		pool  *poolSheet
 		scope string
+		run   int64
 	}
 	byKey := map[key]*node{}
-	group := func(t tier, p *poolSheet, scope string) *node {
-		k := key{t, p, scope}
+	group := func(t tier, p *poolSheet, scope string, run int64) *node {
+		k := key{t, p, scope, run}
 		n := byKey[k]
 		if n == nil {
-			n = &node{tier: t, pool: p}
+			n = &node{tier: t, pool: p, run: run}
 			byKey[k] = n
 			m.nodes = append(m.nodes, n)
 			if scope == "" {
@@ -216,11 +230,16 @@ func (d *decision) supply(m *matching) lookup {
 		if t < tierStandby {
 			scope = r.Scope.Key()
 		}
-		n := group(t, d.pools[r.Pool], scope)
+		run := int64(0)
+		if t == tierUnnamed && r.JobRun != 0 {
+			run = r.JobRun
+			look.runs[run] = true
+		}
+		n := group(t, d.pools[r.Pool], scope, run)
 		n.runners = append(n.runners, r)
 	}
 	for _, p := range d.order {
-		group(tierNew, p, "")
+		group(tierNew, p, "", 0)
 		for _, s := range p.Scopes {
 			if k := s.Key(); !slices.Contains(look.pools[k], p) {
 				look.pools[k] = append(look.pools[k], p)
@@ -242,6 +261,9 @@ func (d *decision) tierOf(r fleet.Runner) (tier, bool) {
 	}
 	switch r.Phase() {
 	case fleet.PhaseBusy:
+		if r.JobRefused != "" {
+			return 0, false // it has a job, and none that it runs
+		}
 		until := r.Since.Add(d.limits(r).Unnamed)
 		d.wakeAt(until)
 		return tierUnnamed, until.After(d.Now)
@@ -265,26 +287,28 @@ func (d *decision) classify(m *matching, look lookup) {
 	classes := map[string]*class{}
 	probes := map[fleet.PoolScope]bool{}
 	for _, j := range m.jobs {
-		if h := d.heldBack(j); h != nil {
+		v, judged := d.Verdicts[j.ID]
+		if h := d.heldBack(j); h != nil && !d.refusedByAll(j, v) {
 			m.classOf = append(m.classOf, &class{owner: j.Owner, repo: j.Repo, labels: j.Labels, held: h})
 			continue
 		}
-		refused := d.Verdicts[j.ID].Refused
 		k := strings.ToLower(j.Owner) + "/" + strings.ToLower(j.Repo) + "\n" + strings.Join(j.Labels, "\n")
-		if refused {
-			k = "refused " + k
+		if judged {
+			k += d.stance(v)
 		}
-		without, why := d.closed(j, refused, probes)
+		run := int64(0)
+		if look.runs[j.RunID] {
+			run = j.RunID
+			k += "\n\n" + strconv.FormatInt(run, 10)
+		}
+		without, why := d.closed(j, v, probes)
 		for _, p := range without {
 			k += "\nwithout " + p.Name
 		}
 		c := classes[k]
 		if c == nil {
-			c = &class{owner: j.Owner, repo: j.Repo, labels: j.Labels}
+			c = &class{owner: j.Owner, repo: j.Repo, labels: j.Labels, verdict: v, run: run}
 			c.find(look)
-			if refused {
-				c.listenersOnly()
-			}
 			c.exclude(without, why)
 			classes[k] = c
 		}
@@ -292,17 +316,79 @@ func (d *decision) classify(m *matching, look lookup) {
 	}
 }
 
+// refusedByAll reports whether the policy of every pool that could serve a job refuses it.
+func (d *decision) refusedByAll(j fleet.Job, v fleet.Verdict) bool {
+	refused := false
+	for _, p := range d.order {
+		if !v.In(p.Name).Refused {
+			if p.Serves(j) {
+				return false
+			}
+			continue
+		}
+		refused = refused || p.Serves(j)
+	}
+	return refused
+}
+
+// stance is the same for verdicts that differ in their words alone.
+func (d *decision) stance(v fleet.Verdict) string {
+	b := []byte("\n\n")
+	for _, p := range d.order {
+		switch said := v.In(p.Name); {
+		case said.Refused:
+			b = append(b, 'r')
+		case said.Pending:
+			b = append(b, 'p')
+		default:
+			b = append(b, 'a')
+		}
+	}
+	return string(b)
+}
+
+// sift leaves the class the pools whose policies take its jobs, or, where none is known to,
+// those that may. For a job that a policy refuses nothing is booted or armed, and nothing is
+// kept, whatever GitHub may give it to: it is no demand.
+func (c *class) sift(all []*poolSheet) {
+	var pending []*poolSheet
+	for _, p := range all {
+		switch v := c.verdict.In(p.Name); {
+		case v.Refused:
+			c.refusing = append(c.refusing, p)
+		case v.Pending:
+			pending = append(pending, p)
+		default:
+			c.pools = append(c.pools, p)
+		}
+	}
+	if len(c.pools) == 0 {
+		c.pools, c.pending = pending, len(pending) > 0
+	}
+}
+
+// takes reports whether a runner of the pool counts for the class.
+func (c *class) takes(p *poolSheet) bool {
+	v := c.verdict.In(p.Name)
+	return v.Allowed() || v.Pending && c.pending
+}
+
 func (c *class) find(look lookup) {
 	owner := strings.ToLower(c.owner)
-	for _, scope := range []string{owner + "/" + strings.ToLower(c.repo), owner} {
-		for _, n := range look.bound[scope] {
-			if c.labels.Within(n.pool.Labels) {
-				c.nodes[n.tier] = append(c.nodes[n.tier], n)
+	scopes := []string{owner + "/" + strings.ToLower(c.repo), owner}
+	var all []*poolSheet
+	for _, scope := range scopes {
+		for _, p := range look.pools[scope] {
+			if !slices.Contains(all, p) && c.labels.Within(p.Labels) {
+				all = append(all, p)
 			}
 		}
-		for _, p := range look.pools[scope] {
-			if !slices.Contains(c.pools, p) && c.labels.Within(p.Labels) {
-				c.pools = append(c.pools, p)
+	}
+	c.sift(all)
+	for _, scope := range scopes {
+		for _, n := range look.bound[scope] {
+			if c.labels.Within(n.pool.Labels) && c.takes(n.pool) && (n.run == 0 || n.run == c.run) {
+				c.nodes[n.tier] = append(c.nodes[n.tier], n)
 			}
 		}
 	}
@@ -314,15 +400,6 @@ func (c *class) find(look lookup) {
 	}
 	for t := range tierStandby {
 		slices.SortStableFunc(c.nodes[t], func(a, b *node) int { return cmp.Compare(len(a.pool.Labels), len(b.pool.Labels)) })
-	}
-}
-
-// listenersOnly keeps for a job that the policy refuses what GitHub may give it to
-// whatever we want: nothing is booted or armed for it.
-func (c *class) listenersOnly() {
-	c.pools = nil
-	for t := tierStandby; t < tiers; t++ {
-		c.nodes[t] = nil
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/minifleet/minifleet/autoscaler"
 	"github.com/minifleet/minifleet/fleet"
+	"github.com/minifleet/minifleet/trust"
 )
 
 // step is one thing that happens to a world; a and b choose to what and how, among
@@ -163,7 +164,13 @@ func (w *world) at(s step) {
 		w.restart()
 	case stepVerdict:
 		if hasJob {
-			w.verdicts[job.ID] = autoscaler.Verdict{Pending: s.b%3 == 0, Refused: s.b%3 == 1, Reason: "because"}
+			said := trust.Verdict{Pending: s.b%3 == 0, Refused: s.b%3 == 1, Reason: "because"}
+			if s.b%5 > 1 { // of one pool alone
+				pool := w.pools[int(s.b>>8)%len(w.pools)].Name
+				w.verdicts[job.ID] = fleet.Verdict{Pools: map[string]trust.Verdict{pool: said}}
+				break
+			}
+			w.verdicts[job.ID] = fleet.Verdict{Pending: said.Pending, Refused: said.Refused, Reason: said.Reason}
 		}
 	case stepFresh:
 		w.demand = !w.demand
@@ -467,6 +474,10 @@ func (w *world) end() {
 	w.demand = true
 	for id, v := range w.verdicts {
 		v.Pending = false
+		for pool, said := range v.Pools {
+			said.Pending = false
+			v.Pools[pool] = said
+		}
 		w.verdicts[id] = v
 	}
 	for _, h := range w.hosts {

@@ -37,7 +37,7 @@ type oracle struct {
 func (o oracle) holds(w fleet.Wait) bool {
 	switch w.Code {
 	case fleet.WaitNoPool:
-		return len(o.pools()) == 0
+		return len(o.serving()) == 0
 	case fleet.WaitAssignment:
 		return o.is(w.Runner, fleet.PhaseIdle)
 	case fleet.WaitUnnamed:
@@ -57,7 +57,8 @@ func (o oracle) holds(w fleet.Wait) bool {
 		})
 	case fleet.WaitPolicy:
 		v := o.Verdicts[o.job.ID]
-		return v.Pending || v.Refused
+		return slices.ContainsFunc(o.serving(), func(p fleet.Pool) bool { return !v.In(p.Name).Allowed() }) &&
+			!slices.ContainsFunc(o.serving(), func(p fleet.Pool) bool { return v.In(p.Name).Allowed() })
 	case fleet.WaitPoolLimit:
 		spoken := 0
 		if strings.Contains(w.Reason, "with those for which a slot is being freed") {
@@ -117,7 +118,19 @@ func (o oracle) is(id fleet.RunnerID, phases ...fleet.Phase) bool {
 	return slices.Contains(phases, r.Phase()) && r.Job == 0 && (&snap{o.Snapshot}).fits(o.job, r)
 }
 
-func (o oracle) pools() (out []fleet.Pool) {
+// pools that could serve the job and take it; where none is known to, those that may.
+func (o oracle) pools() []fleet.Pool {
+	v := o.Verdicts[o.job.ID]
+	all := o.serving()
+	takes := slices.DeleteFunc(slices.Clone(all), func(p fleet.Pool) bool { return !v.In(p.Name).Allowed() })
+	if len(takes) > 0 {
+		return takes
+	}
+	return slices.DeleteFunc(all, func(p fleet.Pool) bool { return v.In(p.Name).Refused })
+}
+
+// serving are the pools that could serve the job if their policies let them.
+func (o oracle) serving() (out []fleet.Pool) {
 	for _, p := range o.Pools {
 		if p.Serves(o.job) {
 			out = append(out, p)

@@ -27,7 +27,7 @@ func newSnap() *snap {
 			Pools: map[string]fleet.PoolHealth{}, Mints: map[string]fleet.MintUse{}, Rollouts: map[string]fleet.Rollout{},
 		},
 		Rules:    autoscaler.Rules{HostDeadline: time.Minute},
-		Verdicts: map[fleet.JobID]autoscaler.Verdict{},
+		Verdicts: map[fleet.JobID]fleet.Verdict{},
 		Fresh:    autoscaler.Fresh{Demand: true, Hosts: true},
 	}}
 }

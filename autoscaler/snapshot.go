@@ -19,8 +19,8 @@ type Snapshot struct {
 	State fleet.State
 	Pools []fleet.Pool
 	Rules Rules
-	// Verdicts are of the policy on jobs; a job without one is allowed.
-	Verdicts map[fleet.JobID]Verdict
+	// Verdicts are of the pools' policies on jobs; a job without one is allowed.
+	Verdicts map[fleet.JobID]fleet.Verdict
 	Fresh    Fresh
 }
 
@@ -65,13 +65,6 @@ func (r ImageRules) withDefaults() ImageRules {
 	r.PrefetchHosts = cmp.Or(r.PrefetchHosts, 2)
 	r.Stall = cmp.Or(r.Stall, 5*time.Minute)
 	return r
-}
-
-// Verdict is what the policy says of a job.
-type Verdict struct {
-	Pending bool // not known yet: do not arm for it
-	Refused bool
-	Reason  string
 }
 
 // live reports whether the host was heard of lately: it can be given work.

@@ -27,7 +27,7 @@ type world struct {
 	ledger   ledger
 	pools    []fleet.Pool
 	rules    autoscaler.Rules
-	verdicts map[fleet.JobID]autoscaler.Verdict
+	verdicts map[fleet.JobID]fleet.Verdict
 	demand   bool // whether demand is known
 	pending  *fleet.Plan
 	plans    int
@@ -131,7 +131,7 @@ func (w *world) must(err error) {
 func newWorld(ctx context.Context, seed uint64) *world {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	w := &world{
-		ctx: ctx, now: now, began: now, demand: rng.IntN(4) > 0, verdicts: map[fleet.JobID]autoscaler.Verdict{}, tampered: map[fleet.RunnerID]bool{},
+		ctx: ctx, now: now, began: now, demand: rng.IntN(4) > 0, verdicts: map[fleet.JobID]fleet.Verdict{}, tampered: map[fleet.RunnerID]bool{},
 		rules: autoscaler.Rules{HostDeadline: deadline, MintsPerMinute: rng.IntN(3) * 2},
 	}
 	w.books = newBooks(func() time.Time { return w.now })

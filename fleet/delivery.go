@@ -27,7 +27,8 @@ const (
 )
 
 // Ingest is a delivery with what was read out of it: at most one of the pointers
-// is set. Or it is what GitHub answered when it was asked: then there is no delivery.
+// is set. Or it is what GitHub answered when it was asked, about jobs or about a run: then
+// there is no delivery.
 // All of it is stored in one transaction.
 type Ingest struct {
 	Delivery     Delivery
@@ -42,19 +43,6 @@ type Ingest struct {
 type Ingested struct {
 	Duplicate bool // the GUID was known and not failed: nothing was done
 	Changed   bool // a job, run or installation is not as it was
-}
-
-// Run is what a workflow run tells of the origin of its jobs.
-type Run struct {
-	ID             int64
-	Attempt        int
-	Repository     string // owner/name
-	Event          string // push, pull_request, ...
-	HeadRepository string // owner/name, where the code comes from
-	Fork           bool
-	Actor          string
-	Status         string
-	Conclusion     string
 }
 
 // Installation is a place where the GitHub App is installed.

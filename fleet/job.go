@@ -6,6 +6,8 @@ import (
 	"cmp"
 	"strings"
 	"time"
+
+	"github.com/minifleet/minifleet/trust"
 )
 
 // JobID is GitHub's id of a workflow job. A re-run has a new one.
@@ -115,6 +117,7 @@ type Job struct {
 	Owner, Repo    string
 	Workflow, Name string
 	Labels         Labels
+	Visibility     trust.Visibility // of its repository, as the delivery named it
 	State          JobState
 	Conclusion     string // GitHub's word, "" until completed
 	RunnerName     string // as GitHub names it, "" until in progress
@@ -198,7 +201,7 @@ func (j *Job) keep(was Job) {
 	j.InstallationID = cmp.Or(j.InstallationID, was.InstallationID)
 	j.Owner, j.Repo = cmp.Or(j.Owner, was.Owner), cmp.Or(j.Repo, was.Repo)
 	j.Workflow, j.Name, j.URL = cmp.Or(j.Workflow, was.Workflow), cmp.Or(j.Name, was.Name), cmp.Or(j.URL, was.URL)
-	j.RunnerName = cmp.Or(j.RunnerName, was.RunnerName)
+	j.RunnerName, j.Visibility = cmp.Or(j.RunnerName, was.RunnerName), cmp.Or(j.Visibility, was.Visibility)
 	if len(j.Labels) == 0 {
 		j.Labels = was.Labels
 	}

@@ -14,6 +14,8 @@ type State struct {
 	Mints   map[string]MintUse     // by lower-case owner of the scope
 	// Rollouts are of the pools whose image is a reference.
 	Rollouts map[string]Rollout
+	// Runs are those of the jobs, as far as they are known. Nobody may write to them.
+	Runs map[RunKey]*Run
 }
 
 // PoolHealth counts the runners of a pool that failed in a row.

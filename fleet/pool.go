@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/minifleet/minifleet/trust"
 )
 
 // Pool is what an operator defines: which jobs are served, by which machines, and
@@ -35,6 +37,8 @@ type Pool struct {
 	Network string
 	// Runner, if set, is put into every guest instead of what the image has.
 	Runner RunnerArchive
+	// Trust says whose code the pool runs.
+	Trust  trust.Policy
 	Limits Limits
 }
 
@@ -159,6 +163,9 @@ func (p Pool) Validate() error {
 		bad("network is %.40q: give %s or %s", p.Network, NetworkIsolated, NetworkNAT)
 	}
 	if err := p.Runner.validate(); err != nil {
+		bad("%w", err)
+	}
+	if err := p.Trust.Validate(); err != nil {
 		bad("%w", err)
 	}
 	if p.MaxRunners > 0 && p.Standby > p.MaxRunners {

@@ -48,6 +48,10 @@ type RunnerReport struct {
 	Result    string // succeeded, failed, canceled, ...: "" while unknown or without a job
 	Progress  string
 	Took      StepTimes
+	// What the guest was told of its job before the first step, see Runner.
+	JobRepository string
+	JobRun        int64
+	JobRefused    string
 	// For a runner that the controller does not know, or knows less of.
 	Pool       string
 	Scope      Scope

@@ -40,6 +40,11 @@ type Runner struct {
 
 	Job     JobID // bound by GitHub's word, 0 if none
 	JobDone bool  // that job is completed
+	// What the guest's job-started hook told of its job, before GitHub names it: the
+	// repository and the run, and why the guest ended it, if the pool's policy refuses it.
+	JobRepository string
+	JobRun        int64
+	JobRefused    string
 
 	Since     time.Time // start of the current phase, our clock
 	MovedAt   time.Time // last progress within it

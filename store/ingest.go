@@ -15,14 +15,16 @@ import (
 
 // Ingest stores a delivery and what was read out of it, in one transaction. A
 // GUID that is known and has not failed changes nothing. GitHub's own answers come
-// without a delivery, and nothing but the jobs is stored of them.
+// without a delivery, and nothing but the jobs or the run is stored of them.
 func (s *Store) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, error) {
 	var out fleet.Ingested
 	err := s.change(ctx, func(t *tx) error {
 		out = fleet.Ingested{}
 		if in.Delivery.GUID == "" {
 			var err error
-			out.Changed, err = t.learnAll(in.Answers)
+			if out.Changed, err = t.learnAll(in.Answers); err == nil && in.Run != nil {
+				out.Changed, err = t.learnRun(*in.Run)
+			}
 			crashpoint.Reached(crashpoint.IngestWritten)
 			return err
 		}
@@ -38,7 +40,7 @@ func (s *Store) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, er
 		case in.Job != nil:
 			out.Changed, err = t.learn(*in.Job)
 		case in.Run != nil:
-			out.Changed, err = true, t.learnRun(*in.Run)
+			out.Changed, err = t.learnRun(*in.Run)
 		case in.Installation != nil:
 			out.Changed, err = true, t.learnInstallation(*in.Installation)
 		}
@@ -79,7 +81,7 @@ func (t *tx) remember(d fleet.Delivery) (known bool, err error) {
 }
 
 const jobColumns = `id, run_id, run_attempt, installation_id, owner, repo, workflow, name, labels, state, conclusion,
-	runner_name, url, created_at, heard_at, queued_at, started_at, completed_at, told_at, asked_at, passed_over, passed_at`
+	runner_name, url, created_at, heard_at, queued_at, started_at, completed_at, told_at, asked_at, passed_over, passed_at, visibility`
 
 func scanJob(row scanner) (fleet.Job, error) {
 	var (
@@ -89,7 +91,7 @@ func scanJob(row scanner) (fleet.Job, error) {
 		told, asked, passed                         int64
 	)
 	err := row.Scan(&j.ID, &j.RunID, &j.RunAttempt, &j.InstallationID, &j.Owner, &j.Repo, &j.Workflow, &j.Name, &labels, &state, &j.Conclusion,
-		&j.RunnerName, &j.URL, &created, &heard, &queued, &started, &completedA, &told, &asked, &j.PassedOver, &passed)
+		&j.RunnerName, &j.URL, &created, &heard, &queued, &started, &completedA, &told, &asked, &j.PassedOver, &passed, &j.Visibility)
 	if labels != "" {
 		j.Labels = strings.Split(labels, "\n")
 	}
@@ -129,7 +131,7 @@ func (t *tx) learn(news fleet.JobNews) (changed bool, err error) {
 	if is.State == fleet.JobUnknown {
 		return false, nil
 	}
-	if was.State != is.State || was.RunnerName != is.RunnerName || was.Conclusion != is.Conclusion {
+	if was.State != is.State || was.RunnerName != is.RunnerName || was.Conclusion != is.Conclusion || was.Visibility != is.Visibility {
 		changed, t.changed = true, true
 	}
 	newer := was.State != fleet.JobCompleted && (!is.ToldAt.Equal(was.ToldAt) || !is.AskedAt.Equal(was.AskedAt))
@@ -147,14 +149,14 @@ func (t *tx) learn(news fleet.JobNews) (changed bool, err error) {
 func (t *tx) saveJob(j fleet.Job) error {
 	t.touched.jobs[j.ID] = true
 	return t.exec(`INSERT INTO jobs (`+jobColumns+`, repository_key)
-		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23)
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24)
 		ON CONFLICT (id) DO UPDATE SET labels = excluded.labels, state = excluded.state, conclusion = excluded.conclusion,
 			runner_name = excluded.runner_name, queued_at = excluded.queued_at, started_at = excluded.started_at, completed_at = excluded.completed_at,
 			told_at = excluded.told_at, asked_at = excluded.asked_at,
-			passed_over = excluded.passed_over, passed_at = excluded.passed_at`,
+			passed_over = excluded.passed_over, passed_at = excluded.passed_at, visibility = excluded.visibility`,
 		int64(j.ID), j.RunID, j.RunAttempt, j.InstallationID, j.Owner, j.Repo, j.Workflow, j.Name, strings.Join(j.Labels, "\n"), string(j.State), j.Conclusion,
 		j.RunnerName, j.URL, micros(j.CreatedAt), micros(j.HeardAt), micros(j.QueuedAt), micros(j.StartedAt), micros(j.CompletedAt),
-		micros(j.ToldAt), micros(j.AskedAt), j.PassedOver, micros(j.PassedAt), strings.ToLower(j.Repository()))
+		micros(j.ToldAt), micros(j.AskedAt), j.PassedOver, micros(j.PassedAt), string(j.Visibility), strings.ToLower(j.Repository()))
 }
 
 // bind ties the job to the runner of its name, and lets go of a runner that it
@@ -216,15 +218,6 @@ func (t *tx) unbind(id fleet.JobID) error {
 		}
 	}
 	return nil
-}
-
-func (t *tx) learnRun(r fleet.Run) error {
-	return t.exec(`INSERT INTO runs (id, attempt, repository, event, head_repository, fork, actor, status, conclusion, heard_at)
-		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10)
-		ON CONFLICT (id, attempt) DO UPDATE SET event = excluded.event, head_repository = excluded.head_repository, fork = excluded.fork,
-			actor = excluded.actor, status = excluded.status, conclusion = excluded.conclusion
-		WHERE runs.status <> 'completed'`,
-		r.ID, r.Attempt, r.Repository, r.Event, r.HeadRepository, bit(r.Fork), r.Actor, r.Status, r.Conclusion, micros(t.now))
 }
 
 // learnInstallation takes in what a delivery tells. An id that was deleted never

@@ -13,7 +13,7 @@ func TestMain(m *testing.M) { leakcheck.Main(m) }
 // suite is what every engine passes.
 func suite(t *testing.T, open opener) {
 	for name, test := range map[string]func(*testing.T, opener){
-		"Ingest": testIngest, "Lists": testLists, "CatchUp": testCatchUp, "FailedDeliveries": testFailedDeliveries, "Bind": testBind, "Installations": testInstallations,
+		"Ingest": testIngest, "Lists": testLists, "Runs": testRuns, "CatchUp": testCatchUp, "FailedDeliveries": testFailedDeliveries, "Bind": testBind, "Installations": testInstallations,
 		"Enrol": testEnrol, "Hello": testHello, "RemoveHost": testRemoveHost, "Desired": testDesired,
 		"Report": testReport, "Adopt": testAdopt, "Health": testHealth,
 		"Mint": testMint, "Delete": testDelete,

@@ -19,9 +19,10 @@ import (
 // Beside the rows it holds when each host was heard of last, which the database learns
 // later: see presence.
 type mirror struct {
-	mu          sync.Mutex                          // guards the rest
-	jobs        table[fleet.JobID, fleet.Job]       // queued
-	open        table[fleet.JobID, fleet.Job]       // not completed
+	mu          sync.Mutex                    // guards the rest
+	jobs        table[fleet.JobID, fleet.Job] // queued
+	open        table[fleet.JobID, fleet.Job] // not completed
+	runs        originRuns
 	runners     table[fleet.RunnerID, fleet.Runner] // not over
 	past        table[fleet.RunnerID, fleet.Runner] // over, moved within pastKept
 	hosts       table[fleet.HostID, hostRow]
@@ -51,6 +52,7 @@ type hostRow struct {
 
 func newMirror() *mirror {
 	return &mirror{
+		runs: newOriginRuns(),
 		jobs: newTable(func(j *fleet.Job) fleet.JobID { return j.ID }, func(a, b *fleet.Job) int {
 			return cmp.Or(a.QueuedAt.Compare(b.QueuedAt), cmp.Compare(a.ID, b.ID))
 		}),
@@ -73,7 +75,15 @@ func newMirror() *mirror {
 func (m *mirror) apply(n news) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	for _, j := range n.jobs { // first those that come: they may be of a run that others leave
+		if j.State == fleet.JobQueued {
+			m.runs.job(j.Run(), 1)
+		}
+	}
 	for _, j := range n.jobs {
+		if was := m.jobs.byKey[j.ID]; was != nil {
+			m.runs.job(was.Run(), -1)
+		}
 		if j.State == fleet.JobQueued {
 			m.jobs.set(j)
 		} else {
@@ -84,6 +94,9 @@ func (m *mirror) apply(n news) {
 		} else {
 			m.open.remove(j.ID)
 		}
+	}
+	for _, r := range n.runs {
+		m.runs.set(r)
 	}
 	for _, r := range n.runners {
 		if was := m.runners.byKey[r.ID]; was != nil && was.Host != r.Host {
@@ -214,7 +227,7 @@ const listAge = time.Second
 func (m *mirror) state(now time.Time) fleet.State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	st := fleet.State{Jobs: m.jobs.list(), Runners: m.runners.list(), Pools: map[string]fleet.PoolHealth{}, Mints: map[string]fleet.MintUse{}}
+	st := fleet.State{Jobs: m.jobs.list(), Runs: m.runs.list(), Runners: m.runners.list(), Pools: map[string]fleet.PoolHealth{}, Mints: map[string]fleet.MintUse{}}
 	// What was heard in the very instant of the list belongs into it.
 	if age := now.Sub(m.fleetTime); m.fleet == nil || age <= 0 || age >= listAge {
 		m.fleet, m.fleetTime = make([]fleet.Host, 0, len(m.hosts.order)), now

@@ -16,6 +16,7 @@ import (
 // as the mirror has them.
 type touched struct {
 	jobs    map[fleet.JobID]bool
+	runs    map[fleet.RunKey]bool
 	runners map[fleet.RunnerID]bool
 	on      map[fleet.HostID]bool // hosts whose runners are touched, or came or went
 	hosts   map[fleet.HostID]bool
@@ -30,7 +31,7 @@ type touched struct {
 
 func newTouched() touched {
 	return touched{
-		jobs: map[fleet.JobID]bool{}, runners: map[fleet.RunnerID]bool{}, on: map[fleet.HostID]bool{},
+		jobs: map[fleet.JobID]bool{}, runs: map[fleet.RunKey]bool{}, runners: map[fleet.RunnerID]bool{}, on: map[fleet.HostID]bool{},
 		hosts: map[fleet.HostID]bool{}, reported: map[fleet.HostID]bool{},
 	}
 }
@@ -42,6 +43,7 @@ func (t *touched) runner(id fleet.RunnerID, host fleet.HostID) {
 // news is how those rows are now. A host that is nil is gone.
 type news struct {
 	jobs    []fleet.Job
+	runs    []fleet.Run
 	runners []fleet.Runner
 	hosts   map[fleet.HostID]*hostRow
 	raised  map[fleet.HostID]int64             // by how much the revision rose of those that are not read anew
@@ -104,6 +106,10 @@ func (b *batch) look() (news, error) {
 		j.ID = id
 		n.jobs = append(n.jobs, j)
 	}
+	var err error
+	if n.runs, err = b.lookAtRuns(n.jobs); err != nil {
+		return n, err
+	}
 	for id := range b.touched.runners {
 		r, err := scanRunner(b.QueryRowContext(b.ctx, `SELECT `+runnerColumns+` FROM runners WHERE id = $1`, string(id)))
 		if errors.Is(err, sql.ErrNoRows) {
@@ -126,7 +132,6 @@ func (b *batch) look() (news, error) {
 		}
 	}
 	if b.touched.installations {
-		var err error
 		if n.installed, err = readInstalled(func(q string) (*sql.Rows, error) { return b.QueryContext(b.ctx, q) }); err != nil {
 			return n, err
 		}
@@ -198,6 +203,11 @@ func (m *mirror) load(ctx context.Context, db *sql.DB, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("read open jobs: %w", err)
 	}
+	rows, err = db.QueryContext(ctx, wantedRuns)
+	runs, err := collect(rows, err, scanRun)
+	if err != nil {
+		return fmt.Errorf("read the runs of queued jobs: %w", err)
+	}
 	rows, err = db.QueryContext(ctx, `SELECT `+runnerColumns+` FROM runners WHERE is_over = 0 OR moved_at > $1`, micros(now.Add(-pastKept)))
 	runners, err := collect(rows, err, scanRunner)
 	if err != nil {
@@ -241,7 +251,7 @@ func (m *mirror) load(ctx context.Context, db *sql.DB, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("read mints: %w", err)
 	}
-	n := news{jobs: jobs, runners: runners, hosts: map[fleet.HostID]*hostRow{}, pools: pools, refused: refused, rollouts: rollouts, installed: in}
+	n := news{jobs: jobs, runs: runs, runners: runners, hosts: map[fleet.HostID]*hostRow{}, pools: pools, refused: refused, rollouts: rollouts, installed: in}
 	for i := range hosts {
 		n.hosts[hosts[i].ID] = &hosts[i]
 	}

@@ -128,6 +128,12 @@ func (t *tx) observe(r fleet.Runner, said fleet.RunnerReport) error {
 	if next.Result == "" {
 		next.Result = said.Result
 	}
+	if next.JobRun == 0 {
+		next.JobRepository, next.JobRun = said.JobRepository, said.JobRun
+	}
+	if next.JobRefused == "" {
+		next.JobRefused = said.JobRefused
+	}
 	if next.HasConfig && next.Registration == fleet.RegNone {
 		// This database is older than what the agent was told: the registration is real.
 		if err := t.believe(&next, said); err != nil {
@@ -141,6 +147,9 @@ func (t *tx) observe(r fleet.Runner, said fleet.RunnerReport) error {
 	detail := next.Failure
 	if detail == "" && next.Result != r.Result {
 		detail = "job " + next.Result
+		if next.JobRefused != "" {
+			detail += ", which its guest ended: " + next.JobRefused
+		}
 	}
 	if _, err := t.saveRunner(r, next, detail); err != nil {
 		return err
@@ -207,7 +216,7 @@ func (t *tx) adopt(host fleet.HostID, said fleet.RunnerReport) error {
 	r := fleet.Runner{
 		ID: said.ID, Pool: said.Pool, Host: host, Reason: fleet.AdoptedReason,
 		Wanted: fleet.WantGone, Scope: said.Scope, Observed: said.Observed, HoldsSlot: said.HoldsSlot, HasConfig: said.HasConfig,
-		Failure: said.Failure, Result: said.Result, Took: said.Took, Retired: "unknown to the controller and without a config",
+		Failure: said.Failure, Result: said.Result, Took: said.Took, JobRepository: said.JobRepository, JobRun: said.JobRun, JobRefused: said.JobRefused, Retired: "unknown to the controller and without a config",
 	}
 	if said.HasConfig {
 		r.Wanted, r.Retired = fleet.WantArmed, ""

@@ -16,7 +16,7 @@ import (
 const runnerColumns = `id, pool, host, reason, wanted, scope, armed_at, retired_at, retired,
 	observed, holds_slot, has_config, failure, result, progress, took,
 	registration, runner_name, github_id, attempt, delete_after, job, job_done,
-	since, moved_at, created_at, version, image`
+	since, moved_at, created_at, version, image, job_repository, job_run, job_refused`
 
 type scanner interface{ Scan(...any) error }
 
@@ -32,7 +32,7 @@ func scanRunner(row scanner) (fleet.Runner, error) {
 	err := row.Scan(&ident, &r.Pool, &host, &r.Reason, &wanted, &scope, &armed, &retired, &r.Retired,
 		&observed, &r.HoldsSlot, &r.HasConfig, &r.Failure, &r.Result, &r.Progress, &took,
 		&registration, &r.RunnerName, &r.GitHubID, &r.Attempt, &deleteAfter, &r.Job, &r.JobDone,
-		&since, &moved, &created, &r.Version, &r.Image)
+		&since, &moved, &created, &r.Version, &r.Image, &r.JobRepository, &r.JobRun, &r.JobRefused)
 	if err != nil {
 		return r, err
 	}
@@ -78,6 +78,9 @@ func runnerFields() []field {
 		{"attempt", func(r fleet.Runner) any { return int64(r.Attempt) }},
 		{"delete_after", func(r fleet.Runner) any { return micros(r.DeleteAfter) }},
 		{"job", func(r fleet.Runner) any { return int64(r.Job) }},
+		{"job_repository", func(r fleet.Runner) any { return r.JobRepository }},
+		{"job_run", func(r fleet.Runner) any { return r.JobRun }},
+		{"job_refused", func(r fleet.Runner) any { return r.JobRefused }},
 		{"job_done", func(r fleet.Runner) any { return bit(r.JobDone) }},
 	}
 }
@@ -87,11 +90,11 @@ func (t *tx) insertRunner(r fleet.Runner) error {
 	r.Since, r.MovedAt, r.CreatedAt, r.Version = t.now, t.now, t.now, 1
 	t.touched.runner(r.ID, r.Host)
 	err := t.exec(`INSERT INTO runners (`+runnerColumns+`, is_over)
-		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27,$28,$29)`,
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27,$28,$29,$30,$31,$32)`,
 		string(r.ID), r.Pool, string(r.Host), r.Reason, string(r.Wanted), r.Scope.String(), micros(r.ArmedAt), micros(r.RetiredAt), r.Retired,
 		string(r.Observed), bit(r.HoldsSlot), bit(r.HasConfig), r.Failure, r.Result, r.Progress, tookText(r.Took),
 		string(r.Registration), r.RunnerName, r.GitHubID, r.Attempt, micros(r.DeleteAfter), int64(r.Job), bit(r.JobDone),
-		micros(r.Since), micros(r.MovedAt), micros(r.CreatedAt), r.Version, r.Image, bit(r.Over()))
+		micros(r.Since), micros(r.MovedAt), micros(r.CreatedAt), r.Version, r.Image, r.JobRepository, r.JobRun, r.JobRefused, bit(r.Over()))
 	if err != nil {
 		return fmt.Errorf("insert runner %s: %w", r.ID, err)
 	}

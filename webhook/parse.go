@@ -10,12 +10,14 @@ import (
 	"net/url"
 
 	"github.com/minifleet/minifleet/fleet"
+	"github.com/minifleet/minifleet/trust"
 )
 
 // reading is what a payload says. At most one of the pointers is set.
 type reading struct {
 	action         string
 	repo           fleet.Scope // zero where the event has no repository
+	visibility     trust.Visibility
 	installationID int64
 	appID          int64 // of the installation, 0 where the event does not tell
 
@@ -52,6 +54,19 @@ type event struct {
 
 type repositoryPart struct {
 	FullName string `json:"full_name"`
+	Private  *bool  `json:"private"` // also where it is internal to an enterprise
+}
+
+// visibility is what GitHub says of who can read the repository.
+func (r repositoryPart) visibility() trust.Visibility {
+	switch {
+	case r.Private == nil:
+		return trust.Unknown
+	case *r.Private:
+		return trust.Private
+	default:
+		return trust.Public
+	}
 }
 
 // Handles reports whether deliveries of an event can mean anything here.
@@ -137,7 +152,7 @@ func (e event) head() (reading, error) {
 		if err != nil {
 			errs = append(errs, err)
 		}
-		read.repo = repo
+		read.repo, read.visibility = repo, e.Repository.visibility()
 	}
 	if e.Installation != nil {
 		if e.Installation.ID <= 0 {

@@ -63,6 +63,7 @@ func (e event) readJob(read *reading) verdict {
 		Owner:          read.repo.Owner, Repo: read.repo.Repo,
 		Workflow: clean(text(p.WorkflowName), maxName), Name: clean(p.Name, maxName),
 		Labels:     labels,
+		Visibility: read.visibility,
 		Conclusion: clean(text(p.Conclusion), maxWord),
 		RunnerName: clean(text(p.RunnerName), maxName), RunnerID: number(p.RunnerID),
 		URL: address(p.HTMLURL), CreatedAt: created,
@@ -109,6 +110,7 @@ type runPart struct {
 	Conclusion     *string         `json:"conclusion"`
 	HeadRepository *repositoryPart `json:"head_repository"`
 	Actor          *accountPart    `json:"actor"`
+	Triggering     *accountPart    `json:"triggering_actor"`
 }
 
 // readRun reads a workflow_run event.
@@ -136,7 +138,7 @@ func (e event) readRun(read *reading) verdict {
 		return failed("%v", err)
 	}
 	run := &fleet.Run{
-		ID: p.ID, Attempt: max(p.RunAttempt, 1), Repository: read.repo.String(),
+		ID: p.ID, Attempt: max(p.RunAttempt, 1), Repository: read.repo.String(), Visibility: read.visibility,
 		Event: clean(p.Event, maxWord), HeadRepository: head.String(),
 		// What matters is whether the code comes from elsewhere. GitHub's own fork
 		// flag also marks a repository that is a fork and runs its own code, and a
@@ -146,6 +148,9 @@ func (e event) readRun(read *reading) verdict {
 	}
 	if p.Actor != nil {
 		run.Actor = clean(p.Actor.Login, maxName)
+	}
+	if p.Triggering != nil {
+		run.TriggeringActor = clean(p.Triggering.Login, maxName)
 	}
 	read.run = run
 	return processed()

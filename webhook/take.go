@@ -125,6 +125,19 @@ func (h *Handler) Learn(ctx context.Context, repo fleet.Scope, answers []fleet.J
 	return nil
 }
 
+// LearnRun stores what GitHub answered about a run, by the same transaction as a
+// delivery's news and without a delivery.
+func (h *Handler) LearnRun(ctx context.Context, run fleet.Run) error {
+	done, err := h.store.Ingest(ctx, fleet.Ingest{Run: &run})
+	if err != nil {
+		return fmt.Errorf("store what GitHub answered about run %d of %s: %w", run.ID, run.Repository, err)
+	}
+	if done.Changed {
+		h.wake()
+	}
+	return nil
+}
+
 // judge reads a delivery and decides whether it concerns us. Only the store's
 // failure is an error.
 func (h *Handler) judge(ctx context.Context, env Envelope) (fleet.Ingest, error) {

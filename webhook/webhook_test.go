@@ -27,6 +27,7 @@ import (
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/secret"
+	"github.com/minifleet/minifleet/trust"
 	"github.com/minifleet/minifleet/webhook"
 )
 
@@ -74,7 +75,7 @@ func (m *memory) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, e
 		for _, n := range in.Answers {
 			m.jobs[n.Job.ID] = m.jobs[n.Job.ID].Learn(n, n.Asked)
 		}
-		return fleet.Ingested{Changed: len(in.Answers) > 0}, nil
+		return fleet.Ingested{Changed: len(in.Answers) > 0 || in.Run != nil}, nil
 	}
 	d := in.Delivery
 	m.times[d.GUID]++
@@ -118,6 +119,7 @@ func (m *memory) set(f func(*memory)) {
 // rig is a webhook behind a real HTTP server.
 type rig struct {
 	store *memory
+	hooks *webhook.Handler
 	url   string
 	wakes chan struct{}
 	log   *lockedBuffer
@@ -157,6 +159,7 @@ func newRig(t *testing.T, change ...func(*webhook.Config)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.hooks = h
 	router := chi.NewRouter()
 	h.Routes(router)
 	server := httptest.NewServer(router)
@@ -233,7 +236,7 @@ func TestEventsAreStoredAsWhatTheySay(t *testing.T) {
 		j := fleet.Job{
 			ID: 58110023901, RunID: 20331188472, RunAttempt: 1, InstallationID: installation,
 			Owner: "acme", Repo: "rockets", Workflow: "build", Name: "test (macos, 15)",
-			Labels:    fleet.Labels{"arm64", "macos", "self-hosted"},
+			Labels: fleet.Labels{"arm64", "macos", "self-hosted"}, Visibility: trust.Private,
 			URL:       "https://github.com/acme/rockets/actions/runs/20331188472/job/58110023901",
 			CreatedAt: created,
 		}
@@ -244,10 +247,10 @@ func TestEventsAreStoredAsWhatTheySay(t *testing.T) {
 	plain := func(*fleet.Job) {}
 	run := fleet.Run{
 		ID: 20331188472, Attempt: 1, Repository: "acme/rockets", Event: "push",
-		HeadRepository: "acme/rockets", Actor: "marta", Status: "queued",
+		HeadRepository: "acme/rockets", Visibility: trust.Private, Actor: "marta", TriggeringActor: "marta", Status: "queued",
 	}
 	forked := run
-	forked.Event, forked.HeadRepository, forked.Fork, forked.Actor = "pull_request", "eve/rockets", true, "eve"
+	forked.Event, forked.HeadRepository, forked.Fork, forked.Actor, forked.TriggeringActor = "pull_request", "eve/rockets", true, "eve", "eve"
 	forked.Status, forked.Conclusion = "completed", "action_required"
 
 	for _, c := range []struct {
@@ -595,6 +598,35 @@ func TestDeletedHeadRepositoryCountsAsForeign(t *testing.T) {
 	send(t, request(t, r.url, "workflow_run", guid, body))
 	if run := r.store.last.Run; run == nil || !run.Fork || run.HeadRepository != "" {
 		t.Errorf("run %+v", run)
+	}
+}
+
+func TestWhoCanReadTheRepository(t *testing.T) {
+	for was, want := range map[string]trust.Visibility{`"private": true`: trust.Private, `"private": false`: trust.Public, `"sparse": 1`: trust.Unknown} {
+		for event, name := range map[string]string{"workflow_job": "job_queued", "workflow_run": "run_requested"} {
+			r := newRig(t)
+			body := bytes.ReplaceAll(fixture(t, name), []byte(`"private": true`), []byte(was))
+			send(t, request(t, r.url, event, guid, body))
+			if in := r.store.last; in.Job != nil && in.Job.Job.Visibility != want || in.Run != nil && in.Run.Visibility != want || in.Job == nil && in.Run == nil {
+				t.Errorf("%s of %s: %+v", was, event, in)
+			}
+		}
+	}
+}
+
+// What GitHub answered about a run enters as a delivery's news does, and wakes who decides.
+func TestLearnRun(t *testing.T) {
+	r := newRig(t)
+	run := fleet.Run{ID: 7, Attempt: 1, Repository: "acme/rockets", Event: "push"}
+	if err := r.hooks.LearnRun(t.Context(), run); err != nil {
+		t.Fatal(err)
+	}
+	if in := r.store.last; in.Run == nil || *in.Run != run || in.Delivery.GUID != "" || len(r.wakes) != 1 {
+		t.Errorf("%+v, %d wakes", in, len(r.wakes))
+	}
+	r.store.set(func(m *memory) { m.down = errors.New("disk full") })
+	if err := r.hooks.LearnRun(t.Context(), run); err == nil || !strings.Contains(err.Error(), "disk full") {
+		t.Errorf("a store that is down: %v", err)
 	}
 }
 

@@ -72,6 +72,12 @@ func (p gitHubPort) Job(ctx context.Context, repo fleet.Scope, id fleet.JobID) (
 	return news, ok, inDomain(err)
 }
 
+// Run reads one attempt of a run, and returns false if there is none.
+func (p gitHubPort) Run(ctx context.Context, repo fleet.Scope, k fleet.RunKey) (fleet.Run, bool, error) {
+	run, ok, err := p.app.GetRun(ctx, repo.Owner, repo.Repo, k)
+	return run, ok, inDomain(err)
+}
+
 // Registrations lists all registrations of a scope, or fails.
 func (p gitHubPort) Registrations(ctx context.Context, scope fleet.Scope) ([]fleet.Listed, error) {
 	var out []fleet.Listed

@@ -90,6 +90,7 @@ type controller struct {
 	hooks *webhook.Handler
 	lists *reconcile.Reconciler
 	pulls *catchup.Puller
+	runs  *reconcile.Origins
 	tags  *rollout.Tracker
 	// images finds what the tags name.
 	images *resolver
@@ -145,13 +146,17 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 	}
 	c.loop = autoscaler.New(autoscaler.Config{
 		Store: c.store, GitHub: gitHubPort{c.app}, Pools: pools, Repair: cfg.Timing.Repair,
-		Rules: autoscaler.Rules{HostDeadline: cfg.Timing.HostDeadline, MintsPerMinute: cfg.GitHub.MintsPerMinute, Images: cfg.Images.rules()},
-		Fresh: func() bool { return c.lists.Fresh() },
-		Log:   log.With("part", "autoscaler"),
+		Rules:  autoscaler.Rules{HostDeadline: cfg.Timing.HostDeadline, MintsPerMinute: cfg.GitHub.MintsPerMinute, Images: cfg.Images.rules()},
+		Fresh:  func() bool { return c.lists.Fresh() },
+		Policy: func(st fleet.State) map[fleet.JobID]fleet.Verdict { return c.runs.Verdicts(st) },
+		Log:    log.With("part", "autoscaler"),
 	})
 	if c.hooks, err = c.webhooks(pools); err != nil {
 		return nil, err
 	}
+	c.runs = reconcile.NewOrigins(reconcile.OriginsConfig{
+		Store: c.store, GitHub: gitHubPort{c.app}, Learn: c.hooks.LearnRun, Pools: pools, Log: log.With("part", "reconcile"),
+	})
 	c.lists = reconcile.New(reconcile.Config{
 		Store: c.store, GitHub: gitHubPort{c.app}, Learn: c.hooks.Learn, Pools: pools,
 		Ours:  func(name string) bool { return githubapp.OfSite(c.store.Site(), name) },
@@ -355,6 +360,7 @@ func (c *controller) run(ctx context.Context, parts *program.Parts) error {
 	run("decisions", func() error { return c.loop.Run(ctx) })
 	run("GitHub's lists", func() error { return c.lists.Run(ctx) })
 	run("GitHub's deliveries", func() error { return c.pulls.Run(ctx) })
+	run("GitHub's runs", func() error { return c.runs.Run(ctx) })
 	run("the tags of images", func() error { return c.tags.Run(ctx) })
 	run("the list of installations", func() error {
 		return c.every(ctx, c.cfg.GitHub.InstallationRefresh, c.installed, "installations not read", c.refreshInstallations)

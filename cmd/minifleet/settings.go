@@ -17,6 +17,7 @@ import (
 	"github.com/minifleet/minifleet/imagecache/manifest"
 	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/secret"
+	"github.com/minifleet/minifleet/trust"
 )
 
 const envPrefix = "MINIFLEET"
@@ -163,7 +164,17 @@ type pool struct {
 	CanaryFor      time.Duration `yaml:"canary_for" help:"how long without a failure until the next image serves; 0 leaves that to minifleet pool promote"`
 	CanaryFailures int           `yaml:"canary_failures" help:"failures of runners with the next image after which the pool goes back by itself; 0 is 3"`
 	Runner         archive       `yaml:"runner" help:"the runner that is put into every guest, instead of the image's own"`
+	Trust          trustPolicy   `yaml:"trust" help:"whose code it runs; docs/trust.md"`
 	Limits         limits        `yaml:"limits" help:"how long a runner may take in each phase"`
+}
+
+type trustPolicy struct {
+	Repositories []string `yaml:"repositories" help:"owner/name, * for any part of one of the two; empty: all of the scopes"`
+	Deny         []string `yaml:"deny" help:"repositories that are refused, likewise; it wins over all else"`
+	Public       bool     `yaml:"public" default:"false" help:"also public repositories"`
+	Forks        bool     `yaml:"forks" default:"false" help:"also code that comes from forks"`
+	ForkActors   []string `yaml:"fork_actors" help:"logins whose own forks are allowed although forks is false, if they began run and attempt"`
+	DenyEvents   []string `yaml:"deny_events" help:"events whose runs are refused, such as pull_request_target"`
 }
 
 type archive struct {
@@ -291,7 +302,7 @@ func (p pool) domain() (fleet.Pool, error) {
 		Name: p.Name, Labels: fleet.NewLabels(p.Labels...), LabelNames: p.Labels,
 		Image: p.Image, Canary: fleet.Canary{Percent: p.CanaryPercent, For: p.CanaryFor, Failures: p.CanaryFailures}, Backend: p.Backend, CPUs: p.CPUs, MemoryMiB: p.MemoryMiB,
 		MaxRunners: p.MaxRunners, Standby: p.Standby, RunnerGroup: cmp.Or(p.RunnerGroup, "default"),
-		Guest: p.Guest, Network: p.Network, Runner: fleet.RunnerArchive(p.Runner),
+		Guest: p.Guest, Network: p.Network, Runner: fleet.RunnerArchive(p.Runner), Trust: trust.Policy(p.Trust),
 		Limits: fleet.Limits{
 			Placed: p.Limits.Placed, Preparing: p.Limits.Preparing, Booting: p.Limits.Booting,
 			Registering: p.Limits.Registering, Surplus: p.Limits.Surplus, Unnamed: p.Limits.Unnamed,

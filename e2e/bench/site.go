@@ -93,7 +93,7 @@ agents: {address: "127.0.0.1:0"}
 admin: {address: "127.0.0.1:0", token_file: admin.token}
 github: {url: %q, app_id: %d, private_key_file: app.pem, webhook_secret_file: webhook.secret, mints_per_minute: 1000000%s}
 pools:
-  - {name: bench, labels: [%s], scopes: [%s/%s], %s}
+  - {name: bench, labels: [%s], scopes: [%s/%s], trust: {public: true, forks: true}, %s}
 timing: {reconcile: 24h%s}
 %s
 `, s.sim.BaseURL, app.ID, ticks, strings.Join(poolLabels(), ", "), owner, repo,

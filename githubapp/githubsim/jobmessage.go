@@ -7,6 +7,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strings"
 )
 
 // messageBody is what a message says. A job's message is made when it is sent,
@@ -85,14 +86,27 @@ func (j *job) contextData(base string) object {
 		"event_name": r.workflow.Event, "workflow": r.workflow.Name, "server_url": base, "api_url": base, "graphql_url": base + "/graphql",
 		"repository": r.repo.fullName(), "repository_owner": r.repo.owner.login, "ref": "refs/heads/" + r.workflow.Branch,
 		"ref_name": r.workflow.Branch, "ref_type": "branch", "sha": r.sha, "run_id": fmt.Sprint(r.id), "run_number": fmt.Sprint(r.number),
-		"run_attempt": fmt.Sprint(j.attempt), "actor": r.actor.login, "triggering_actor": r.actor.login, "job": j.spec.Name,
-		"event": object{"ref": "refs/heads/" + r.workflow.Branch, "repository": object{"full_name": r.repo.fullName()}},
+		"run_attempt": fmt.Sprint(j.attempt), "actor": r.actor.login, "triggering_actor": r.startedBy[j.attempt-1].login, "job": j.spec.Name,
+		"event": r.eventView(base),
 	}
 	none := contextDict(object{})
 	return object{
 		"github": contextDict(github), "needs": none, "inputs": none, "vars": none, "matrix": nil,
 		"strategy": contextDict(object{"fail-fast": true, "job-index": 0.0, "job-total": float64(len(r.workflow.Jobs)), "max-parallel": 1.0}),
 	}
+}
+
+// eventView is the beginning of the payload of the event by which a run was begun.
+func (r *run) eventView(base string) object {
+	v := object{"ref": "refs/heads/" + r.workflow.Branch, "repository": r.repo.shortView(), "sender": object{"login": r.actor.login}}
+	if strings.HasPrefix(r.workflow.Event, "pull_request") {
+		v["pull_request"] = object{
+			"html_url": base + "/" + r.repo.fullName() + "/pull/1", "user": object{"login": r.actor.login},
+			"head": object{"sha": r.sha, "repo": object{"full_name": r.headRepo.fullName(), "fork": r.headRepo.fork, "private": r.headRepo.private}},
+			"base": object{"ref": "main", "repo": object{"full_name": r.repo.fullName(), "fork": r.repo.fork, "private": r.repo.private}},
+		}
+	}
+	return v
 }
 
 // contextDict encodes a map as the protocol's context data.

@@ -39,7 +39,7 @@ func (s *Sim) QueueRun(w Workflow) (Run, error) {
 	s.move(r, "queued", "", now)
 	r.number = 1 + len(slices.DeleteFunc(slices.Clone(s.runs), func(x *run) bool { return x.repo != repo || x.workflowID != r.workflowID }))
 	s.runs = append(s.runs, r)
-	r.attempts = [][]*job{nil}
+	r.attempts, r.startedBy = [][]*job{nil}, []*account{r.actor}
 	for _, spec := range w.Jobs {
 		r.attempts[0] = append(r.attempts[0], s.newJob(r, spec))
 	}
@@ -170,7 +170,10 @@ func (s *Sim) cancel(j *job) {
 
 // Rerun starts a new attempt of a run: of one job, or with jobID 0 of all that
 // did not succeed.
-func (s *Sim) Rerun(runID, jobID int64) (Run, error) {
+func (s *Sim) Rerun(runID, jobID int64) (Run, error) { return s.RerunAs(runID, jobID, "") }
+
+// RerunAs is Rerun by somebody else than who began the run.
+func (s *Sim) RerunAs(runID, jobID int64, actor string) (Run, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.run(runID)
@@ -180,7 +183,11 @@ func (s *Sim) Rerun(runID, jobID int64) (Run, error) {
 	again := func(j *job) bool {
 		return j.id == jobID || jobID == 0 && (j.conclusion == "failure" || j.conclusion == "cancelled")
 	}
-	if err := s.rerun(r, again); err != nil {
+	by := r.actor
+	if actor != "" {
+		by = s.account(actor, false)
+	}
+	if err := s.rerun(r, by, again); err != nil {
 		return Run{}, err
 	}
 	return r.snapshot(), nil
@@ -188,7 +195,7 @@ func (s *Sim) Rerun(runID, jobID int64) (Run, error) {
 
 // rerun makes a new attempt with new jobs for those that run again. The others
 // are carried over, and GitHub announces their completion once more.
-func (s *Sim) rerun(r *run, again func(*job) bool) error {
+func (s *Sim) rerun(r *run, by *account, again func(*job) bool) error {
 	if r.status != "completed" {
 		return fmt.Errorf("rerun run %d: it is %s; only a completed run can run again", r.id, r.status)
 	}
@@ -196,7 +203,7 @@ func (s *Sim) rerun(r *run, again func(*job) bool) error {
 	if !slices.ContainsFunc(previous, again) {
 		return fmt.Errorf("rerun run %d: none of its jobs is to run again", r.id)
 	}
-	r.attempts = append(r.attempts, nil)
+	r.attempts, r.startedBy = append(r.attempts, nil), append(r.startedBy, by)
 	next, fresh := make([]*job, len(previous)), []*job{}
 	for i, j := range previous {
 		next[i] = j

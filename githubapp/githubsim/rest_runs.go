@@ -16,6 +16,7 @@ func (s *Sim) runRoutes() []route {
 	return []route{
 		{"GET " + runs, installationOnly, false, under(s.listRuns)},
 		{"GET " + runs + "/{run}", installationOnly, false, under(s.getRun)},
+		{"GET " + runs + "/{run}/attempts/{attempt}", installationOnly, false, under(s.getAttempt)},
 		{"DELETE " + runs + "/{run}", installationOnly, false, under(s.deleteRun)},
 		{"GET " + runs + "/{run}/jobs", installationOnly, false, under(s.listJobs)},
 		{"GET " + runs + "/{run}/attempts/{attempt}/jobs", installationOnly, false, under(s.listAttemptJobs)},
@@ -167,6 +168,24 @@ func (s *Sim) getRun(c *call) *answer {
 	return ok(r.view(c.base))
 }
 
+// getAttempt shows a run as it was in one of its attempts.
+func (s *Sim) getAttempt(c *call) *answer {
+	r, bad := s.runOf(c, "read")
+	if bad != nil {
+		return bad
+	}
+	n, err := strconv.Atoi(c.PathValue("attempt"))
+	if err != nil || n < 1 || n > len(r.attempts) {
+		return notFound()
+	}
+	v := r.view(c.base)
+	v["run_attempt"], v["triggering_actor"] = n, r.startedBy[n-1].view(c.base)
+	if n < len(r.attempts) {
+		v["status"] = "completed"
+	}
+	return ok(v)
+}
+
 func (s *Sim) deleteRun(c *call) *answer {
 	r, bad := s.runOf(c, "write")
 	if bad != nil {
@@ -256,7 +275,7 @@ func (s *Sim) postRerun(again func(*job) bool) endpoint {
 		if bad != nil {
 			return bad
 		}
-		if err := s.rerun(r, again); err != nil {
+		if err := s.rerun(r, r.actor, again); err != nil {
 			return fail(http.StatusForbidden, "This workflow run cannot be retried")
 		}
 		return &answer{status: http.StatusCreated, body: object{}}
@@ -268,7 +287,7 @@ func (s *Sim) postRerunJob(c *call) *answer {
 	if bad != nil {
 		return bad
 	}
-	if err := s.rerun(j.run, func(x *job) bool { return x == j }); err != nil {
+	if err := s.rerun(j.run, j.run.actor, func(x *job) bool { return x == j }); err != nil {
 		return fail(http.StatusForbidden, "This job cannot be retried")
 	}
 	return &answer{status: http.StatusCreated, body: object{}}

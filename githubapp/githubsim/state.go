@@ -177,7 +177,8 @@ type run struct {
 	workflowID int64
 	sha        string
 	attempts   [][]*job
-	status     string // requested, queued, waiting, in_progress, completed
+	startedBy  []*account // of each attempt
+	status     string     // requested, queued, waiting, in_progress, completed
 	conclusion string
 	createdAt  time.Time
 	startedAt  time.Time // of the latest attempt

@@ -18,7 +18,7 @@ func (r *run) hookView(base string) object {
 		"check_suite_id": suite, "check_suite_node_id": nodeID("CS", suite),
 		"url": api, "html_url": fmt.Sprintf("%s/%s/actions/runs/%d", base, r.repo.fullName(), r.id), "pull_requests": []any{},
 		"created_at": stamp(r.createdAt), "updated_at": stamp(r.updatedAt), "run_started_at": stamp(r.startedAt),
-		"actor": r.actor.view(base), "triggering_actor": r.actor.view(base), "run_attempt": len(r.attempts), "referenced_workflows": []any{},
+		"actor": r.actor.view(base), "triggering_actor": r.startedBy[len(r.startedBy)-1].view(base), "run_attempt": len(r.attempts), "referenced_workflows": []any{},
 		"jobs_url": api + "/jobs", "logs_url": api + "/logs", "artifacts_url": api + "/artifacts", "cancel_url": api + "/cancel", "rerun_url": api + "/rerun",
 		"check_suite_url":      fmt.Sprintf("%s/repos/%s/check-suites/%d", base, r.repo.fullName(), suite),
 		"workflow_url":         fmt.Sprintf("%s/repos/%s/actions/workflows/%d", base, r.repo.fullName(), r.workflowID),
