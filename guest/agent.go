@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/minifleet/minifleet/secret"
+	"github.com/minifleet/minifleet/trust"
 )
 
 // Config says what a guest program runs and how patient it is.
@@ -106,6 +107,7 @@ type Agent struct {
 	session  session
 	user     *account // of the listener; nil: whoever runs this program
 
+	hooks      bool           // the runner has a job-started hook of ours; set before it starts
 	supervisor sync.WaitGroup // the goroutine that runs the listener
 	shutdown   chan struct{}  // closed once, when a host asks the program to end
 	stopOnce   sync.Once
@@ -195,9 +197,12 @@ func (a *Agent) updateLocked(change func(*Status)) {
 // errClosed is the answer to a JIT config that comes while the program ends.
 var errClosed = errors.New("the guest program is ending")
 
+// errHook is the answer where the runner's job-started hook cannot be made.
+var errHook = errors.New("the job-started hook, by which refused jobs are ended, cannot be made")
+
 // start takes the JIT config, once in the guest's life, and starts the
 // supervision of its runner.
-func (a *Agent) start(jit secret.Text, env map[string]string) error {
+func (a *Agent) start(jit secret.Text, env map[string]string, policy *trust.Policy) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closed {
@@ -209,6 +214,13 @@ func (a *Agent) start(jit secret.Text, env map[string]string) error {
 	if a.renewed {
 		return errInstalling
 	}
+	var hook *jobHook
+	if policy != nil {
+		var err error
+		if hook, err = a.newJobHook(*policy, env); err != nil {
+			return fmt.Errorf("%w: %w", errHook, err)
+		}
+	}
 	a.updateLocked(func(s *Status) {
 		s.HasConfig = true
 		s.Phase = PhaseStarting
@@ -219,8 +231,32 @@ func (a *Agent) start(jit secret.Text, env map[string]string) error {
 		merged = map[string]string{}
 	}
 	maps.Copy(merged, env)
-	a.supervisor.Go(func() { a.supervise(jit, merged) })
+	if hook != nil {
+		a.hooks, merged[hookVariable] = true, hook.script
+	}
+	a.supervisor.Go(func() { a.hooked(hook, func() { a.supervise(jit, merged) }) })
 	return nil
+}
+
+// hooked supervises a runner whose hook, if there is one, is answered meanwhile.
+func (a *Agent) hooked(hook *jobHook, supervise func()) {
+	if hook == nil {
+		supervise()
+		return
+	}
+	hook.serve(func(ask jobAsk, refused string) {
+		if refused != "" {
+			a.cfg.Log.Warn("job refused", slog.String("repository", ask.Repository), slog.Int64("run", ask.Run), slog.String("reason", refused))
+		}
+		a.update(func(s *Status) {
+			s.Runner.Job = JobHook{AskedAt: now(), Run: max(ask.Run, 0), Refused: printable(refused, maxReasonBytes, false)}
+			if repositoryPattern.MatchString(ask.Repository) {
+				s.Runner.Job.Repository = ask.Repository
+			}
+		})
+	}, func() { a.end(refusedGrace) })
+	supervise()
+	hook.close()
 }
 
 // end asks for the runner's end within grace. Without a runner it does nothing.

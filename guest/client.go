@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/minifleet/minifleet/secret"
+	"github.com/minifleet/minifleet/trust"
 )
 
 // ErrHasConfig is the answer to Run of a guest that has taken a JIT config
@@ -105,9 +106,9 @@ func (c *Client) Status(ctx context.Context, after uint64, wait time.Duration) (
 }
 
 // Run gives the guest its JIT config and starts the listener with it and with
-// env. A guest that has taken one before answers ErrHasConfig.
-func (c *Client) Run(ctx context.Context, jit secret.Text, env map[string]string) error {
-	err := c.post(ctx, "run", runRequest{JITConfig: jit.Reveal(), Env: env})
+// env. With a policy the guest ends a job that it refuses before its first step. A guest that has taken one before answers ErrHasConfig.
+func (c *Client) Run(ctx context.Context, jit secret.Text, env map[string]string, policy *trust.Policy) error {
+	err := c.post(ctx, "run", runRequest{JITConfig: jit.Reveal(), Env: env, Trust: policy})
 	if re, ok := errors.AsType[*ResponseError](err); ok && re.Code == http.StatusConflict {
 		return ErrHasConfig
 	}

@@ -21,6 +21,8 @@ var (
 	instancePattern = regexp.MustCompile(`^[0-9a-f]{32}$`)
 	versionPattern  = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$`)
 
+	repositoryPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}/[A-Za-z0-9._-]{1,100}$`)
+
 	phases   = []Phase{PhaseReady, PhaseStarting, PhaseIdle, PhaseBusy, PhaseFinished}
 	results  = []Result{"", ResultSucceeded, ResultFailed, ResultCanceled, ResultAbandoned, ResultSkipped}
 	outcomes = []Outcome{
@@ -52,6 +54,7 @@ func decodeStatus(body []byte) (Status, error) {
 		return Status{}, fmt.Errorf("guest status: %w", err)
 	}
 	s.Runner.Reason = printable(s.Runner.Reason, maxReasonBytes, false)
+	s.Runner.Job.Refused = printable(s.Runner.Job.Refused, maxReasonBytes, false)
 	return s, nil
 }
 
@@ -89,6 +92,8 @@ func (s Status) check() error {
 		return errors.New("a finished job has no result")
 	case r.Relaunches < 0 || r.Relaunches > 1000:
 		return fmt.Errorf("%d relaunches are not believable", r.Relaunches)
+	case r.Job.Repository != "" && !repositoryPattern.MatchString(r.Job.Repository) || r.Job.Run < 0:
+		return errors.New("what it tells of its job names no repository, or no run")
 	case r.Version != "" && !versionPattern.MatchString(r.Version):
 		return errors.New("the runner's version is not one")
 	}

@@ -230,7 +230,7 @@ func TestNoRunnerDuringInstall(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, err := range map[string]error{
-		"run":             h.client.Run(h.ctx(), secret.New(jit), nil),
+		"run":             h.client.Run(h.ctx(), secret.New(jit), nil, nil),
 		"another install": h.install(good),
 	} {
 		if re, ok := errors.AsType[*guest.ResponseError](err); !ok || re.Code != 503 || !strings.Contains(re.Message, "being installed") {

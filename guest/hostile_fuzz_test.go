@@ -191,7 +191,7 @@ func FuzzAnswer(f *testing.F) {
 		if diag.Len() > len(raw) {
 			t.Fatalf("%d bytes became %d", len(raw), diag.Len())
 		}
-		err = c.Run(ctx, secret.New(fuzzJIT), nil)
+		err = c.Run(ctx, secret.New(fuzzJIT), nil, nil)
 		said(t, err)
 		if err != nil && strings.Contains(err.Error(), fuzzJIT) && !bytes.Contains(raw, []byte(fuzzJIT)) {
 			t.Fatalf("the error shows the JIT config: %v", err)

@@ -36,7 +36,7 @@ func TestOneConfigInALife(t *testing.T) {
 	h.run(nil)
 	again := func(when string) {
 		t.Helper()
-		if err := h.client.Run(h.ctx(), secret.New(jit), nil); !errors.Is(err, guest.ErrHasConfig) {
+		if err := h.client.Run(h.ctx(), secret.New(jit), nil, nil); !errors.Is(err, guest.ErrHasConfig) {
 			t.Errorf("second config %s: %v, want ErrHasConfig", when, err)
 		}
 	}

@@ -17,9 +17,19 @@ import (
 	"github.com/minifleet/minifleet/guest"
 	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/secret"
+	"github.com/minifleet/minifleet/trust"
 )
 
-func TestMain(m *testing.M) { leakcheck.Main(m) }
+// TestMain lets the runner's hook start this program, as it starts the guest program.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == guest.JobStartedCommand {
+		if err := guest.JobStarted(os.Args[2:], os.Getenv, os.Stdout); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	leakcheck.Main(m)
+}
 
 // patience is how long a test waits for what must happen. It is no
 // measurement: nothing waits for it unless it fails.
@@ -29,6 +39,7 @@ const jit = "eyJqaXQiOiJjb25maWcifQ=="
 
 // host is the outside of one guest: what an agent has.
 type host struct {
+	policy *trust.Policy // goes with the JIT config
 	t      *testing.T
 	dir    string // the runner's folder
 	client *guest.Client
@@ -123,7 +134,7 @@ func (h *host) ctx() context.Context {
 
 func (h *host) run(env map[string]string) {
 	h.t.Helper()
-	if err := h.client.Run(h.ctx(), secret.New(jit), env); err != nil {
+	if err := h.client.Run(h.ctx(), secret.New(jit), env, h.policy); err != nil {
 		h.t.Fatal(err)
 	}
 }

@@ -4,6 +4,8 @@ package guest
 
 import (
 	"time"
+
+	"github.com/minifleet/minifleet/trust"
 )
 
 // Protocol is the version of the protocol that this package speaks: the first
@@ -13,7 +15,7 @@ const Protocol = 1
 // Sizes that both sides hold to. A guest that sends more is not believed; a
 // host that sends more is refused.
 const (
-	maxRequestBytes = 256 << 10
+	maxRequestBytes = 384 << 10
 	maxStatusBytes  = 64 << 10
 	maxErrorBytes   = 8 << 10
 	maxReasonBytes  = 1 << 10
@@ -93,8 +95,22 @@ type Runner struct {
 	Reason string `json:"reason,omitempty"`
 	// Relaunches counts how often the listener was started again.
 	Relaunches int `json:"relaunches,omitempty"`
+	// Job is what the runner's job-started hook told of its one job.
+	Job JobHook `json:"job,omitzero"`
 	// Version is the runner's version as it names it itself.
 	Version string `json:"runner_version,omitempty"`
+}
+
+// JobHook is what the runner's job-started hook told before the job's first step, and what
+// became of it. Without a policy there is no hook of ours.
+type JobHook struct {
+	AskedAt    time.Time `json:"asked_at,omitzero"`
+	Repository string    `json:"repository,omitempty"` // owner/name
+	Run        int64     `json:"run,omitempty"`
+	// Refused says why the guest ended the job, "" if it did not.
+	Refused string `json:"refused,omitempty"`
+	// Unasked says that the runner ran its job without its hook.
+	Unasked bool `json:"unasked,omitempty"`
 }
 
 // Status is everything a guest reports. Revision grows with every change of
@@ -116,6 +132,8 @@ type Health struct {
 	// SessionReady says that a runner can be started: on a Mac whose runner
 	// needs it, the user's GUI session is there. Elsewhere it is true at once.
 	SessionReady bool `json:"session_ready"`
+	// JobHook says that this guest can check jobs against a policy.
+	JobHook bool `json:"job_hook,omitempty"`
 }
 
 // runRequest is the body of POST run. It is the one place where the JIT config
@@ -123,6 +141,7 @@ type Health struct {
 type runRequest struct {
 	JITConfig string            `json:"jit_config"`
 	Env       map[string]string `json:"env,omitempty"`
+	Trust     *trust.Policy     `json:"trust,omitempty"`
 }
 
 type endRequest struct {

@@ -87,7 +87,7 @@ func (a *Agent) serveHealth(w http.ResponseWriter, r *http.Request) {
 	s, _ := a.Status()
 	reply(w, http.StatusOK, Health{
 		Protocol: Protocol, Instance: s.Instance, Version: a.cfg.Version,
-		SessionReady: a.session.ready(r.Context()),
+		SessionReady: a.session.ready(r.Context()), JobHook: true,
 	})
 }
 
@@ -153,11 +153,19 @@ func (a *Agent) serveRun(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, err)
 		return
 	}
+	if req.Trust != nil {
+		if err := req.Trust.Validate(); err != nil {
+			fail(w, http.StatusBadRequest, err)
+			return
+		}
+	}
 	crashpoint.Reached(crashpoint.GuestReceived)
-	err := a.start(secret.New(req.JITConfig), req.Env)
+	err := a.start(secret.New(req.JITConfig), req.Env, req.Trust)
 	switch {
 	case errors.Is(err, ErrHasConfig):
 		fail(w, http.StatusConflict, err)
+	case errors.Is(err, errHook): // it will not work another time either
+		fail(w, http.StatusUnprocessableEntity, err)
 	case err != nil:
 		fail(w, http.StatusServiceUnavailable, err)
 	default:

@@ -65,6 +65,7 @@ func (a *Agent) finish(h history, v verdict) {
 		s.Runner.Outcome = v.outcome
 		s.Runner.Result = v.result
 		s.Runner.Reason = printable(v.reason, maxReasonBytes, false)
+		s.Runner.Job.Unasked = h.seen.running && a.hooks && s.Runner.Job.AskedAt.IsZero()
 		if h.startErr == nil {
 			s.Runner.ExitCode = new(h.code)
 		}

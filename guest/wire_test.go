@@ -192,7 +192,7 @@ func TestClientAgainstHostileAnswers(t *testing.T) {
 		"status": func(ctx context.Context, c *guest.Client) error { _, err := c.Status(ctx, 0, 0); return err },
 		"tail":   func(ctx context.Context, c *guest.Client) error { _, err := c.Tail(ctx); return err },
 		"diag":   func(ctx context.Context, c *guest.Client) error { return c.Diag(ctx, io.Discard) },
-		"run":    func(ctx context.Context, c *guest.Client) error { return c.Run(ctx, secret.New(jit), nil) },
+		"run":    func(ctx context.Context, c *guest.Client) error { return c.Run(ctx, secret.New(jit), nil, nil) },
 		"end":    func(ctx context.Context, c *guest.Client) error { return c.End(ctx, 0) },
 		"exec": func(ctx context.Context, c *guest.Client) error {
 			_, err := c.Exec(ctx, guest.ExecRequest{Argv: []string{"true"}, Env: map[string]string{"SECRET": jit}}, io.Discard, io.Discard)
@@ -245,7 +245,7 @@ func TestServerRefusesRequests(t *testing.T) {
 		{"config with spaces", "POST", "/v1/run", `{"jit_config":"` + jit + ` ` + jit + `"}`, 400, "not base64"},
 		{"config with NUL", "POST", "/v1/run", `{"jit_config":"` + jit + `\u0000"}`, 400, "not base64"},
 		{"config too long", "POST", "/v1/run", `{"jit_config":"` + strings.Repeat("A", 97<<10) + `"}`, 400, "at most"},
-		{"body too long", "POST", "/v1/run", `{"jit_config":"` + strings.Repeat("A", 300<<10) + `"}`, 400, "too large"},
+		{"body too long", "POST", "/v1/run", `{"jit_config":"` + strings.Repeat("A", 400<<10) + `"}`, 400, "too large"},
 		{"variable without a name", "POST", "/v1/run", `{"jit_config":"abc","env":{"":"x"}}`, 400, "name"},
 		{"variable with a wrong name", "POST", "/v1/run", `{"jit_config":"abc","env":{"A=B":"x"}}`, 400, "name"},
 		{"variable with NUL", "POST", "/v1/run", `{"jit_config":"abc","env":{"A":"\u0000"}}`, 400, "NUL"},

@@ -13,6 +13,7 @@ import (
 	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/secret"
+	"github.com/minifleet/minifleet/trust"
 )
 
 // mintTries bounds the names tried in one request: a taken name is chance, several
@@ -24,30 +25,30 @@ const mintTries = 3
 // have left is deleted first; GitHub's refusal to do so means that it runs a job,
 // and is final. One request at a time walks the flow for a runner: a second one
 // would not find at GitHub what the first is about to make there.
-func (s *Server) mintFor(ctx context.Context, host fleet.HostID, id fleet.RunnerID) (name string, config secret.Text, err error) {
+func (s *Server) mintFor(ctx context.Context, host fleet.HostID, id fleet.RunnerID) (name string, config secret.Text, policy *trust.Policy, err error) {
 	if !s.minting.begin(id) {
-		return "", secret.Text{}, fmt.Errorf("runner %s: an earlier mint is under way: %w", id, fleet.ErrLater)
+		return "", secret.Text{}, nil, fmt.Errorf("runner %s: an earlier mint is under way: %w", id, fleet.ErrLater)
 	}
 	defer s.minting.end(id)
 	for range 2 * mintTries {
 		m, err := s.begin(ctx, host, id)
 		if err != nil {
-			return "", secret.Text{}, err
+			return "", secret.Text{}, nil, err
 		}
 		if m.Earlier != nil {
 			if err := s.deleteEarlier(ctx, m); err != nil {
-				return "", secret.Text{}, err
+				return "", secret.Text{}, nil, err
 			}
 			continue
 		}
 		pool, ok := s.pools[m.Pool]
 		if !ok {
 			err := fmt.Errorf("%w: pool %s is not configured any more", fleet.ErrRefused, m.Pool)
-			return "", secret.Text{}, errors.Join(err, s.c.Store.MintRefused(ctx, id, m.Attempt, err.Error(), true))
+			return "", secret.Text{}, nil, errors.Join(err, s.c.Store.MintRefused(ctx, id, m.Attempt, err.Error(), true))
 		}
 		if !slices.ContainsFunc(pool.Scopes, func(have fleet.Scope) bool { return have.Key() == m.Scope.Key() }) {
 			err := fmt.Errorf("%w: pool %s does not serve %s", fleet.ErrRefused, m.Pool, m.Scope)
-			return "", secret.Text{}, errors.Join(err, s.c.Store.MintRefused(ctx, id, m.Attempt, err.Error(), true))
+			return "", secret.Text{}, nil, errors.Join(err, s.c.Store.MintRefused(ctx, id, m.Attempt, err.Error(), true))
 		}
 		crashpoint.Reached(crashpoint.MintCommitted)
 		reg, err := s.c.GitHub.Register(ctx, m.Scope, m.Name, pool.LabelNames, pool.RunnerGroup)
@@ -56,24 +57,24 @@ func (s *Server) mintFor(ctx context.Context, host fleet.HostID, id fleet.Runner
 		case err == nil:
 			crashpoint.Reached(crashpoint.MintRegistered)
 			if err := s.c.Store.Granted(ctx, id, m.Attempt, reg.ID); err != nil {
-				return "", secret.Text{}, err // the config is dropped; the next request deletes the registration
+				return "", secret.Text{}, nil, err // the config is dropped; the next request deletes the registration
 			}
 			crashpoint.Reached(crashpoint.MintGranted)
-			return m.Name, reg.Config, nil
+			return m.Name, reg.Config, &pool.Trust, nil
 		case errors.Is(err, fleet.ErrNameTaken), errors.Is(err, fleet.ErrRefused), errors.Is(err, fleet.ErrLater), errors.As(err, &limited):
 			crashpoint.Reached(crashpoint.MintRefused)
 			if err := s.c.Store.MintRefused(ctx, id, m.Attempt, err.Error(), errors.Is(err, fleet.ErrRefused)); err != nil {
-				return "", secret.Text{}, err
+				return "", secret.Text{}, nil, err
 			}
 			if !errors.Is(err, fleet.ErrNameTaken) {
-				return "", secret.Text{}, err
+				return "", secret.Text{}, nil, err
 			}
 		default:
 			// It may exist: it stays committed, and the next request deletes it first.
-			return "", secret.Text{}, err
+			return "", secret.Text{}, nil, err
 		}
 	}
-	return "", secret.Text{}, fmt.Errorf("runner %s: %w", id, fleet.ErrLater)
+	return "", secret.Text{}, nil, fmt.Errorf("runner %s: %w", id, fleet.ErrLater)
 }
 
 // inFlight knows the runners for which a mint is under way.

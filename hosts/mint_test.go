@@ -18,6 +18,7 @@ import (
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/hosts"
 	"github.com/minifleet/minifleet/hosts/protocol"
+	"github.com/minifleet/minifleet/trust"
 )
 
 func TestMint(t *testing.T) {
@@ -36,7 +37,7 @@ func TestMint(t *testing.T) {
 		}
 	})
 	got, answered := a.mint(id)
-	want := protocol.Minted{Name: "mf-" + w.s.Site() + "-mac-1", JITConfig: jitConfig + "mf-" + w.s.Site() + "-mac-1"}
+	want := protocol.Minted{Name: "mf-" + w.s.Site() + "-mac-1", JITConfig: jitConfig + "mf-" + w.s.Site() + "-mac-1", Trust: &trust.Policy{Deny: []string{"acme/secret"}}}
 	if diff := cmp.Diff(want, got); diff != "" || answered.header.Get("Cache-Control") != "no-store" {
 		t.Errorf("%v\n%s", answered.header, diff)
 	}

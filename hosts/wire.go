@@ -108,7 +108,7 @@ func reportOf(in protocol.Report) (fleet.HostReport, error) {
 			return out, fmt.Errorf("runners: id %.70q is malformed or stands twice", r.ID)
 		}
 		seen[r.ID] = true
-		if len(r.Failure) > protocol.MaxText || len(r.Result) > 100 || len(r.Progress) > protocol.MaxText {
+		if len(r.Failure) > protocol.MaxText || len(r.Result) > 100 || len(r.Progress) > protocol.MaxText || len(r.JobRefused) > protocol.MaxText {
 			return out, fmt.Errorf("runner %s: a text is longer than %d bytes", r.ID, protocol.MaxText)
 		}
 		observed := fleet.Observed(r.Observed)
@@ -118,12 +118,16 @@ func reportOf(in protocol.Report) (fleet.HostReport, error) {
 		said := fleet.RunnerReport{
 			ID: fleet.RunnerID(r.ID), Observed: observed, HoldsSlot: r.HoldsSlot, HasConfig: r.HasConfig,
 			Failure: printable(r.Failure), Result: printable(r.Result), Progress: printable(r.Progress), Pool: r.Pool, RunnerName: r.RunnerName,
+			JobRepository: r.JobRepository, JobRun: r.JobRun, JobRefused: printable(r.JobRefused),
 		}
 		if said.Took, err = tookOf(r.Took); err != nil {
 			return out, fmt.Errorf("runner %s: %w", r.ID, err)
 		}
 		if r.RunnerName != "" && !idPattern.MatchString(r.RunnerName) {
 			return out, fmt.Errorf("runner %s: runner_name %.70q is not a name", r.ID, r.RunnerName)
+		}
+		if job, err := fleet.ParseScope(r.JobRepository); r.JobRepository != "" && (err != nil || job.Repo == "") || r.JobRun < 0 {
+			return out, fmt.Errorf("runner %s: job_repository %.70q or job_run %d names none", r.ID, r.JobRepository, r.JobRun)
 		}
 		if !fleet.ValidName(r.Pool) {
 			return out, fmt.Errorf("runner %s: pool %.40q is not a name", r.ID, r.Pool)

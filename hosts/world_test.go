@@ -27,6 +27,7 @@ import (
 	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/secret"
 	"github.com/minifleet/minifleet/store"
+	"github.com/minifleet/minifleet/trust"
 )
 
 func TestMain(m *testing.M) { leakcheck.Main(m) }
@@ -176,6 +177,7 @@ func newWorld(t *testing.T, edit ...func(*hosts.Config)) *world {
 		Pools: []fleet.Pool{{
 			Name: "mac", Labels: fleet.NewLabels("macOS", "arm64"), LabelNames: []string{"macOS", "ARM64"}, Scopes: []fleet.Scope{{Owner: "Acme"}},
 			Image: "sonoma", Backend: "vz", CPUs: 4, MemoryMiB: 8192, RunnerGroup: "minis",
+			Trust: trust.Policy{Deny: []string{"acme/secret"}},
 		}},
 		Name: func(site, pool string) string {
 			mu.Lock()

@@ -150,6 +150,8 @@ func (t *tx) observe(r fleet.Runner, said fleet.RunnerReport) error {
 		if next.JobRefused != "" {
 			detail += ", which its guest ended: " + next.JobRefused
 		}
+	} else if detail == "" && next.JobRefused != "" && next.Observed.Ended() {
+		detail = "its guest ended the job: " + next.JobRefused
 	}
 	if _, err := t.saveRunner(r, next, detail); err != nil {
 		return err

@@ -164,8 +164,8 @@ func match(glob, text string) bool {
 
 // Bounds of a policy: one travels with each JIT config.
 const (
-	maxEntries = 200
-	maxEntry   = 200
+	maxEntries = 100
+	maxEntry   = 140
 )
 
 var (

@@ -156,7 +156,7 @@ func TestGlobs(t *testing.T) {
 }
 
 func TestValidate(t *testing.T) {
-	many := make([]string, 201)
+	many := make([]string, 101)
 	for i := range many {
 		many[i] = "octo/demo"
 	}
@@ -171,7 +171,7 @@ func TestValidate(t *testing.T) {
 		"a pattern of RE":    {trust.Policy{Deny: []string{"octo/(a|b)"}}, "trust.deny"},
 		"no login":           {trust.Policy{ForkActors: []string{"eve mallory"}}, "trust.fork_actors"},
 		"no event":           {trust.Policy{DenyEvents: []string{"Pull Request"}}, "trust.deny_events"},
-		"too many":           {trust.Policy{Repositories: many}, "201 entries"},
+		"too many":           {trust.Policy{Repositories: many}, "101 entries"},
 		"too long":           {trust.Policy{Repositories: []string{"octo/" + strings.Repeat("a", 200)}}, "trust.repositories"},
 		"actors for nothing": {trust.Policy{Forks: true, ForkActors: []string{"eve"}}, "remove one"},
 	} {

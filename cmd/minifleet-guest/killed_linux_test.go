@@ -85,7 +85,7 @@ func TestListenerDiesWithKilledProgram(t *testing.T) {
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	if err := c.Run(ctx, secret.New("abc"), nil); err != nil {
+	if err := c.Run(ctx, secret.New("abc"), nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	for s := (guest.Status{}); s.Phase != guest.PhaseIdle; {

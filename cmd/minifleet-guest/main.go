@@ -53,6 +53,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if len(args) > 0 && args[0] == guest.BecomeCommand {
 		return guest.Become(stdin, args[1:])
 	}
+	if len(args) > 0 && args[0] == guest.JobStartedCommand {
+		return guest.JobStarted(args[1:], os.Getenv, stdout)
+	}
 	var f flags
 	done := false
 	parser, err := kong.New(&f,

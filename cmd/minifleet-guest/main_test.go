@@ -129,7 +129,7 @@ exit 0`, "--env=NAME=a=b;c,d")
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("socket: %v, %v; want mode 0600", info.Mode(), err)
 	}
-	if err := p.client.Run(t.Context(), secret.New("abc"), nil); err != nil {
+	if err := p.client.Run(t.Context(), secret.New("abc"), nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	if s := p.untilPhase(t, guest.PhaseFinished); s.Runner.Result != guest.ResultSucceeded {
@@ -149,7 +149,7 @@ exit 0`, "--env=NAME=a=b;c,d")
 
 func TestEndsWithStdin(t *testing.T) {
 	p := start(t, "trap '' TERM\necho Listening for Jobs\nsleep 100000", "--exit-with-stdin", "--stop-grace=1ms")
-	if err := p.client.Run(t.Context(), secret.New("abc"), nil); err != nil {
+	if err := p.client.Run(t.Context(), secret.New("abc"), nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	p.untilPhase(t, guest.PhaseIdle)

@@ -14,6 +14,7 @@ import (
 	"github.com/minifleet/minifleet/guest"
 	"github.com/minifleet/minifleet/hosts/agent"
 	"github.com/minifleet/minifleet/secret"
+	"github.com/minifleet/minifleet/trust"
 )
 
 // gates hold a host's simulated VMs at each step of their way until they are
@@ -86,14 +87,14 @@ func (g gatedGuest) Status(ctx context.Context, after uint64, wait time.Duration
 	return g.Guest.Status(ctx, after, wait)
 }
 
-func (g gatedGuest) Run(ctx context.Context, jit secret.Text, env map[string]string) error {
+func (g gatedGuest) Run(ctx context.Context, jit secret.Text, env map[string]string, policy *trust.Policy) error {
 	g.host.seen.mu.Lock()
 	g.host.seen.all = append(g.host.seen.all, jit)
 	g.host.seen.mu.Unlock()
 	if err := g.host.config.pass(ctx); err != nil {
 		return err
 	}
-	return g.Guest.Run(ctx, jit, env)
+	return g.Guest.Run(ctx, jit, env, policy)
 }
 
 // host is an agent in this process, over the real protocol.

@@ -16,6 +16,7 @@ import (
 	"github.com/minifleet/minifleet/guest"
 	"github.com/minifleet/minifleet/hosts/agent"
 	"github.com/minifleet/minifleet/secret"
+	"github.com/minifleet/minifleet/trust"
 )
 
 // flaw is what goes wrong with a VM or with the listener in it.
@@ -235,7 +236,7 @@ func (v *dayVM) instance() string { return strings.Repeat("0", 32) }
 
 func (v *dayVM) InstallRunner(context.Context, int64, []byte, io.Reader) error { return nil }
 
-func (v *dayVM) Run(ctx context.Context, config secret.Text, _ map[string]string) error {
+func (v *dayVM) Run(ctx context.Context, config secret.Text, _ map[string]string, _ *trust.Policy) error {
 	if err := v.answers(ctx); err != nil {
 		return err
 	}

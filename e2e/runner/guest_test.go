@@ -7,12 +7,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/minifleet/minifleet/githubapp/githubsim"
 	"github.com/minifleet/minifleet/guest"
 	"github.com/minifleet/minifleet/secret"
+	"github.com/minifleet/minifleet/trust"
 )
 
 // startGuest serves a guest program with this runner as its listener.
@@ -85,7 +87,7 @@ func TestUnderTheGuestProgram(t *testing.T) {
 		} {
 			t.Run(name, func(t *testing.T) {
 				c := startGuest(t)
-				if err := c.Run(t.Context(), secret.New(g.register("vm "+name)), nil); err != nil {
+				if err := c.Run(t.Context(), secret.New(g.register("vm "+name)), nil, nil); err != nil {
 					t.Fatal(err)
 				}
 				untilPhase(t, c, guest.PhaseIdle)
@@ -100,9 +102,39 @@ func TestUnderTheGuestProgram(t *testing.T) {
 				}
 			})
 		}
+		for name, tt := range map[string]struct {
+			head   string
+			result guest.Result
+		}{
+			"is asked and runs its job":  {"octo/demo", guest.ResultSucceeded},
+			"is asked and ends a fork's": {"eve/demo", guest.ResultCanceled},
+		} {
+			t.Run(name, func(t *testing.T) {
+				c := startGuest(t)
+				if err := c.Run(t.Context(), secret.New(g.register("vm "+name)), nil, &trust.Policy{}); err != nil {
+					t.Fatal(err)
+				}
+				untilPhase(t, c, guest.PhaseIdle)
+				run, err := g.QueueRun(githubsim.Workflow{
+					Repo: "octo/demo", Event: "pull_request", HeadRepo: tt.head, Actor: "eve",
+					Jobs: []githubsim.JobSpec{{Name: "build", Labels: []string{"mini"}, Steps: []githubsim.Step{{Run: "echo step was run"}}, Env: map[string]string{"GITHUB_REPOSITORY": "octo/other", "BASH_ENV": "$(exit 1)"}}},
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				r := untilPhase(t, c, guest.PhaseFinished).Runner
+				if r.Result != tt.result || r.Job.Repository != "octo/demo" || r.Job.Run != run.ID || r.Job.Unasked || (r.Job.Refused != "") != (tt.result == guest.ResultCanceled) {
+					t.Errorf("runner: %+v", r)
+				}
+				j, err := g.WaitJob(t.Context(), run.JobIDs[0], githubsim.Job.Done)
+				if err != nil || strings.Contains(j.Logs, "step was run") != (r.Job.Refused == "") || !strings.Contains(j.Logs, r.Job.Refused) {
+					t.Errorf("%v, log:\n%s", err, j.Logs)
+				}
+			})
+		}
 		t.Run("is ended while idle", func(t *testing.T) {
 			c := startGuest(t)
-			if err := c.Run(t.Context(), secret.New(g.register("vm idle")), nil); err != nil {
+			if err := c.Run(t.Context(), secret.New(g.register("vm idle")), nil, nil); err != nil {
 				t.Fatal(err)
 			}
 			untilPhase(t, c, guest.PhaseIdle)
@@ -115,7 +147,7 @@ func TestUnderTheGuestProgram(t *testing.T) {
 		})
 		t.Run("is ended in its job", func(t *testing.T) {
 			c := startGuest(t)
-			if err := c.Run(t.Context(), secret.New(g.register("vm busy")), nil); err != nil {
+			if err := c.Run(t.Context(), secret.New(g.register("vm busy")), nil, nil); err != nil {
 				t.Fatal(err)
 			}
 			g.queue(githubsim.JobSpec{Steps: []githubsim.Step{{Run: "sleep 100000"}}})

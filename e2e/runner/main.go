@@ -2,7 +2,8 @@
 
 // Command runner is the runner of the end-to-end tests: the listener of
 // github-act-runner, a client that this project did not write, with a small
-// worker of ours that executes a job's script steps. It is started like the
+// worker of ours that executes a job's script steps, and before them the script
+// that ACTIONS_RUNNER_HOOK_JOB_STARTED names, as the official runner does. It is started like the
 // official listener: "run" as argument, the JIT config in the environment. It
 // evaluates no expressions and runs no actions.
 package main
@@ -25,6 +26,8 @@ import (
 const (
 	client   = "github.com/ChristopherHX/github-act-runner"
 	jitInput = "ACTIONS_RUNNER_INPUT_JITCONFIG"
+
+	hookVariable = "ACTIONS_RUNNER_HOOK_JOB_STARTED"
 )
 
 func main() {
@@ -48,7 +51,7 @@ func run(args []string, stdout io.Writer) int {
 		fmt.Fprintf(stdout, "the JIT config in %s cannot be used: %v\n", jitInput, err)
 		return 1
 	}
-	environ := jobEnviron()
+	environ, hook := jobEnviron(), os.Getenv(hookVariable)
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -56,7 +59,7 @@ func run(args []string, stdout io.Writer) int {
 	// A signal cancels the core context alone: an idle listener leaves at once,
 	// and a job is canceled and reported. The library's own way to drain first
 	// has a data race.
-	if err := listener.Run(worker{ConsoleLogger: &actionsrunner.ConsoleLogger{}, environ: environ}, context.Background(), ctx); err != nil {
+	if err := listener.Run(worker{ConsoleLogger: &actionsrunner.ConsoleLogger{}, environ: environ, hook: hook}, context.Background(), ctx); err != nil {
 		fmt.Fprintln(stdout, "error:", err)
 		return 1
 	}
@@ -91,6 +94,7 @@ func version() string {
 type worker struct {
 	*actionsrunner.ConsoleLogger
 	environ []string
+	hook    string // "" if there is none
 }
 
 func (worker) ReadJSON(string, any) error  { return fs.ErrNotExist }

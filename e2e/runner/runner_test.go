@@ -20,6 +20,7 @@ import (
 	"github.com/golang-jwt/jwt"
 
 	"github.com/minifleet/minifleet/githubapp/githubsim"
+	"github.com/minifleet/minifleet/guest"
 	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/secret"
 )
@@ -28,6 +29,12 @@ import (
 const asRunner = "MINIFLEET_TEST_AS_RUNNER"
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == guest.JobStartedCommand { // as the guest program, by the runner's hook
+		if guest.JobStarted(os.Args[2:], os.Getenv, os.Stdout) != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if os.Getenv(asRunner) != "" {
 		os.Exit(run(os.Args[1:], os.Stdout))
 	}

@@ -4,12 +4,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -40,6 +42,17 @@ func (w worker) ExecWorker(_ *actionsrunner.RunRunner, wc actionsrunner.WorkerCo
 	log := wc.Logger()
 	out := &maskedLog{log: log, mask: job.mask}
 	log.Current().Complete(succeeded) // the listener's "Set up Worker"
+	result := succeeded
+	if w.hook != "" {
+		rec := protocol.CreateTimelineEntry(req.JobID, "hook", "Set up runner")
+		entry := log.Append(&rec)
+		log.MoveNext()
+		if result = job.runHook(wc.JobExecCtx(), w.hook, req, out); result != succeeded {
+			fmt.Fprint(out, "##[error]Process completed with an error.\n")
+		}
+		out.flush()
+		entry.Complete(result)
+	}
 	records := make([]*protocol.TimelineRecord, len(req.Steps))
 	for i, step := range req.Steps {
 		rec := protocol.CreateTimelineEntry(req.JobID, step.ContextName, stepName(step))
@@ -48,7 +61,6 @@ func (w worker) ExecWorker(_ *actionsrunner.RunRunner, wc actionsrunner.WorkerCo
 		}
 		records[i] = log.Append(&rec)
 	}
-	result := succeeded
 	for i, step := range req.Steps {
 		if !wanted(step.Condition, result) {
 			log.MoveNextExt(false)
@@ -92,7 +104,8 @@ type job struct {
 	dir    string
 	env    []string
 	mask   *mask
-	groups []int // process groups of the steps
+	groups []int    // process groups of the steps
+	given  []string // to this program, which the hook gets instead of what the job has
 }
 
 func newJob(req *protocol.AgentJobRequestMessage, environ []string) (*job, error) {
@@ -110,7 +123,7 @@ func newJob(req *protocol.AgentJobRequestMessage, environ []string) (*job, error
 	if err != nil {
 		return nil, err
 	}
-	j := &job{dir: dir, mask: m}
+	j := &job{dir: dir, mask: m, given: environ}
 	j.env = append(environ, "CI=true", "GITHUB_ACTIONS=true", "GITHUB_WORKSPACE="+dir, "RUNNER_OS="+runtime.GOOS, "RUNNER_ARCH="+runtime.GOARCH)
 	j.env = append(j.env, githubEnv(req.ContextData["github"])...)
 	for _, token := range req.EnvironmentVariables {
@@ -135,6 +148,39 @@ func githubEnv(data protocol.PipelineContextData) []string {
 		}
 	}
 	return env
+}
+
+// runHook executes the job-started hook: with what this program was given and what is known
+// of the job, and with nothing that the workflow's author chose.
+func (j *job) runHook(ctx context.Context, path string, req *protocol.AgentJobRequestMessage, out *maskedLog) string {
+	data := req.ContextData["github"]
+	env := append(slices.Clone(j.given), githubEnv(data)...)
+	values, _ := data.ToRawObject().(map[string]any)
+	if event, ok := values["event"]; ok {
+		text, err := json.Marshal(event)
+		file := filepath.Join(j.dir, ".event.json")
+		if err == nil {
+			err = os.WriteFile(file, text, 0o600)
+		}
+		if err != nil {
+			fmt.Fprintf(out, "##[error]%v\n", err)
+			return failed
+		}
+		env = append(env, "GITHUB_EVENT_PATH="+file)
+	}
+	fmt.Fprintln(out, "A job started hook has been configured by the self-hosted runner administrator")
+	cmd := exec.CommandContext(ctx, "bash", "-e", path)
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = j.dir, env, out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = killDelay
+	switch err := cmd.Run(); {
+	case ctx.Err() != nil:
+		return canceled
+	case err != nil:
+		return failed
+	}
+	return succeeded
 }
 
 // runStep executes one step and returns its result.

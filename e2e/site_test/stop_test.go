@@ -187,7 +187,7 @@ func heldGuest(t *testing.T) *program {
 		return d.DialContext(ctx, "unix", socket)
 	})
 	t.Cleanup(c.Close)
-	if err := c.Run(t.Context(), secret.New("abc"), nil); err != nil {
+	if err := c.Run(t.Context(), secret.New("abc"), nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	p.await("its listener runs", func(out string) bool { return strings.Contains(out, "listener started") })

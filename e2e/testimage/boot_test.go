@@ -223,7 +223,7 @@ func TestGuestBoots(t *testing.T) {
 	}
 	t.Logf("a command by SSH is done after %s", m.since())
 	// This is "no config" to the runner client, which says so: it is there, and was started.
-	if err := client.Run(ctx, secret.New("bm8gY29uZmln"), nil); err != nil {
+	if err := client.Run(ctx, secret.New("bm8gY29uZmln"), nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	for s := (guest.Status{}); s.Phase != guest.PhaseFinished; {

@@ -35,6 +35,7 @@ type jobRequest struct {
 		IsSecret bool
 	}
 	EnvironmentVariables []token
+	ContextData          map[string]contextData
 	Steps                []struct {
 		ID                                    string
 		DisplayNameToken, Environment, Inputs token
@@ -68,6 +69,74 @@ func (t *token) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
+// contextData is a value of the job's context: a mapping of names to values, or one of them.
+type contextData struct{ value any }
+
+// UnmarshalJSON reads the encoding in which the service sends it.
+func (c *contextData) UnmarshalJSON(b []byte) error {
+	var dict struct {
+		T int
+		D []struct {
+			K string
+			V contextData
+		}
+	}
+	if json.Unmarshal(b, &dict) != nil || dict.T != 2 {
+		return json.Unmarshal(b, &c.value)
+	}
+	values := map[string]any{}
+	for _, pair := range dict.D {
+		values[pair.K] = pair.V.value
+	}
+	c.value = values
+	return nil
+}
+
+// runHook runs the script that ACTIONS_RUNNER_HOOK_JOB_STARTED names, as the official runner
+// does before the first step, and returns what it printed. The workflow's own variables are
+// not for it.
+func (l *listener) runHook(ctx context.Context, dir string, req jobRequest) ([]byte, error) {
+	path := l.Getenv("ACTIONS_RUNNER_HOOK_JOB_STARTED")
+	if path == "" {
+		return nil, nil
+	}
+	env := l.baseEnviron(dir)
+	values, _ := req.ContextData["github"].value.(map[string]any)
+	for name, value := range values {
+		if text, ok := value.(string); ok && name != "token" {
+			env = append(env, "GITHUB_"+strings.ToUpper(name)+"="+text)
+		}
+	}
+	if event, ok := values["event"]; ok {
+		text, err := json.Marshal(event)
+		file := filepath.Join(dir, ".event.json")
+		if err == nil {
+			err = os.WriteFile(file, text, 0o600)
+		}
+		if err != nil {
+			return nil, err
+		}
+		env = append(env, "GITHUB_EVENT_PATH="+file)
+	}
+	var out beginning
+	cmd := exec.CommandContext(ctx, "bash", "-e", path)
+	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = env, dir, &out, &out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	err := cmd.Run()
+	return out.Bytes(), err
+}
+
+// baseEnviron is what every program of a job gets.
+func (l *listener) baseEnviron(dir string) []string {
+	env := []string{"CI=true", "GITHUB_ACTIONS=true", "GITHUB_WORKSPACE=" + dir}
+	for _, name := range []string{"PATH", "HOME", "USER", "LANG", "TMPDIR"} {
+		env = append(env, name+"="+l.Getenv(name))
+	}
+	return env
+}
+
 // runJob executes the job's steps, reports them, and returns the result. The
 // reports go on when the job is canceled; those that fail are lost, but for the
 // job's completion.
@@ -89,6 +158,15 @@ func (l *listener) runJob(ctx context.Context, req jobRequest) string {
 	var log []byte
 	result := "Succeeded"
 	dir, err := l.workDir()
+	if err == nil {
+		var out []byte
+		if out, err = l.runHook(ctx, dir, req); err != nil {
+			if result = "Failed"; ctx.Err() != nil {
+				result = "Canceled"
+			}
+			log = fmt.Appendf(out, "##[error]the job-started hook: %v\n", err)
+		}
+	}
 	for i := range req.Steps {
 		if result != "Succeeded" {
 			finish(records[i+1], "Skipped")
@@ -149,10 +227,7 @@ func (l *listener) runStep(ctx context.Context, dir string, req jobRequest, i in
 		return nil, fmt.Errorf("this runner runs scripts only, not %s", kind)
 	}
 	cmd := exec.CommandContext(ctx, "sh", "-e", "-c", s.Inputs.mapping["script"])
-	cmd.Env = []string{"CI=true", "GITHUB_ACTIONS=true", "GITHUB_WORKSPACE=" + dir}
-	for _, name := range []string{"PATH", "HOME", "USER", "LANG", "TMPDIR"} {
-		cmd.Env = append(cmd.Env, name+"="+l.Getenv(name))
-	}
+	cmd.Env = l.baseEnviron(dir)
 	for _, env := range append(slices.Clone(req.EnvironmentVariables), s.Environment) {
 		for name, value := range env.mapping {
 			cmd.Env = append(cmd.Env, name+"="+value)

@@ -79,6 +79,8 @@ func checkMinted(m protocol.Minted) error {
 		return errors.New("the controller's answer has no config")
 	case !namePattern.MatchString(m.Name):
 		return errors.New("the controller's answer does not name the registration")
+	case m.Trust != nil && m.Trust.Validate() != nil:
+		return fmt.Errorf("the pool's policy in the controller's answer: %w", m.Trust.Validate())
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/minifleet/minifleet/hosts/protocol"
 	"github.com/minifleet/minifleet/secret"
+	"github.com/minifleet/minifleet/trust"
 )
 
 // How long calls may take, apart from a desired call, which waits by intention.
@@ -154,8 +155,8 @@ func (c *client) report(ctx context.Context, credential secret.Text, in protocol
 	return c.call(ctx, callTimeout, http.MethodPost, protocol.PathReport, credential, in, nil)
 }
 
-// mint returns the name of the registration and its JIT config.
-func (c *client) mint(ctx context.Context, credential secret.Text, instance, runner string) (string, secret.Text, error) {
+// mint returns the name of the registration, its JIT config and the policy that goes with it.
+func (c *client) mint(ctx context.Context, credential secret.Text, instance, runner string) (string, secret.Text, *trust.Policy, error) {
 	path := strings.Replace(protocol.PathMint, "{runner}", url.PathEscape(runner), 1)
 	var out protocol.Minted
 	err := c.call(ctx, mintTimeout, http.MethodPost, path, credential, protocol.MintRequest{Instance: instance}, &out)
@@ -163,9 +164,9 @@ func (c *client) mint(ctx context.Context, credential secret.Text, instance, run
 		err = checkMinted(out)
 	}
 	if err != nil {
-		return "", secret.Text{}, fmt.Errorf("mint %s: %w", runner, err)
+		return "", secret.Text{}, nil, fmt.Errorf("mint %s: %w", runner, err)
 	}
-	return out.Name, secret.New(out.JITConfig), nil
+	return out.Name, secret.New(out.JITConfig), out.Trust, nil
 }
 
 func (c *client) call(ctx context.Context, timeout time.Duration, method, path string, credential secret.Text, in, out any) error {

@@ -24,6 +24,7 @@ import (
 	"github.com/minifleet/minifleet/hosts/agent"
 	"github.com/minifleet/minifleet/hosts/protocol"
 	"github.com/minifleet/minifleet/secret"
+	"github.com/minifleet/minifleet/trust"
 )
 
 // controller is a controller for tests: it speaks the protocol and nothing else, and
@@ -47,6 +48,7 @@ type controller struct {
 	reports  []protocol.Report
 	mintedBy map[string]int // how many configs each runner got
 	configOf func(runner string, n int) string
+	trust    *trust.Policy // goes with each config
 	onMint   func(runner string) (int, protocol.Error, time.Duration)
 	// unkind is asked before every answer: what it returns happens to it.
 	unkind func(path string) unkindness
@@ -359,7 +361,7 @@ func (c *controller) mint(runner string) (int, any) {
 	if c.configOf != nil {
 		config = c.configOf(runner, n)
 	}
-	return 200, protocol.Minted{Name: runner + "-" + strconv.Itoa(n), JITConfig: config}
+	return 200, protocol.Minted{Name: runner + "-" + strconv.Itoa(n), JITConfig: config, Trust: c.trust}
 }
 
 // pipeNet is a network in memory, so that real HTTP runs on a test's own clock.
@@ -546,6 +548,8 @@ type machine struct {
 	guest        guest.Status
 	answers      bool // the guest does
 	configs      []string
+	old          bool          // its guest program knows no policies
+	policy       *trust.Policy // that came with the last of them
 	runErr       error         // what Run answers
 	runLost      bool          // Run works and says that it did not
 	dies         bool          // the guest program dies of Run, and is started anew without a config
@@ -743,7 +747,7 @@ func (m *machine) Health(context.Context) (guest.Health, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.healths++
-	return guest.Health{Protocol: 1, SessionReady: m.healths > m.sessionAfter}, nil
+	return guest.Health{Protocol: 1, SessionReady: m.healths > m.sessionAfter, JobHook: !m.old}, nil
 }
 
 func (m *machine) InstallRunner(ctx context.Context, size int64, digest []byte, r io.Reader) error {
@@ -767,7 +771,7 @@ func (m *machine) InstallRunner(ctx context.Context, size int64, digest []byte, 
 	return m.installErr
 }
 
-func (m *machine) Run(_ context.Context, jit secret.Text, _ map[string]string) error {
+func (m *machine) Run(_ context.Context, jit secret.Text, _ map[string]string, policy *trust.Policy) error {
 	m.mu.Lock()
 	runErr, has, lost, dies := m.runErr, m.guest.HasConfig, m.runLost, m.dies
 	m.mu.Unlock()
@@ -786,7 +790,7 @@ func (m *machine) Run(_ context.Context, jit secret.Text, _ map[string]string) e
 	}
 	m.say(func(s *guest.Status) {
 		s.HasConfig, s.Phase = true, guest.PhaseStarting
-		m.configs = append(m.configs, jit.Reveal())
+		m.configs, m.policy = append(m.configs, jit.Reveal()), policy
 	})
 	if lost {
 		return errors.New("connection reset")

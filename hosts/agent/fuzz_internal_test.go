@@ -79,9 +79,12 @@ func FuzzAnswer(f *testing.F) {
 			desiredFits(t, d)
 		}
 		check(c.report(ctx, credential, protocol.Report{}))
-		name, config, err := c.mint(ctx, credential, "i", "r-1")
+		name, config, policy, err := c.mint(ctx, credential, "i", "r-1")
 		if check(err) == config.Empty() || (err == nil) == (name == "") || len(name) > protocol.MaxID {
 			t.Errorf("minted %q: %v", name, err)
+		}
+		if policy != nil && (err != nil || policy.Validate() != nil) {
+			t.Errorf("a policy that is none: %+v", policy)
 		}
 		if err != nil && strings.Contains(string(body), `"jit_config":"`) && status/100 == 2 && len(err.Error()) > 300 {
 			t.Errorf("an error that may hold the config: %v", err)

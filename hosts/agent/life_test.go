@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -15,6 +16,7 @@ import (
 	"github.com/minifleet/minifleet/guest"
 	"github.com/minifleet/minifleet/hosts/agent"
 	"github.com/minifleet/minifleet/hosts/protocol"
+	"github.com/minifleet/minifleet/trust"
 )
 
 // world is one agent, its controller and its machines, on the test's own clock.
@@ -85,6 +87,57 @@ func armed(id string) protocol.Desire {
 func gone(id string) protocol.Desire { return protocol.Desire{ID: id, Wanted: protocol.WantGone} }
 func drained(id string) protocol.Desire {
 	return protocol.Desire{ID: id, Wanted: protocol.WantGone, UnlessBusy: true}
+}
+
+// The pool's policy goes into the guest with the JIT config, and what the guest makes of it
+// comes back, made fit for a report.
+func TestThePolicyAndWhatCameOfIt(t *testing.T) {
+	policy := &trust.Policy{Deny: []string{"octo/*"}}
+	inWorld(t, func(w *world) { w.c.trust = policy }, func(w *world) {
+		w.c.want(up("r1"))
+		w.c.awaitObserved("r1", "standby")
+		m := w.m.get(t, "r1")
+		w.c.want(armed("r1"))
+		m.awaitGiven(t)
+		m.mu.Lock()
+		given := m.policy
+		m.mu.Unlock()
+		if given == nil || !slices.Equal(given.Deny, policy.Deny) {
+			t.Errorf("the guest was given %+v", given)
+		}
+		m.phase(guest.PhaseBusy)
+		m.say(func(s *guest.Status) {
+			s.Runner.Job = guest.JobHook{Repository: "octo/demo", Run: 7, Refused: "no " + strings.Repeat("x", 3000)}
+		})
+		w.c.await("r1's job is reported", func() bool { return w.c.runner("r1").JobRun == 7 })
+		got := w.c.runner("r1")
+		if got.JobRepository != "octo/demo" || !strings.HasPrefix(got.JobRefused, "no x") || len(got.JobRefused) > protocol.MaxText {
+			t.Errorf("reported as %+v", got)
+		}
+		m.finish(guest.OutcomeJob, guest.ResultFailed)
+		if got := w.c.awaitObserved("r1", "gone"); got.Failure != "" || got.JobRun != 7 {
+			t.Errorf("gone is reported as %+v", got)
+		}
+	})
+}
+
+// An image with an older guest program works as before, unchecked.
+func TestAnOldGuestGetsNoPolicy(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.c.trust = &trust.Policy{}
+		w.m.setup = func(m *machine) { m.old = true }
+	}, func(w *world) {
+		w.c.want(up("r1"))
+		w.c.awaitObserved("r1", "standby")
+		m := w.m.get(t, "r1")
+		w.c.want(armed("r1"))
+		m.awaitGiven(t)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.policy != nil {
+			t.Errorf("it was given %+v", m.policy)
+		}
+	})
 }
 
 func TestOneRunnersLife(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/minifleet/minifleet/guest"
 	"github.com/minifleet/minifleet/secret"
+	"github.com/minifleet/minifleet/trust"
 )
 
 // Machines makes the VMs of a host, and finds those that an earlier agent left.
@@ -81,7 +82,7 @@ type Guest interface {
 	Health(ctx context.Context) (guest.Health, error)
 	Status(ctx context.Context, after uint64, wait time.Duration) (guest.Status, error)
 	InstallRunner(ctx context.Context, size int64, digest []byte, r io.Reader) error
-	Run(ctx context.Context, jit secret.Text, env map[string]string) error
+	Run(ctx context.Context, jit secret.Text, env map[string]string, policy *trust.Policy) error
 	End(ctx context.Context, grace time.Duration) error
 	Tail(ctx context.Context) (string, error)
 	Diag(ctx context.Context, w io.Writer) error

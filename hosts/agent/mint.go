@@ -16,6 +16,7 @@ import (
 	"github.com/minifleet/minifleet/guest"
 	"github.com/minifleet/minifleet/hosts/protocol"
 	"github.com/minifleet/minifleet/secret"
+	"github.com/minifleet/minifleet/trust"
 )
 
 // Pauses between mints.
@@ -29,8 +30,9 @@ const (
 type mintAnswer struct {
 	name     string
 	config   secret.Text
-	guest    string // the start of the guest program that was asked before
-	revision int64  // of the desired that it was asked under
+	policy   *trust.Policy // whose code the pool runs; nil if the controller does not say
+	guest    string        // the start of the guest program that was asked before
+	revision int64         // of the desired that it was asked under
 	err      error
 }
 
@@ -57,7 +59,7 @@ func (s *service) startMint(ctx context.Context, o orders, helpers *sync.WaitGro
 		default:
 			answer.guest = status.Instance
 			crashpoint.Reached(crashpoint.MintAsking)
-			answer.name, answer.config, answer.err = s.agent.client.mint(ctx, s.agent.credential, s.agent.instance, s.id)
+			answer.name, answer.config, answer.policy, answer.err = s.agent.client.mint(ctx, s.agent.credential, s.agent.instance, s.id)
 		}
 		s.mints <- answer // there is room: one mint at a time
 	})
@@ -82,16 +84,20 @@ func (s *service) minted(ctx context.Context, m mintAnswer) (ending, bool) {
 	crashpoint.Reached(crashpoint.ConfigRecorded)
 	s.log.Info("handing over a JIT config", slog.String("registration", m.name), slog.String("scope", o.desire.Scope))
 	s.show(fleet.ObservedRegistering, func(v *protocol.RunnerReport) { v.HasConfig, v.Scope, v.RunnerName = true, o.desire.Scope, m.name })
-	return s.deliver(ctx, m.config)
+	return s.deliver(ctx, m.config, m.policy)
 }
 
 // deliver gives the guest its config. When the answer is lost the guest is asked what
 // it has; a config that certainly did not arrive is dropped, and another is minted.
-func (s *service) deliver(ctx context.Context, config secret.Text) (ending, bool) {
+func (s *service) deliver(ctx context.Context, config secret.Text, policy *trust.Policy) (ending, bool) {
 	call, cancel := context.WithTimeout(ctx, guestCall)
 	defer cancel()
+	if policy != nil && !s.checks {
+		s.log.Warn("the guest cannot check jobs: its program is older than this agent")
+		policy = nil
+	}
 	s.watch.handed = time.Now()
-	err := s.guest.Run(call, config, nil)
+	err := s.guest.Run(call, config, nil, policy)
 	if err == nil || errors.Is(err, guest.ErrHasConfig) {
 		crashpoint.Reached(crashpoint.ConfigDelivered)
 		return ending{}, false

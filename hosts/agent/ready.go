@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/minifleet/minifleet/fleet"
+	"github.com/minifleet/minifleet/guest"
 	"github.com/minifleet/minifleet/hosts/protocol"
 	"github.com/minifleet/minifleet/imagecache/archives"
 )
@@ -52,6 +53,7 @@ func (r *runner) unpin() {
 type readied struct {
 	installed        string // the digest of the runner that was put into the guest
 	install, session time.Duration
+	checks           bool // the guest can check jobs
 	err              error
 }
 
@@ -74,7 +76,8 @@ func (s *service) makeReady(ctx context.Context, o orders, helpers *sync.WaitGro
 				done.installed, done.install = want.SHA256, time.Since(began)
 			}
 			began := time.Now()
-			waited, err := s.awaitSession(ctx, s.guest)
+			waited, health, err := s.awaitSession(ctx, s.guest)
+			done.checks = health.JobHook
 			if waited {
 				done.session = time.Since(began)
 			}
@@ -116,19 +119,19 @@ func (e errNoSession) Error() string {
 }
 
 // awaitSession waits until the guest can start a runner, and reports whether it had to.
-func (r *runner) awaitSession(ctx context.Context, g Guest) (waited bool, err error) {
+func (r *runner) awaitSession(ctx context.Context, g Guest) (waited bool, health guest.Health, err error) {
 	limit := r.agent.cfg.BootTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, errNoSession{limit})
 	defer cancel()
 	for {
 		ask, done := context.WithTimeout(ctx, guestCall)
-		health, err := g.Health(ask)
+		health, err = g.Health(ask)
 		done()
 		switch {
 		case ctx.Err() != nil:
-			return waited, context.Cause(ctx)
+			return waited, health, context.Cause(ctx)
 		case err == nil && health.SessionReady:
-			return waited, nil
+			return waited, health, nil
 		case err != nil:
 			r.log.Debug("the guest does not say whether its session is ready", slog.Any("error", err))
 		case !waited:
@@ -136,7 +139,7 @@ func (r *runner) awaitSession(ctx context.Context, g Guest) (waited bool, err er
 		}
 		waited = true
 		if !sleep(ctx, sessionEvery) {
-			return waited, context.Cause(ctx)
+			return waited, health, context.Cause(ctx)
 		}
 	}
 }
@@ -153,7 +156,7 @@ func (s *service) readied(done readied) (ending, bool) {
 		}
 		return ending{failure: cut(done.err.Error(), protocol.MaxText)}, true
 	}
-	s.ready = true
+	s.ready, s.checks = true, done.checks
 	s.unpin()
 	if done.installed != "" {
 		s.record.Installed = done.installed

@@ -89,6 +89,10 @@ func wire(v protocol.RunnerReport) protocol.RunnerReport {
 	if _, err := fleet.ParseScope(v.Scope); err != nil {
 		v.Scope = ""
 	}
+	if job, err := fleet.ParseScope(v.JobRepository); err != nil || job.Repo == "" {
+		v.JobRepository = ""
+	}
+	v.JobRun, v.JobRefused = max(v.JobRun, 0), cut(v.JobRefused, protocol.MaxText)
 	v.Failure, v.Progress = cut(v.Failure, protocol.MaxText), cut(v.Progress, protocol.MaxText)
 	v.Took = bounded(v.Took)
 	return v

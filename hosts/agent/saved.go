@@ -124,7 +124,7 @@ func (r *runner) save(ctx context.Context, m Saved) error {
 		return err
 	}
 	err := whileRuns(ctx, m, func(ctx context.Context) error {
-		_, err := r.awaitSession(ctx, m.Guest())
+		_, _, err := r.awaitSession(ctx, m.Guest())
 		return err
 	})
 	if err != nil {

@@ -35,6 +35,7 @@ type service struct {
 	given     bool // the guest holds, or may hold, a JIT config
 	inherited bool // that it may is known from an earlier agent's books only
 
+	checks  bool // the guest can check jobs
 	ready   bool // all is done between the guest's first answer and a standby
 	readies bool // it is under way
 
@@ -49,6 +50,7 @@ type service struct {
 	refusedAt int64     // but at once under a newer revision than that, if it is set
 	mintPause backoff
 
+	told     bool // of the policy, in the log
 	watch    stopwatch
 	relapses int // from idle back to starting, which a listener that restarts itself does
 
@@ -238,6 +240,23 @@ func (s *service) take(n guestNews) {
 	s.inherited = false
 	s.measure(n.status.Phase)
 	s.showSeen()
+	s.tellOfJob(n.status.Runner.Job)
+}
+
+// tellOfJob logs, once, what the guest made of the policy.
+func (s *service) tellOfJob(job guest.JobHook) {
+	if s.told {
+		return
+	}
+	switch {
+	case job.Refused != "":
+		s.log.Warn("the guest ended a job that its pool's policy refuses", slog.String("repository", job.Repository), slog.Int64("run", job.Run), slog.String("reason", job.Refused))
+	case job.Unasked:
+		s.log.Warn("a job ran unchecked: the runner knows no job-started hook")
+	default:
+		return
+	}
+	s.told = true
 }
 
 // showSeen shows what the guest has said last.
@@ -252,6 +271,8 @@ func (s *service) showSeen() {
 			v.Progress = ""
 		}
 		s.watch.onto(&v.Took)
+		job := s.seen.Runner.Job
+		v.JobRepository, v.JobRun, v.JobRefused = job.Repository, job.Run, job.Refused
 		if s.seen.Runner.Result != "" {
 			v.Result = string(s.seen.Runner.Result)
 		}
@@ -306,7 +327,7 @@ func (s *service) finished(o orders) ending {
 			end.failure = "the runner ended without a job: " + run.Reason
 		}
 	case guest.OutcomeEnded:
-		if wanted && !s.endAsked {
+		if wanted && !s.endAsked && run.Job.Refused == "" {
 			end.failure = "the runner was ended from inside its VM: " + run.Reason
 		}
 	default:

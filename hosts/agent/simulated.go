@@ -17,6 +17,7 @@ import (
 
 	"github.com/minifleet/minifleet/guest"
 	"github.com/minifleet/minifleet/secret"
+	"github.com/minifleet/minifleet/trust"
 )
 
 // SimulatedConfig says how VMs behave that do not exist. They take their configs
@@ -296,12 +297,12 @@ func (m *simulatedVM) Status(ctx context.Context, after uint64, wait time.Durati
 }
 
 func (m *simulatedVM) Health(context.Context) (guest.Health, error) {
-	return guest.Health{Protocol: guest.Protocol, SessionReady: true}, nil
+	return guest.Health{Protocol: guest.Protocol, SessionReady: true, JobHook: true}, nil
 }
 
 func (m *simulatedVM) InstallRunner(context.Context, int64, []byte, io.Reader) error { return nil }
 
-func (m *simulatedVM) Run(_ context.Context, config secret.Text, _ map[string]string) error {
+func (m *simulatedVM) Run(_ context.Context, config secret.Text, _ map[string]string, _ *trust.Policy) error {
 	taken := false
 	m.say(func(s *guest.Status) {
 		if taken = s.HasConfig; !taken {

@@ -142,7 +142,7 @@ func TestImageWithOnlySSH(t *testing.T) {
 	if again.Instance != status.Instance || strings.Contains(log.String(), "was copied") {
 		t.Errorf("the next agent did not find the guest program that runs: %s", log)
 	}
-	if err := m.Guest().Run(ctx, secret.New("bm8gY29uZmln"), nil); err != nil {
+	if err := m.Guest().Run(ctx, secret.New("bm8gY29uZmln"), nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	reach(ctx, t, m, func(s guest.Status) bool { return s.HasConfig && s.Phase == guest.PhaseFinished })

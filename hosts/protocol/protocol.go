@@ -6,7 +6,11 @@
 // an agent does not know is refused by name.
 package protocol
 
-import "time"
+import (
+	"time"
+
+	"github.com/minifleet/minifleet/trust"
+)
 
 // Paths below the controller's address.
 const (
@@ -226,8 +230,13 @@ type RunnerReport struct {
 	Pool      string `json:"pool"`
 	Scope     string `json:"scope,omitempty"`
 	// RunnerName is the name at GitHub of the config that the guest was given.
-	RunnerName string    `json:"runner_name,omitempty"`
-	Took       StepTimes `json:"took,omitzero"`
+	RunnerName string `json:"runner_name,omitempty"`
+	// What the runner's job-started hook told of its one job, and why the guest ended that,
+	// if it did.
+	JobRepository string    `json:"job_repository,omitempty"`
+	JobRun        int64     `json:"job_run,omitempty"`
+	JobRefused    string    `json:"job_refused,omitempty"`
+	Took          StepTimes `json:"took,omitzero"`
 }
 
 // StepTimes is how long each step of a runner took, in microseconds and by a clock that
@@ -261,6 +270,9 @@ type MintRequest struct {
 type Minted struct {
 	Name      string `json:"name"`
 	JITConfig string `json:"jit_config"`
+	// Trust is the pool's policy, by which the guest ends a job that GitHub should not have
+	// given to this runner.
+	Trust *trust.Policy `json:"trust,omitempty"`
 }
 
 // Longest texts that a report may carry; an agent cuts, a controller refuses.

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/minifleet/minifleet/hosts/protocol"
+	"github.com/minifleet/minifleet/trust"
 )
 
 // golden is every wire type, filled and empty, with its JSON. A change here is a
@@ -101,9 +102,10 @@ var golden = []struct {
 		"RunnerReport",
 		protocol.RunnerReport{
 			ID: "r-1", Observed: "busy", HoldsSlot: true, HasConfig: true, Failure: "f", Result: "succeeded", Progress: "10 %", Pool: "mac", Scope: "acme", RunnerName: "n",
+			JobRepository: "acme/app", JobRun: 7, JobRefused: "a fork",
 			Took: protocol.StepTimes{Boot: 2000000},
 		},
-		`{"id":"r-1","observed":"busy","holds_slot":true,"has_config":true,"failure":"f","result":"succeeded","progress":"10 %","pool":"mac","scope":"acme","runner_name":"n","took":{"boot":2000000}}`,
+		`{"id":"r-1","observed":"busy","holds_slot":true,"has_config":true,"failure":"f","result":"succeeded","progress":"10 %","pool":"mac","scope":"acme","runner_name":"n","job_repository":"acme/app","job_run":7,"job_refused":"a fork","took":{"boot":2000000}}`,
 		`{"id":"","observed":"","holds_slot":false,"has_config":false,"pool":""}`,
 	},
 	{
@@ -113,7 +115,7 @@ var golden = []struct {
 		`{}`,
 	},
 	{"MintRequest", protocol.MintRequest{Instance: "i"}, `{"instance":"i"}`, `{"instance":""}`},
-	{"Minted", protocol.Minted{Name: "n", JITConfig: "c"}, `{"name":"n","jit_config":"c"}`, `{"name":"","jit_config":""}`},
+	{"Minted", protocol.Minted{Name: "n", JITConfig: "c", Trust: &trust.Policy{Public: true}}, `{"name":"n","jit_config":"c","trust":{"public":true}}`, `{"name":"","jit_config":""}`},
 }
 
 func TestGoldenJSON(t *testing.T) {
