@@ -14,6 +14,7 @@ import (
 
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/githubapp"
+	"github.com/minifleet/minifleet/trust"
 )
 
 // listing serves n runners named r1 to rN in pages of at most 100. It ignores the
@@ -274,5 +275,48 @@ func TestRunnerName(t *testing.T) {
 		if githubapp.OfSite("s7k2", foreign) {
 			t.Errorf("%q is told as ours", foreign)
 		}
+	}
+}
+
+func TestGetRun(t *testing.T) {
+	const at = "GET /repos/acme/rockets/actions/runs/20/attempts/2"
+	body := func(head, repository string) string {
+		return fmt.Sprintf(`{"id":20,"run_attempt":2,"event":"pull_request","status":"queued","conclusion":null,"head_repository":%s,
+			"repository":%s,"actor":{"login":"eve"},"triggering_actor":{"login":"ann"}}`, head, repository)
+	}
+	for name, c := range map[string]struct {
+		head, repository, wantHead string
+		fork                       bool
+		visibility                 trust.Visibility
+	}{
+		"its own":          {`{"full_name":"Acme/Rockets"}`, `{"private":true}`, "Acme/Rockets", false, trust.Private},
+		"a fork's":         {`{"full_name":"eve/rockets"}`, `{"private":false}`, "eve/rockets", true, trust.Public},
+		"a fork that went": {`null`, `{"full_name":"acme/rockets"}`, "", true, trust.Unknown},
+		"no repository":    {`{"full_name":"acme/rockets"}`, `null`, "acme/rockets", false, trust.Unknown},
+	} {
+		o := newOdd(t)
+		o.on(at, replying(200, body(c.head, c.repository)))
+		want := fleet.Run{
+			ID: 20, Attempt: 2, Repository: "acme/rockets", Visibility: c.visibility, Event: "pull_request", HeadRepository: c.wantHead, Fork: c.fork,
+			Actor: "eve", TriggeringActor: "ann", Status: "queued",
+		}
+		if got, ok, err := o.app().GetRun(t.Context(), "acme", "rockets", fleet.RunKey{ID: 20, Attempt: 2}); !ok || err != nil || got != want {
+			t.Errorf("%s: %+v, %t, %v", name, got, ok, err)
+		}
+	}
+	o := newOdd(t)
+	a := o.app()
+	if _, ok, err := a.GetRun(t.Context(), "acme", "rockets", fleet.RunKey{ID: 21, Attempt: 1}); ok || err != nil {
+		t.Errorf("no such run: %t, %v", ok, err)
+	}
+	o.on("GET /repos/acme/rockets/actions/runs/20/attempts/1", replying(200, body(`null`, `null`)))
+	o.on(at, replying(200, body(`{"full_name":"acme/../x"}`, `null`)))
+	for _, k := range []fleet.RunKey{{ID: 20, Attempt: 1}, {ID: 20, Attempt: 2}} {
+		if run, _, err := a.GetRun(t.Context(), "acme", "rockets", k); err == nil {
+			t.Errorf("%v: %+v was taken", k, run)
+		}
+	}
+	if _, _, err := a.GetRun(t.Context(), "acme", "", fleet.RunKey{ID: 20, Attempt: 2}); err == nil {
+		t.Error("no repository was taken")
 	}
 }

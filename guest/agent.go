@@ -244,19 +244,22 @@ func (a *Agent) hooked(hook *jobHook, supervise func()) {
 		supervise()
 		return
 	}
-	hook.serve(func(ask jobAsk, refused string) {
-		if refused != "" {
-			a.cfg.Log.Warn("job refused", slog.String("repository", ask.Repository), slog.Int64("run", ask.Run), slog.String("reason", refused))
-		}
-		a.update(func(s *Status) {
-			s.Runner.Job = JobHook{AskedAt: now(), Run: max(ask.Run, 0), Refused: printable(refused, maxReasonBytes, false)}
-			if repositoryPattern.MatchString(ask.Repository) {
-				s.Runner.Job.Repository = ask.Repository
-			}
-		})
-	}, func() { a.end(refusedGrace) })
+	hook.serve(a.told, func() { a.end(refusedGrace) })
 	supervise()
 	hook.close()
+}
+
+// told takes in what the hook has told of its job, and why that is refused, if it is.
+func (a *Agent) told(job jobAsk, refused string) {
+	if refused != "" {
+		a.cfg.Log.Warn("job refused", slog.String("repository", job.Repository), slog.Int64("run", job.Run), slog.String("reason", refused))
+	}
+	a.update(func(s *Status) {
+		s.Runner.Job = JobHook{AskedAt: now(), Run: max(job.Run, 0), Refused: printable(refused, maxReasonBytes, false)}
+		if repositoryPattern.MatchString(job.Repository) {
+			s.Runner.Job.Repository = job.Repository
+		}
+	})
 }
 
 // end asks for the runner's end within grace. Without a runner it does nothing.

@@ -142,7 +142,7 @@ func hookScript(self, socket, own string) []byte {
 	text := "#!/bin/bash\n# Made by minifleet-guest: asks it whether this machine runs the job.\n" +
 		quote(self) + " " + JobStartedCommand + " " + quote(socket) + " || exit 1\n"
 	if own != "" {
-		text += "# What the image has for this moment.\nexec bash -e " + quote(own) + "\n"
+		text += "# What the image has for this moment.\nexec \"${BASH:-sh}\" -e " + quote(own) + "\n"
 	}
 	return []byte(text)
 }

@@ -169,7 +169,11 @@ func (j *job) runHook(ctx context.Context, path string, req *protocol.AgentJobRe
 		env = append(env, "GITHUB_EVENT_PATH="+file)
 	}
 	fmt.Fprintln(out, "A job started hook has been configured by the self-hosted runner administrator")
-	cmd := exec.CommandContext(ctx, "bash", "-e", path)
+	shell, err := exec.LookPath("bash")
+	if err != nil {
+		shell = "sh"
+	}
+	cmd := exec.CommandContext(ctx, shell, "-e", path)
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = j.dir, env, out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }

@@ -119,12 +119,16 @@ func (l *listener) runHook(ctx context.Context, dir string, req jobRequest) ([]b
 		env = append(env, "GITHUB_EVENT_PATH="+file)
 	}
 	var out beginning
-	cmd := exec.CommandContext(ctx, "bash", "-e", path)
+	shell, err := exec.LookPath("bash")
+	if err != nil {
+		shell = "sh"
+	}
+	cmd := exec.CommandContext(ctx, shell, "-e", path)
 	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = env, dir, &out, &out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
-	err := cmd.Run()
+	err = cmd.Run()
 	return out.Bytes(), err
 }
 
