@@ -427,10 +427,16 @@ func (d *decision) heardSince(r fleet.Runner, since time.Time) time.Time {
 
 // noPool says why no pool serves a job.
 func (d *decision) noPool(j fleet.Job) string {
+	if j.Pool != "" {
+		return "GitHub gave it to the scale set of pool " + j.Pool + ", which is not configured any more"
+	}
 	if len(j.Labels) == 0 {
 		return "the job asks for no label, and no pool is matched by none"
 	}
 	for _, p := range d.order {
+		if p.Claims(j) {
+			return fmt.Sprintf("it is for the scale set of pool %s, whose own jobs show what becomes of it", p.Name)
+		}
 		if j.Labels.Within(p.Labels) {
 			return fmt.Sprintf("pool %s has its labels, but not %s among its scopes", p.Name, j.Repository())
 		}

@@ -59,7 +59,7 @@ func (d *decision) arm(m *matching) {
 			d.wait(j, fleet.WaitPolicy, r.ID, "policy of pool %s: %s", n.pool.Name, v.Reason)
 			continue
 		}
-		scope, ok := n.pool.ScopeFor(j.Owner, j.Repo)
+		scope, ok := n.pool.ScopeOf(j)
 		if !ok {
 			continue
 		}

@@ -40,7 +40,8 @@ type node struct {
 	visited int             // number of the search that was here last
 }
 
-// class is demand that is alike: jobs of one repository with one set of labels.
+// class is demand that is alike: jobs of one repository with one set of labels, or those
+// of one scale set.
 type class struct {
 	owner, repo string
 	run         int64 // 0: no guest's word concerns it
@@ -293,6 +294,9 @@ func (d *decision) classify(m *matching, look lookup) {
 			continue
 		}
 		k := strings.ToLower(j.Owner) + "/" + strings.ToLower(j.Repo) + "\n" + strings.Join(j.Labels, "\n")
+		if j.Pool != "" {
+			k = "scale set " + j.Pool
+		}
 		if judged {
 			k += d.stance(v)
 		}
@@ -308,7 +312,11 @@ func (d *decision) classify(m *matching, look lookup) {
 		c := classes[k]
 		if c == nil {
 			c = &class{owner: j.Owner, repo: j.Repo, labels: j.Labels, verdict: v, run: run}
-			c.find(look)
+			if j.Pool == "" {
+				c.find(look)
+			} else if p := d.pools[j.Pool]; p != nil && p.ScaleSet != "" {
+				c.findSet(look, p)
+			}
 			c.exclude(without, why)
 			classes[k] = c
 		}
@@ -379,7 +387,7 @@ func (c *class) find(look lookup) {
 	var all []*poolSheet
 	for _, scope := range scopes {
 		for _, p := range look.pools[scope] {
-			if !slices.Contains(all, p) && c.labels.Within(p.Labels) {
+			if p.ScaleSet == "" && !slices.Contains(all, p) && c.labels.Within(p.Labels) {
 				all = append(all, p)
 			}
 		}
@@ -387,7 +395,7 @@ func (c *class) find(look lookup) {
 	c.sift(all)
 	for _, scope := range scopes {
 		for _, n := range look.bound[scope] {
-			if c.labels.Within(n.pool.Labels) && c.takes(n.pool) && (n.run == 0 || n.run == c.run) {
+			if n.pool.ScaleSet == "" && c.labels.Within(n.pool.Labels) && c.takes(n.pool) && (n.run == 0 || n.run == c.run) {
 				c.nodes[n.tier] = append(c.nodes[n.tier], n)
 			}
 		}
@@ -400,6 +408,24 @@ func (c *class) find(look lookup) {
 	}
 	for t := range tierStandby {
 		slices.SortStableFunc(c.nodes[t], func(a, b *node) int { return cmp.Compare(len(a.pool.Labels), len(b.pool.Labels)) })
+	}
+}
+
+// findSet finds the supply for jobs of a scale set: GitHub gives them to its runners alone.
+func (c *class) findSet(look lookup, p *poolSheet) {
+	c.sift([]*poolSheet{p})
+	if !c.takes(p) {
+		return
+	}
+	for _, scope := range p.Scopes {
+		for _, n := range look.bound[scope.Key()] {
+			if n.pool == p && (n.run == 0 || n.run == c.run) {
+				c.nodes[n.tier] = append(c.nodes[n.tier], n)
+			}
+		}
+	}
+	for _, n := range look.open[p] {
+		c.nodes[n.tier] = append(c.nodes[n.tier], n)
 	}
 }
 

@@ -39,6 +39,9 @@ const (
 	JobsListed                       // GitHub's list of a repository's jobs was read, nothing of it is stored
 	DeliveryPulled                   // a delivery was read from GitHub and stored, how far that has come is not
 	RedeliveryAsked                  // GitHub was asked for a delivery again, which is not noted
+	SetSessionOpened                 // a message session of a scale set is open, which is not recorded
+	SetJobsAcquired                  // a scale set's jobs are acquired, nothing of their message is stored
+	SetMessageStored                 // what a message said is stored, it is not acknowledged
 	HostRemoved                      // a host is removed, its operator was not told
 
 	FileWritten       // a file of the state folder is whole, not in its place
@@ -161,6 +164,9 @@ func names() []string {
 		JobsListed:          "reconcile.jobs.listed",
 		DeliveryPulled:      "catchup.delivery.pulled",
 		RedeliveryAsked:     "catchup.delivery.asked",
+		SetSessionOpened:    "scalesets.session.opened",
+		SetJobsAcquired:     "scalesets.jobs.acquired",
+		SetMessageStored:    "scalesets.message.stored",
 		HostRemoved:         "admin.host.removed",
 
 		FileWritten:       "agent.file.written",
@@ -250,6 +256,9 @@ func All() []Point { return span(0, Point(len(names())-1)) }
 
 // Controller lists the controller's points.
 func Controller() []Point { return span(StoreCreated, HostRemoved) }
+
+// ScaleSets lists those of them that only a controller of scale sets reaches.
+func ScaleSets() []Point { return span(SetSessionOpened, SetMessageStored) }
 
 // Agent lists the agent's points.
 func Agent() []Point { return span(FileWritten, WriterEnded) }

@@ -27,9 +27,9 @@ const (
 )
 
 // Ingest is a delivery with what was read out of it: at most one of the pointers
-// is set. Or it is what GitHub answered when it was asked, about jobs or about a run: then
-// there is no delivery.
-// All of it is stored in one transaction.
+// is set. Or it is what GitHub answered when it was asked, about jobs or about a run, or a
+// message of a scale set's queue: then there is no delivery. All of it is stored in one
+// transaction.
 type Ingest struct {
 	Delivery     Delivery
 	Job          *JobNews
@@ -37,11 +37,12 @@ type Ingest struct {
 	Installation *Installation
 
 	Answers []JobNews
+	Message *SetMessage
 }
 
 // Ingested says what storing an Ingest did.
 type Ingested struct {
-	Duplicate bool // the GUID was known and not failed: nothing was done
+	Duplicate bool // the GUID was known and not failed, or the message stored: nothing was done
 	Changed   bool // a job, run or installation is not as it was
 }
 

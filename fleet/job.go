@@ -118,11 +118,16 @@ type Job struct {
 	Workflow, Name string
 	Labels         Labels
 	Visibility     trust.Visibility // of its repository, as the delivery named it
-	State          JobState
-	Conclusion     string // GitHub's word, "" until completed
-	RunnerName     string // as GitHub names it, "" until in progress
-	RunnerID       int64  // the same at GitHub; only in news, not kept
-	URL            string // page of the job at GitHub
+	// Pool is that of the scale set which GitHub has given the job to: no other serves it.
+	// "" is a job of webhooks, which any pool may serve that has its labels.
+	Pool string
+	// SetKey names the job in the messages of that scale set, "" for a job of webhooks.
+	SetKey     string
+	State      JobState
+	Conclusion string // GitHub's word, "" until completed
+	RunnerName string // as GitHub names it, "" until in progress
+	RunnerID   int64  // the same at GitHub; only in news, not kept
+	URL        string // page of the job at GitHub
 
 	CreatedAt   time.Time // GitHub's clock
 	HeardAt     time.Time // first known at all, our clock
@@ -138,8 +143,8 @@ type Job struct {
 	PassedAt   time.Time // the last time
 }
 
-// Repository returns owner/name.
-func (j Job) Repository() string { return j.Owner + "/" + j.Repo }
+// Repository returns owner/name, or the owner alone where nobody has named the repository.
+func (j Job) Repository() string { return Scope{Owner: j.Owner, Repo: j.Repo}.String() }
 
 // JobNews is what one delivery or one GET says of a job.
 type JobNews struct {
@@ -202,6 +207,7 @@ func (j *Job) keep(was Job) {
 	j.Owner, j.Repo = cmp.Or(j.Owner, was.Owner), cmp.Or(j.Repo, was.Repo)
 	j.Workflow, j.Name, j.URL = cmp.Or(j.Workflow, was.Workflow), cmp.Or(j.Name, was.Name), cmp.Or(j.URL, was.URL)
 	j.RunnerName, j.Visibility = cmp.Or(j.RunnerName, was.RunnerName), cmp.Or(j.Visibility, was.Visibility)
+	j.Pool, j.SetKey = cmp.Or(j.Pool, was.Pool), cmp.Or(j.SetKey, was.SetKey)
 	if len(j.Labels) == 0 {
 		j.Labels = was.Labels
 	}

@@ -30,6 +30,9 @@ type Pool struct {
 	MaxRunners  int // 0 = as many as there are slots
 	Standby     int // VMs kept booted and clean beyond demand
 	RunnerGroup string
+	// ScaleSet is the name of the runner scale set whose message queue tells the pool's
+	// demand, and which makes its registrations; "" where webhooks tell it.
+	ScaleSet string
 	// Guest says how the agent reaches the guest: "" by the guest program that the image
 	// starts, GuestSSH by SSH alone.
 	Guest string
@@ -168,6 +171,14 @@ func (p Pool) Validate() error {
 	if err := p.Trust.Validate(); err != nil {
 		bad("%w", err)
 	}
+	if p.ScaleSet != "" {
+		if len(p.Scopes) > 1 {
+			bad("it has %d scopes; a scale set is registered in one: make a pool for each", len(p.Scopes))
+		}
+		if len(p.ScaleSet) > 64 || strings.TrimSpace(p.ScaleSet) != p.ScaleSet || strings.ContainsFunc(p.ScaleSet, unicode.IsControl) {
+			bad("scale_set %.80q: give a name of at most 64 characters, without blanks around it", p.ScaleSet)
+		}
+	}
 	if p.MaxRunners > 0 && p.Standby > p.MaxRunners {
 		bad("standby %d is more than max_runners %d", p.Standby, p.MaxRunners)
 	}
@@ -191,8 +202,65 @@ func (p *Pool) FitsOn(h *Host) bool {
 	return h.Slots > 0 && (p.Backend == "" || slices.Contains(h.Backends, p.Backend))
 }
 
-// Serves reports whether a runner of the pool could run the job.
+// Serves reports whether a runner of the pool could run the job. A pool serves jobs of
+// one source of demand only: those that its scale set was given, or those of webhooks.
 func (p Pool) Serves(j Job) bool {
+	if p.ScaleSet != "" || j.Pool != "" {
+		return p.ScaleSet != "" && j.Pool == p.Name
+	}
 	_, covered := p.ScopeFor(j.Owner, j.Repo)
 	return covered && j.Labels.Within(p.Labels)
+}
+
+// ScopeOf returns where a runner registers that is to run the job, and false if none of
+// the pool can.
+func (p Pool) ScopeOf(j Job) (Scope, bool) {
+	if !p.Serves(j) || len(p.Scopes) == 0 {
+		return Scope{}, false
+	}
+	if p.ScaleSet != "" {
+		return p.Scopes[0], true
+	}
+	return p.ScopeFor(j.Owner, j.Repo)
+}
+
+// Claims reports whether GitHub gives a job, as webhooks and lists show it, to the pool's
+// scale set. Its demand is told by the scale set's queue, and is not counted twice.
+func (p Pool) Claims(j Job) bool {
+	_, covered := p.ScopeFor(j.Owner, j.Repo)
+	return p.ScaleSet != "" && j.Pool == "" && covered && j.Labels.Within(p.Labels)
+}
+
+// Disjoint returns an error for each pool of a scale set that shares a label and a place
+// with another pool: GitHub would give a job that asks for the label to either.
+func Disjoint(pools []Pool) error {
+	var errs []error
+	for i, a := range pools {
+		for _, b := range pools[i+1:] {
+			if a.ScaleSet == "" && b.ScaleSet == "" || !overlap(a.Scopes, b.Scopes) {
+				continue
+			}
+			if a.ScaleSet != "" && b.ScaleSet != "" && a.ScaleSet == b.ScaleSet {
+				errs = append(errs, fmt.Errorf("pools %q and %q name the scale set %q in one place: give each its own", a.Name, b.Name, a.ScaleSet))
+			}
+			for _, l := range a.Labels {
+				if slices.Contains(b.Labels, l) {
+					errs = append(errs, fmt.Errorf("pools %q and %q share the label %q, and one is served by a scale set: GitHub would give a job that asks for it to either; give the scale set labels of its own", a.Name, b.Name, l))
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// overlap reports whether a repository can be within scopes of both lists.
+func overlap(a, b []Scope) bool {
+	for _, x := range a {
+		for _, y := range b {
+			if strings.EqualFold(x.Owner, y.Owner) && (x.Repo == "" || y.Repo == "" || strings.EqualFold(x.Repo, y.Repo)) {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -37,7 +37,7 @@ func FuzzReadCredentials(f *testing.F) {
 // names the runner and says that it is ephemeral, and nothing of a config is in an error.
 func FuzzCheckConfig(f *testing.F) {
 	f.Fuzz(func(t *testing.T, encoded string) {
-		if err := checkConfig(encoded, "a"); err != nil {
+		if err := CheckConfig(encoded, "a"); err != nil {
 			if !slices.Contains([]error{errConfigForm, errNotOneJob, errOtherName}, err) { // as they are, with nothing added
 				t.Fatalf("an error that may quote the config: %v", err)
 			}
@@ -55,7 +55,7 @@ func FuzzCheckConfig(f *testing.F) {
 		if !strings.Contains(text, "true") && !strings.Contains(text, `\u`) || !strings.Contains(text, "ephemeral") && !strings.Contains(text, `\u`) {
 			t.Errorf("passed: %q", text)
 		}
-		if checkConfig(encoded, "b") == nil {
+		if CheckConfig(encoded, "b") == nil {
 			t.Error("it passes for a runner of another name, too")
 		}
 	})

@@ -32,6 +32,7 @@ const (
 type installation struct {
 	id     int64
 	client *github.Client
+	sign   *ghinstallation.Transport
 }
 
 type scopeEntry struct {
@@ -165,7 +166,7 @@ func (a *App) installation(id int64) (*installation, error) {
 	if err != nil {
 		return nil, err
 	}
-	in := &installation{id: id, client: client}
+	in := &installation{id: id, client: client, sign: tr}
 	a.clients[id] = in
 	return in, nil
 }

@@ -16,9 +16,9 @@ var (
 	errOtherName  = errors.New("the just-in-time config is for a runner of another name")
 )
 
-// checkConfig makes sure that a config is one of an ephemeral runner of the given
+// CheckConfig makes sure that a config is one of an ephemeral runner of the given
 // name. No error says anything of what the config holds.
-func checkConfig(encoded, name string) error {
+func CheckConfig(encoded, name string) error {
 	outer, err := base64.StdEncoding.DecodeString(encoded)
 	if err != nil {
 		return errConfigForm

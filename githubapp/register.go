@@ -72,7 +72,7 @@ func (a *App) Register(ctx context.Context, r RegisterRequest) (Registered, erro
 	if id <= 0 || config == "" {
 		return Registered{}, fmt.Errorf("%s: %w: GitHub's answer lacks the runner's id or its config", what, ErrUncertain)
 	}
-	if err := checkConfig(config, r.Name); err != nil {
+	if err := CheckConfig(config, r.Name); err != nil {
 		return Registered{}, a.takeBack(ctx, what, r.Scope, id, err)
 	}
 	return Registered{ID: id, Config: secret.New(config)}, nil

@@ -45,7 +45,7 @@ type Store interface {
 // after ErrNameTaken, ErrRefused, ErrLater and *RateLimited there is certainly no
 // registration, after any other there may be one.
 type GitHub interface {
-	Register(ctx context.Context, scope fleet.Scope, name string, labels []string, group string) (fleet.Registered, error)
+	Register(ctx context.Context, pool fleet.Pool, scope fleet.Scope, name string) (fleet.Registered, error)
 	Unregister(ctx context.Context, ref fleet.RegistrationRef) error
 }
 

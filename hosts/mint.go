@@ -51,7 +51,7 @@ func (s *Server) mintFor(ctx context.Context, host fleet.HostID, id fleet.Runner
 			return "", secret.Text{}, nil, errors.Join(err, s.c.Store.MintRefused(ctx, id, m.Attempt, err.Error(), true))
 		}
 		crashpoint.Reached(crashpoint.MintCommitted)
-		reg, err := s.c.GitHub.Register(ctx, m.Scope, m.Name, pool.LabelNames, pool.RunnerGroup)
+		reg, err := s.c.GitHub.Register(ctx, pool, m.Scope, m.Name)
 		var limited *fleet.RateLimited
 		switch {
 		case err == nil:

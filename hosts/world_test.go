@@ -49,9 +49,9 @@ type github struct {
 	unregister func(fleet.RegistrationRef) error
 }
 
-func (g *github) Register(ctx context.Context, scope fleet.Scope, name string, labels []string, group string) (fleet.Registered, error) {
+func (g *github) Register(ctx context.Context, pool fleet.Pool, scope fleet.Scope, name string) (fleet.Registered, error) {
 	g.mu.Lock()
-	g.calls = append(g.calls, fmt.Sprintf("register %s in %s as %s of %q", name, scope, strings.Join(labels, ","), group))
+	g.calls = append(g.calls, fmt.Sprintf("register %s in %s as %s of %q", name, scope, strings.Join(pool.LabelNames, ","), pool.RunnerGroup))
 	before, after := g.register, g.answer
 	g.mu.Unlock()
 	if before != nil {

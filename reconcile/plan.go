@@ -103,7 +103,7 @@ func (w *watcher) cover(ctx context.Context, scope fleet.Scope) error {
 
 func (w *watcher) serves(repo fleet.Scope) bool {
 	for _, p := range w.c.Pools {
-		if _, ok := p.ScopeFor(repo.Owner, repo.Repo); ok {
+		if _, ok := p.ScopeFor(repo.Owner, repo.Repo); ok && p.ScaleSet == "" { // the queue of a scale set tells of its jobs
 			return true
 		}
 	}

@@ -14,12 +14,19 @@ import (
 )
 
 // Ingest stores a delivery and what was read out of it, in one transaction. A
-// GUID that is known and has not failed changes nothing. GitHub's own answers come
-// without a delivery, and nothing but the jobs or the run is stored of them.
+// GUID that is known and has not failed changes nothing. GitHub's own answers, and what
+// scale sets tell, come without a delivery, and nothing but the jobs or the run is stored
+// of them.
 func (s *Store) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, error) {
 	var out fleet.Ingested
 	err := s.change(ctx, func(t *tx) error {
 		out = fleet.Ingested{}
+		if in.Message != nil {
+			var err error
+			out, err = t.takeMessage(*in.Message)
+			crashpoint.Reached(crashpoint.IngestWritten)
+			return err
+		}
 		if in.Delivery.GUID == "" {
 			var err error
 			if out.Changed, err = t.learnAll(in.Answers); err == nil && in.Run != nil {
@@ -81,7 +88,7 @@ func (t *tx) remember(d fleet.Delivery) (known bool, err error) {
 }
 
 const jobColumns = `id, run_id, run_attempt, installation_id, owner, repo, workflow, name, labels, state, conclusion,
-	runner_name, url, created_at, heard_at, queued_at, started_at, completed_at, told_at, asked_at, passed_over, passed_at, visibility`
+	runner_name, url, created_at, heard_at, queued_at, started_at, completed_at, told_at, asked_at, passed_over, passed_at, visibility, pool, set_key`
 
 func scanJob(row scanner) (fleet.Job, error) {
 	var (
@@ -91,7 +98,7 @@ func scanJob(row scanner) (fleet.Job, error) {
 		told, asked, passed                         int64
 	)
 	err := row.Scan(&j.ID, &j.RunID, &j.RunAttempt, &j.InstallationID, &j.Owner, &j.Repo, &j.Workflow, &j.Name, &labels, &state, &j.Conclusion,
-		&j.RunnerName, &j.URL, &created, &heard, &queued, &started, &completedA, &told, &asked, &j.PassedOver, &passed, &j.Visibility)
+		&j.RunnerName, &j.URL, &created, &heard, &queued, &started, &completedA, &told, &asked, &j.PassedOver, &passed, &j.Visibility, &j.Pool, &j.SetKey)
 	if labels != "" {
 		j.Labels = strings.Split(labels, "\n")
 	}
@@ -149,14 +156,14 @@ func (t *tx) learn(news fleet.JobNews) (changed bool, err error) {
 func (t *tx) saveJob(j fleet.Job) error {
 	t.touched.jobs[j.ID] = true
 	return t.exec(`INSERT INTO jobs (`+jobColumns+`, repository_key)
-		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24)
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26)
 		ON CONFLICT (id) DO UPDATE SET labels = excluded.labels, state = excluded.state, conclusion = excluded.conclusion,
 			runner_name = excluded.runner_name, queued_at = excluded.queued_at, started_at = excluded.started_at, completed_at = excluded.completed_at,
 			told_at = excluded.told_at, asked_at = excluded.asked_at,
 			passed_over = excluded.passed_over, passed_at = excluded.passed_at, visibility = excluded.visibility`,
 		int64(j.ID), j.RunID, j.RunAttempt, j.InstallationID, j.Owner, j.Repo, j.Workflow, j.Name, strings.Join(j.Labels, "\n"), string(j.State), j.Conclusion,
 		j.RunnerName, j.URL, micros(j.CreatedAt), micros(j.HeardAt), micros(j.QueuedAt), micros(j.StartedAt), micros(j.CompletedAt),
-		micros(j.ToldAt), micros(j.AskedAt), j.PassedOver, micros(j.PassedAt), string(j.Visibility), strings.ToLower(j.Repository()))
+		micros(j.ToldAt), micros(j.AskedAt), j.PassedOver, micros(j.PassedAt), string(j.Visibility), j.Pool, j.SetKey, strings.ToLower(j.Repository()))
 }
 
 // bind ties the job to the runner of its name, and lets go of a runner that it
@@ -188,6 +195,8 @@ func (t *tx) bind(was, is fleet.Job) error {
 	switch {
 	case !r.Scope.Covers(is.Owner, is.Repo), r.GitHubID != 0 && is.RunnerID != 0 && r.GitHubID != is.RunnerID:
 		return nil // a runner of another registration that bears the same name
+	case is.Pool != "" && r.Pool != is.Pool:
+		return nil // no runner of that scale set
 	case r.Job != 0 && r.Job != is.ID:
 		return nil // it has its one job: this one was taken from it before
 	}

@@ -13,7 +13,8 @@ import (
 
 // Unsettled returns what GitHub may know better of one owner: the jobs that are not
 // completed, and the runners that are not over or have moved after since, which is at
-// most a quarter of an hour ago.
+// most a quarter of an hour ago. Jobs of scale sets are not among them: GitHub's lists do
+// not know them by their ids.
 func (s *Store) Unsettled(_ context.Context, owner string, since time.Time) ([]fleet.Job, []fleet.Runner, error) {
 	jobs, runners := s.mirror.unsettled(owner, since)
 	return jobs, runners, nil
@@ -23,7 +24,7 @@ func (s *Store) Unsettled(_ context.Context, owner string, since time.Time) ([]f
 // after since, each with the time of the newest.
 func (s *Store) Repositories(ctx context.Context, owner string, since time.Time) (map[fleet.Scope]time.Time, error) {
 	rows, err := s.read.QueryContext(ctx, `SELECT MAX(owner), MAX(repo), MAX(told_at) FROM jobs
-		WHERE told_at > $1 AND LOWER(owner) = $2 GROUP BY repository_key`, micros(since), strings.ToLower(owner))
+		WHERE told_at > $1 AND LOWER(owner) = $2 AND pool = '' GROUP BY repository_key`, micros(since), strings.ToLower(owner))
 	if err != nil {
 		return nil, fmt.Errorf("read repositories of %s: %w", owner, err)
 	}

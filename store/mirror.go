@@ -164,7 +164,7 @@ func (m *mirror) unsettled(owner string, since time.Time) (jobs []fleet.Job, run
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, j := range m.open.order {
-		if strings.EqualFold(j.Owner, owner) {
+		if j.Pool == "" && strings.EqualFold(j.Owner, owner) {
 			jobs = append(jobs, *j)
 		}
 	}

@@ -44,8 +44,11 @@ type Config struct {
 	Store   Store
 	Wake    func()                        // called after each change; must not block. nil: nobody
 	Serves  func(owner, repo string) bool // whether any pool serves the repository. nil: all
-	Log     *slog.Logger                  // nil: discard
-	Now     func() time.Time              // nil: time.Now
+	// Claimed returns the pool whose scale set is given a job: the queue of that tells of
+	// it, and what a delivery says is passed over. nil: none
+	Claimed func(fleet.Job) (pool string, yes bool)
+	Log     *slog.Logger     // nil: discard
+	Now     func() time.Time // nil: time.Now
 }
 
 // Validate returns all that is wrong with the configuration.
@@ -82,6 +85,7 @@ type Handler struct {
 	store   Store
 	wake    func()
 	serves  func(owner, repo string) bool
+	claimed func(fleet.Job) (string, bool)
 	log     *slog.Logger
 	now     func() time.Time
 	large   chan struct{} // a place for each large body in memory
@@ -94,7 +98,7 @@ func New(c Config) (*Handler, error) {
 	}
 	h := &Handler{
 		secrets: append([]secret.Text(nil), c.Secrets...), appID: c.AppID, store: c.Store,
-		wake: c.Wake, serves: c.Serves, log: c.Log, now: c.Now,
+		wake: c.Wake, serves: c.Serves, claimed: c.Claimed, log: c.Log, now: c.Now,
 		large: make(chan struct{}, largeBodies),
 	}
 	if h.wake == nil {
@@ -102,6 +106,9 @@ func New(c Config) (*Handler, error) {
 	}
 	if h.serves == nil {
 		h.serves = func(string, string) bool { return true }
+	}
+	if h.claimed == nil {
+		h.claimed = func(fleet.Job) (string, bool) { return "", false }
 	}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)

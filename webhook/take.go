@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -111,6 +112,10 @@ func (h *Handler) Retry(ctx context.Context, stored []fleet.Delivery) error {
 // transaction as a delivery's news and without a delivery. What a delivery of it would
 // be ignored for, it is ignored for too.
 func (h *Handler) Learn(ctx context.Context, repo fleet.Scope, answers []fleet.JobNews) error {
+	answers = slices.DeleteFunc(slices.Clone(answers), func(n fleet.JobNews) bool {
+		_, yes := h.claimed(n.Job)
+		return yes && n.Event != fleet.SeenCompleted // of a job that the books have from before
+	})
 	if len(answers) == 0 || !h.serves(repo.Owner, repo.Repo) {
 		return nil
 	}
@@ -184,6 +189,11 @@ func (h *Handler) notOurs(env Envelope, read reading) verdict {
 func (h *Handler) concerns(ctx context.Context, read reading) (verdict, error) {
 	if !h.serves(read.repo.Owner, read.repo.Repo) {
 		return ignored("foreign repository: no pool serves %s", read.repo), nil
+	}
+	if read.job != nil {
+		if pool, yes := h.claimed(read.job.Job); yes {
+			return ignored("the job is for the scale set of pool %s, whose own queue tells of it", pool), nil
+		}
 	}
 	known, err := h.store.KnownInstallation(ctx, read.installationID)
 	if err != nil {

@@ -18,8 +18,8 @@ import (
 type gitHubPort struct{ app *githubapp.App }
 
 // Register makes a registration.
-func (p gitHubPort) Register(ctx context.Context, scope fleet.Scope, name string, labels []string, group string) (fleet.Registered, error) {
-	r, err := p.app.Register(ctx, githubapp.RegisterRequest{Scope: scope, Name: name, Labels: labels, Group: group})
+func (p gitHubPort) Register(ctx context.Context, pool fleet.Pool, scope fleet.Scope, name string) (fleet.Registered, error) {
+	r, err := p.app.Register(ctx, githubapp.RegisterRequest{Scope: scope, Name: name, Labels: pool.LabelNames, Group: pool.RunnerGroup})
 	if err == nil {
 		return fleet.Registered{ID: r.ID, Config: r.Config}, nil
 	}

@@ -32,6 +32,7 @@ import (
 	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/reconcile"
 	"github.com/minifleet/minifleet/rollout"
+	"github.com/minifleet/minifleet/scalesets"
 	"github.com/minifleet/minifleet/secret"
 	"github.com/minifleet/minifleet/store"
 	"github.com/minifleet/minifleet/webhook"
@@ -91,6 +92,7 @@ type controller struct {
 	lists *reconcile.Reconciler
 	pulls *catchup.Puller
 	runs  *reconcile.Origins
+	sets  *scalesets.Sets
 	tags  *rollout.Tracker
 	// images finds what the tags name.
 	images *resolver
@@ -147,7 +149,7 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 	c.loop = autoscaler.New(autoscaler.Config{
 		Store: c.store, GitHub: gitHubPort{c.app}, Pools: pools, Repair: cfg.Timing.Repair,
 		Rules:  autoscaler.Rules{HostDeadline: cfg.Timing.HostDeadline, MintsPerMinute: cfg.GitHub.MintsPerMinute, Images: cfg.Images.rules()},
-		Fresh:  func() bool { return c.lists.Fresh() },
+		Fresh:  func() bool { return fresh(c.lists, c.sets) },
 		Policy: func(st fleet.State) map[fleet.JobID]fleet.Verdict { return c.runs.Verdicts(st) },
 		Log:    log.With("part", "autoscaler"),
 	})
@@ -164,6 +166,9 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 		Wake: c.loop.Wake, Log: log.With("part", "reconcile"),
 	})
 	c.pulls = c.puller()
+	if c.sets, err = c.scaleSets(pools, log.With("part", "scalesets")); err != nil {
+		return nil, err
+	}
 	agents := cfg.Agents.listener().in(dir)
 	pin := ""
 	if cfg.Agents.PinCertificate {
@@ -176,7 +181,7 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 		log.Warn("the key for hosts' tokens is not kept; until the next start another one does", slog.Any("error", err))
 	}
 	fleetHosts, err := hosts.New(hosts.Config{
-		Store: c.store, GitHub: gitHubPort{c.app}, Pools: pools, Name: githubapp.RunnerName, Reported: c.loop.Reported,
+		Store: c.store, GitHub: mintPort{gitHubPort{c.app}, c.sets}, Pools: pools, Name: githubapp.RunnerName, Reported: c.loop.Reported,
 		Poll: cfg.Timing.Poll, Live: cfg.Timing.HostDeadline, Lease: cfg.Timing.Lease, EndGrace: cfg.Timing.EndGrace,
 		CertificatePin: pin, PeerKey: peerKey, Log: log.With("part", "hosts"),
 	})
@@ -218,6 +223,7 @@ func (c *controller) webhooks(pools []fleet.Pool) (*webhook.Handler, error) {
 	}
 	return webhook.New(webhook.Config{
 		Secrets: secrets, Pulled: c.cfg.GitHub.Deliveries == byPull, AppID: c.cfg.GitHub.AppID, Store: ingest{c.store, c.app, c.installed}, Wake: c.loop.Wake, Log: c.log.With("part", "webhook"),
+		Claimed: claimed(pools),
 		Serves: func(owner, repo string) bool {
 			for _, p := range pools {
 				if _, ok := p.ScopeFor(owner, repo); ok {
@@ -361,6 +367,7 @@ func (c *controller) run(ctx context.Context, parts *program.Parts) error {
 	run("GitHub's lists", func() error { return c.lists.Run(ctx) })
 	run("GitHub's deliveries", func() error { return c.pulls.Run(ctx) })
 	run("GitHub's runs", func() error { return c.runs.Run(ctx) })
+	run("the queues of scale sets", func() error { return c.sets.Run(ctx) })
 	run("the tags of images", func() error { return c.tags.Run(ctx) })
 	run("the list of installations", func() error {
 		return c.every(ctx, c.cfg.GitHub.InstallationRefresh, c.installed, "installations not read", c.refreshInstallations)

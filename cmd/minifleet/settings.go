@@ -158,6 +158,8 @@ type pool struct {
 	MaxRunners     int           `yaml:"max_runners" help:"0: as many as there are slots"`
 	Standby        int           `yaml:"standby" help:"VMs kept booted beyond demand"`
 	RunnerGroup    string        `yaml:"runner_group" help:"of an organization; empty is the default group"`
+	Demand         string        `yaml:"demand" default:"webhook" help:"what tells of its jobs: webhook, or scale_set for the message queue of a runner scale set"`
+	ScaleSet       string        `yaml:"scale_set" help:"name of that scale set; empty is the pool's name"`
 	Guest          string        `yaml:"guest" help:"ssh for images that have only an SSH server; empty where the image starts minifleet-guest"`
 	Network        string        `yaml:"network" help:"isolated or nat; empty is the backend's default"`
 	CanaryPercent  int           `yaml:"canary_percent" help:"share of the runners that tries the next image before it serves, at least one; 0 tries nothing"`
@@ -267,6 +269,7 @@ func (s *settings) Validate() error {
 		_, err := p.domain()
 		errs = append(errs, err)
 	}
+	errs = append(errs, fleet.Disjoint(s.pools()))
 	if _, err := program.NewLog(io.Discard, s.LogLevel, s.LogFormat); err != nil {
 		errs = append(errs, err)
 	}
@@ -310,6 +313,16 @@ func (p pool) domain() (fleet.Pool, error) {
 		}.WithDefaults(),
 	}
 	var errs []error
+	switch p.Demand {
+	case "", "webhook":
+		if p.ScaleSet != "" {
+			errs = append(errs, fmt.Errorf("pool %q: scale_set is set and demand is not: give demand: scale_set", p.Name))
+		}
+	case "scale_set":
+		out.ScaleSet = cmp.Or(p.ScaleSet, p.Name)
+	default:
+		errs = append(errs, fmt.Errorf("pool %q: demand is %.40q: give webhook or scale_set", p.Name, p.Demand))
+	}
 	if fleet.RemoteImage(p.Image) {
 		if _, err := manifest.ParseReference(p.Image); err != nil {
 			errs = append(errs, fmt.Errorf("pool %q: image: %w", p.Name, err))

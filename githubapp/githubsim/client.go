@@ -115,6 +115,11 @@ func (c Control) Runners(ctx context.Context) ([]Runner, error) {
 	return ask[[]Runner](ctx, c, http.MethodGet, "runners", nil)
 }
 
+// ScaleSets returns all scale sets.
+func (c Control) ScaleSets(ctx context.Context) ([]ScaleSet, error) {
+	return ask[[]ScaleSet](ctx, c, http.MethodGet, "scalesets", nil)
+}
+
 // Deliveries returns the attempts that have been made, oldest first.
 func (c Control) Deliveries(ctx context.Context) ([]Delivery, error) {
 	return ask[[]Delivery](ctx, c, http.MethodGet, "deliveries", nil)

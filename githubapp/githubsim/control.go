@@ -61,6 +61,7 @@ func (s *Sim) controlHandler() http.Handler {
 	get("state", func(*http.Request) (any, error) { return s.state(), nil })
 	get("runs", func(*http.Request) (any, error) { return s.Runs(), nil })
 	get("jobs", func(*http.Request) (any, error) { return s.Jobs(), nil })
+	get("scalesets", func(*http.Request) (any, error) { return s.ScaleSets(), nil })
 	get("runners", func(*http.Request) (any, error) { return s.Runners(), nil })
 	get("deliveries", func(*http.Request) (any, error) { return s.Deliveries(), nil })
 	get("requests", func(*http.Request) (any, error) { return s.Requests(), nil })

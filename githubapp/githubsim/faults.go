@@ -33,13 +33,15 @@ const (
 	// DeliverySwallowed is kept as answered with 200, and was not sent: somebody before
 	// the receiver has said yes.
 	DeliverySwallowed FaultKind = "delivery-swallowed"
+
+	MessageLost FaultKind = "message-lost" // news for a scale set's queue, of the type Path, is never queued
 )
 
 // Fault is one piece of misbehaviour. Empty conditions match everything.
 type Fault struct {
 	Kind   FaultKind                `json:"kind"`
 	Method string                   `json:"method,omitempty"`
-	Path   string                   `json:"path,omitempty"`   // a part of the path; of a delivery: "event" or "event.action"
+	Path   string                   `json:"path,omitempty"`   // a part of the path; of a delivery: "event" or "event.action"; of a message: its type
 	Match  func(*http.Request) bool `json:"-"`                // of calls only, in addition to Method and Path
 	Rate   float64                  `json:"rate,omitempty"`   // share of what matches that it happens to; 0: all
 	Count  int                      `json:"count,omitempty"`  // how often; 0: once; negative: for ever
@@ -52,7 +54,7 @@ func (f Fault) onDelivery() bool { return strings.HasPrefix(string(f.Kind), "del
 // Validate reports what is wrong with the fault.
 func (f Fault) Validate() error {
 	switch f.Kind {
-	case FaultStatus, FaultRetryAfter, FaultTimeoutAfterSuccess, FaultDrop, FaultDelay, DeliveryLost, DeliveryFailed, DeliveryLate, DeliveryBare, DeliveryThrottled, DeliverySwallowed:
+	case FaultStatus, FaultRetryAfter, FaultTimeoutAfterSuccess, FaultDrop, FaultDelay, DeliveryLost, DeliveryFailed, DeliveryLate, DeliveryBare, DeliveryThrottled, DeliverySwallowed, MessageLost:
 	default:
 		return fmt.Errorf("fault kind %q is not known", f.Kind)
 	}
@@ -130,7 +132,7 @@ func (f *faults) happens(fault *Fault) bool { return fault.Rate == 0 || f.rng.ch
 // forCall finds the fault of a call. REST calls also fail at random.
 func (f *faults) forCall(r *http.Request, rest bool) *Fault {
 	fault := f.take(func(fault *Fault) bool {
-		return !fault.onDelivery() && (fault.Method == "" || strings.EqualFold(fault.Method, r.Method)) &&
+		return !fault.onDelivery() && fault.Kind != MessageLost && (fault.Method == "" || strings.EqualFold(fault.Method, r.Method)) &&
 			strings.Contains(r.URL.Path, fault.Path) && (fault.Match == nil || fault.Match(r)) && f.happens(fault)
 	})
 	if fault != nil || !rest || !f.rng.chance(f.rate) {

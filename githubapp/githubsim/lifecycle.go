@@ -10,6 +10,7 @@ import (
 // assign offers each queued job, oldest first, to a random runner among those
 // that are online, idle and fit. The caller holds mu.
 func (s *Sim) assign() {
+	s.assignSets()
 	now := time.Now()
 	var idle []*runner
 	for _, r := range s.runners {
@@ -26,7 +27,7 @@ func (s *Sim) assign() {
 		}
 		var fit []*runner
 		for _, r := range idle {
-			if r.job == nil && r.serves(j, s.group(r.scope.owner, r.groupID)) {
+			if r.job == nil && r.set == j.set && r.serves(j, s.group(r.scope.owner, r.groupID)) {
 				fit = append(fit, r)
 			}
 		}
@@ -84,6 +85,7 @@ func (s *Sim) start(j *job) {
 	j.status, j.startedAt, j.renewedAt = "in_progress", now, now
 	j.runnerID, j.runnerName, j.groupID, j.groupName = r.id, r.name, r.groupID, r.groupName
 	s.emitJob("in_progress", j)
+	s.setStarted(j)
 	s.settleRun(j.run)
 	s.watchLease(j)
 	s.change()
@@ -127,6 +129,8 @@ func (s *Sim) finish(j *job, conclusion, reason string) {
 		j.runner = nil
 	}
 	s.emitJob("completed", j)
+	s.setFinished(j)
+	s.assignSets()
 	s.settleRun(j.run)
 	s.change()
 }

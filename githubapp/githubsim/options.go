@@ -45,6 +45,7 @@ type Options struct {
 	Prompt  bool          // answers at once: all runners share one RSA key, and no rate limit refuses a call
 	Latency time.Duration // added to every REST answer
 	Flow    Flow          // default FlowV1
+	Acquire bool          // scale sets have to ask for jobs that are available, as on older servers; default: they are given them
 	Timing  Timing
 
 	RepeatRate float64 // share of deliveries sent twice; default 0.05, none when Kind; negative: none
@@ -75,6 +76,8 @@ type Timing struct {
 	DeliveryTimeout    time.Duration // default 10 s
 	ManifestCode       time.Duration // a code of the manifest flow can be exchanged for so long; default 1 h
 	DeliveriesKept     time.Duration // in GitHub's list of them; default 72 h
+	SetToken           time.Duration // of a scale set's client; default 1 h
+	QueueToken         time.Duration // of a scale set's message queue; default 1 h
 
 	ListLag       time.Duration // upper bound until a new runner is listed, twice the time until lists of runs show a new status; default 500 ms, none when Kind
 	BusyLag       time.Duration // upper bound until `busy` shows; default 2 s, none when Kind
@@ -91,6 +94,8 @@ func (t Timing) withDefaults(kind bool) Timing {
 	t.SessionTimeout = cmp.Or(t.SessionTimeout, 4*time.Minute)
 	t.InstallationToken = cmp.Or(t.InstallationToken, time.Hour)
 	t.RunnerToken = cmp.Or(t.RunnerToken, 50*time.Minute)
+	t.SetToken = cmp.Or(t.SetToken, time.Hour)
+	t.QueueToken = cmp.Or(t.QueueToken, time.Hour)
 	t.DeliveryTimeout = cmp.Or(t.DeliveryTimeout, 10*time.Second)
 	t.ManifestCode = cmp.Or(t.ManifestCode, time.Hour)
 	t.DeliveriesKept = cmp.Or(t.DeliveriesKept, 72*time.Hour)

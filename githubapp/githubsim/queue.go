@@ -67,7 +67,7 @@ func (s *Sim) newJob(r *run, spec JobSpec) *job {
 	j := &job{
 		id: jobIDs + s.newID(), run: r, attempt: len(r.attempts), spec: spec, createdAt: time.Now(), requestID: s.newID(),
 		guid: newGUID(), plan: newGUID(), timeline: newGUID(), scopeID: newGUID(), blobKey: newToken(""),
-		steps: map[string]*JobStep{}, logs: map[string]*strings.Builder{},
+		offered: map[int64]bool{}, steps: map[string]*JobStep{}, logs: map[string]*strings.Builder{},
 	}
 	s.jobs = append(s.jobs, j)
 	return j

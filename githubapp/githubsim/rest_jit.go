@@ -92,13 +92,19 @@ func (s *Sim) register(c *call, in jitRequest, key *rsa.PrivateKey) (*runner, *a
 	if group == nil {
 		return nil, notFound()
 	}
+	return s.addRunner(in, at, group, key)
+}
+
+// addRunner makes a registration, unless its name or the limit is in the way. The caller
+// holds mu.
+func (s *Sim) addRunner(in jitRequest, at scope, group *runnerGroup, key *rsa.PrivateKey) (*runner, *answer) {
 	if slices.ContainsFunc(s.runners, func(r *runner) bool { return r.scope == at && r.name == in.Name && !r.removed() }) {
 		return nil, fail(http.StatusConflict, "Already exists - A runner with the name "+in.Name+" already exists.")
 	}
 	if limited := s.limits.register(at.String()); limited != nil {
 		return nil, limited
 	}
-	return s.newRunner(in, at, group, key, c.now), nil
+	return s.newRunner(in, at, group, key, time.Now()), nil
 }
 
 // newRunner makes a registration.

@@ -17,6 +17,7 @@ func (s *Sim) runnerRoutes() []route {
 		routes = append(
 			routes,
 			route{"GET " + runners, installationOnly, false, under(s.listRunners)},
+			route{"POST " + runners + "/registration-token", installationOnly, false, under(s.registrationToken)},
 			route{"GET " + runners + "/downloads", installationOnly, false, under(s.listDownloads)},
 			route{"POST " + runners + "/generate-jitconfig", installationOnly, false, s.generateJIT},
 			route{"GET " + runners + "/{id}", installationOnly, false, under(s.getRunner)},
@@ -25,6 +26,7 @@ func (s *Sim) runnerRoutes() []route {
 	}
 	return append(
 		routes,
+		route{"POST /actions/runner-registration", anyone, false, under(s.registerClient)},
 		route{"GET /orgs/{owner}/actions/runner-groups", installationOnly, false, under(s.listGroups)},
 		route{"POST /orgs/{owner}/actions/runner-groups", installationOnly, false, under(s.createGroup)},
 	)

@@ -27,6 +27,7 @@ func (s *Sim) serviceHandler() http.Handler {
 	s.pipelineRoutes(mux)
 	s.brokerRoutes(mux)
 	s.resultsRoutes(mux)
+	s.scaleSetRoutes(mux)
 	mux.HandleFunc("GET "+feedPath, s.serveFeed)
 	return mux
 }

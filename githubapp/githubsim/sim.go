@@ -60,6 +60,9 @@ type Sim struct {
 
 	runnerTokens map[string]*runner // by the token of their OAuth exchange
 	jobTokens    map[string]*job
+
+	sets      []*scaleSet
+	setTokens map[string]setAccess
 }
 
 // New makes a Sim and starts what works in the background. It listens nowhere
@@ -80,7 +83,7 @@ func New(opt Options) (*Sim, error) {
 		nextID: 100, changed: make(chan struct{}), accounts: map[string]*account{}, repos: map[string]*repository{},
 		tokens: map[string]*accessToken{}, usedJWTs: map[[32]byte]*usedJWT{}, grants: map[string]grant{},
 		app:          identity{slug: opt.AppSlug, name: opt.AppSlug, owner: "minifleet", permissions: defaultPermissions(), events: []string{"workflow_job", "workflow_run"}},
-		runnerTokens: map[string]*runner{}, jobTokens: map[string]*job{},
+		runnerTokens: map[string]*runner{}, jobTokens: map[string]*job{}, setTokens: map[string]setAccess{},
 	}
 	s.faults = &faults{rng: s.rng, rate: opt.FaultRate}
 	s.limits = newLimits(opt.Prompt)

@@ -93,6 +93,7 @@ type runner struct {
 	token        string // of its OAuth exchange
 	tokenExpires time.Time
 
+	set      *scaleSet // that it belongs to, nil if none
 	session  *session
 	job      *job // offered or running
 	os       string
@@ -220,6 +221,10 @@ type job struct {
 	status     string // waiting, queued, assigned, in_progress, completed
 	conclusion string
 	reason     string
+
+	set     *scaleSet      // that it was given to, nil if none
+	setAt   time.Time      // when it was
+	offered map[int64]bool // to scale sets, by id, that have to ask for it
 
 	runner     *runner // while offered or running
 	runnerID   int64
