@@ -69,11 +69,12 @@ func terminal(w io.Writer) bool {
 }
 
 type githubsimCommand struct {
-	Listen string `default:"127.0.0.1:0" help:"Loopback address."`
-	Seed   uint64 `default:"1" help:"Seed of all randomness."`
-	Kind   bool   `help:"No misbehaviour."`
-	Prompt bool   `help:"Answer at once: runners share one key, and no rate limit refuses a call."`
-	Flow   string `default:"v1" enum:"v1,migrate" help:"Actions service offered to runners."`
+	Listen  string `default:"127.0.0.1:0" help:"Loopback address."`
+	Seed    uint64 `default:"1" help:"Seed of all randomness."`
+	Kind    bool   `help:"No misbehaviour."`
+	Prompt  bool   `help:"Answer at once: runners share one key, and no rate limit refuses a call."`
+	Acquire bool   `help:"Scale sets have to ask for jobs, as on older servers."`
+	Flow    string `default:"v1" enum:"v1,migrate" help:"Actions service offered to runners."`
 
 	RunnerURL string `placeholder:"URL" help:"How runners reach it, where that differs from the address it listens on: from inside a VM."`
 
@@ -87,7 +88,7 @@ func (c githubsimCommand) Run(s *surroundings) error {
 		return err
 	}
 	settings := githubsim.Settings{
-		Listen: c.Listen, Seed: c.Seed, Kind: c.Kind, Prompt: c.Prompt, Flow: githubsim.Flow(c.Flow),
+		Listen: c.Listen, Seed: c.Seed, Kind: c.Kind, Prompt: c.Prompt, Acquire: c.Acquire, Flow: githubsim.Flow(c.Flow),
 		RunnerURL: c.RunnerURL, Timing: githubsim.Timing{Lease: c.Lease},
 	}
 	stop := program.Stop{Finishing: "requests under way; its state is forgotten", Within: 10 * time.Second, Log: log}

@@ -120,6 +120,11 @@ func (c Control) ScaleSets(ctx context.Context) ([]ScaleSet, error) {
 	return ask[[]ScaleSet](ctx, c, http.MethodGet, "scalesets", nil)
 }
 
+// EndSetSessions ends all message sessions of scale sets.
+func (c Control) EndSetSessions(ctx context.Context) error {
+	return c.post(ctx, "scalesets/end", nil)
+}
+
 // Deliveries returns the attempts that have been made, oldest first.
 func (c Control) Deliveries(ctx context.Context) ([]Delivery, error) {
 	return ask[[]Delivery](ctx, c, http.MethodGet, "deliveries", nil)

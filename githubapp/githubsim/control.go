@@ -117,6 +117,10 @@ func (s *Sim) controlActions(post func(path string, v func(r *http.Request) (any
 	post("jobs/{id}/cancel", func(r *http.Request) (any, error) { return object{}, s.CancelJob(pathID(r)) })
 	post("jobs/{id}/approve", func(r *http.Request) (any, error) { return object{}, s.Approve(pathID(r)) })
 	post("deliveries/{id}/redeliver", func(r *http.Request) (any, error) { return object{}, s.Redeliver(pathID(r)) })
+	post("scalesets/end", func(*http.Request) (any, error) {
+		s.EndSetSessions()
+		return object{}, nil
+	})
 	post("faults", func(r *http.Request) (any, error) {
 		f, err := strictJSON[Fault](r)
 		if err != nil {

@@ -24,6 +24,7 @@ type Settings struct {
 	Flow          Flow           `json:"flow,omitempty"`
 	Kind          bool           `json:"kind,omitempty"`
 	Prompt        bool           `json:"prompt,omitempty"`
+	Acquire       bool           `json:"acquire,omitempty"`
 	Seed          uint64         `json:"seed,omitempty"`
 	Latency       time.Duration  `json:"latency,omitempty"`
 	FaultRate     float64        `json:"fault_rate,omitempty"`
@@ -36,7 +37,7 @@ type Settings struct {
 func (s Settings) Options(log *slog.Logger) Options {
 	return Options{
 		Listen: s.Listen, AppID: s.AppID, PrivateKey: s.PrivateKey, WebhookSecret: s.WebhookSecret, WebhookURL: s.WebhookURL, RunnerURL: s.RunnerURL,
-		Flow: s.Flow, Kind: s.Kind, Prompt: s.Prompt, Seed: s.Seed, Latency: s.Latency, FaultRate: s.FaultRate, KeyPool: s.KeyPool, Timing: s.Timing, Log: log,
+		Flow: s.Flow, Kind: s.Kind, Prompt: s.Prompt, Acquire: s.Acquire, Seed: s.Seed, Latency: s.Latency, FaultRate: s.FaultRate, KeyPool: s.KeyPool, Timing: s.Timing, Log: log,
 	}
 }
 
