@@ -12,7 +12,7 @@ type ScaleSet struct {
 	ID    int64 // GitHub's, within the scope; 0 before it is known
 	// Session is the message session that this site opened last, "" if it was closed.
 	Session string
-	// LastMessage is the newest message whose content is stored.
+	// LastMessage is the message whose content was stored last.
 	LastMessage int64
 	Assigned    int       // jobs that GitHub has given it and that are not over, as it said last
 	Running     int       // of these, those that run

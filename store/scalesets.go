@@ -129,8 +129,8 @@ func (t *tx) closeSetJob(j fleet.Job) error {
 }
 
 // takeMessage stores what a message of a scale set's queue says, and the message's id with
-// it. The newest message changes nothing when it comes again, and older ones move no job
-// back.
+// it. The one that was stored last changes nothing when it comes again, and older ones move
+// no job back.
 func (t *tx) takeMessage(m fleet.SetMessage) (out fleet.Ingested, err error) {
 	set, err := t.scaleSet(m.Pool)
 	if err != nil {

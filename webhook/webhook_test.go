@@ -686,3 +686,31 @@ func TestLearn(t *testing.T) {
 		t.Errorf("a store that is down: %v", err)
 	}
 }
+
+// Jobs of a scale set are told by its queue: what deliveries and lists say of them is passed
+// over, but for the end of one that the books have from before.
+func TestJobsOfScaleSets(t *testing.T) {
+	store := newMemory()
+	h, err := webhook.New(webhook.Config{
+		Secrets: []secret.Text{secret.New(key)}, AppID: appID, Store: store,
+		Claimed: func(j fleet.Job) (string, bool) { return "macs", len(j.Labels) > 0 },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := webhook.Envelope{GUID: guid, Event: "workflow_job", TargetType: "integration", TargetID: appID, Payload: fixture(t, "job_queued")}
+	out, err := h.Take(t.Context(), env)
+	if err != nil || out.Status != fleet.DeliveryIgnored || !strings.Contains(out.Reason, "scale set of pool macs") || len(store.jobs) != 0 {
+		t.Errorf("a delivery: %+v, %v, jobs %v", out, err, store.jobs)
+	}
+	answer := func(id fleet.JobID, e fleet.JobEvent, labels ...string) fleet.JobNews {
+		return fleet.JobNews{Event: e, Asked: start, Job: fleet.Job{ID: id, RunID: 2, Owner: "acme", Repo: "rockets", Labels: labels}}
+	}
+	given := []fleet.JobNews{answer(1, fleet.SeenQueued, "x"), answer(2, fleet.SeenQueued), answer(3, fleet.SeenCompleted, "x"), answer(4, fleet.SeenInProgress, "x")}
+	if err := h.Learn(t.Context(), fleet.Scope{Owner: "acme", Repo: "rockets"}, given); err != nil {
+		t.Fatal(err)
+	}
+	if got := store.last.Answers; len(got) != 2 || got[0].Job.ID != 2 || got[1].Job.ID != 3 || given[1].Job.ID != 2 {
+		t.Errorf("learnt %+v", got)
+	}
+}

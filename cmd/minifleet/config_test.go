@@ -88,6 +88,11 @@ func TestConfigCheck(t *testing.T) {
 		"log format":               {"pools:", "log_format: xml\npools:", []string{`log_format "xml"`}},
 		"several at once":          {"private_key: a key\n  webhook_secret: a secret", "", []string{"github.private_key", "github.webhook_secret"}},
 		"webhook in the clear":     {"pools:", "webhook: {address: \"0.0.0.0:8080\"}\npools:", []string{"webhook.address", "behind_proxy"}},
+		"scale set":                {"image: sonoma", "image: sonoma\n    demand: scale_set", nil},
+		"name without a scale set": {"image: sonoma", "image: sonoma\n    scale_set: macs", []string{"scale_set is set and demand is not"}},
+		"unknown source of demand": {"image: sonoma", "image: sonoma\n    demand: polling", []string{`demand is "polling"`, "webhook or scale_set"}},
+		"scale set's scopes":       {"scopes: [octo]", "scopes: [octo, more]\n    demand: scale_set", []string{"2 scopes"}},
+		"scale set's labels":       {"  - name: mac", "  - {name: set, labels: [x, macOS], scopes: [octo/demo], image: b, demand: scale_set}\n  - name: mac", []string{`share the label "macos"`}},
 		"webhook behind a proxy":   {"pools:", "webhook: {address: \"0.0.0.0:8080\", behind_proxy: true}\npools:", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
