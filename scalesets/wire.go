@@ -105,12 +105,26 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 	if until, limited := limitedUntil(resp); limited {
 		return nil, &fleet.RateLimited{Until: until}
 	}
+	if resp.StatusCode >= 500 { // the library would make another kind of error of it each time
+		return nil, serverError(resp.StatusCode, body)
+	}
 	if connect && resp.StatusCode/100 == 2 {
 		w.remember(body)
 	}
 	resp.Body = io.NopCloser(bytes.NewReader(body))
 	resp.ContentLength = int64(len(body))
 	return resp, nil
+}
+
+// serverError says what the service says of its own failure.
+func serverError(status int, body []byte) error {
+	var said struct {
+		Message string `json:"message"`
+	}
+	if json.Unmarshal(body, &said) != nil {
+		said.Message = ""
+	}
+	return fmt.Errorf("GitHub answered %d %s: %s", status, http.StatusText(status), cmp.Or(clean(said.Message, 300), "without a reason"))
 }
 
 func closeBody(req *http.Request) {
