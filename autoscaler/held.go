@@ -39,8 +39,8 @@ func (d *decision) closed(j fleet.Job, v fleet.Verdict, probes map[fleet.PoolSco
 		return nil, nil
 	}
 	for _, p := range d.order {
-		scope, covered := p.ScopeFor(j.Owner, j.Repo)
-		if !covered || !j.Labels.Within(p.Labels) || v.In(p.Name).Refused {
+		scope, serves := p.ScopeOf(j)
+		if !serves || v.In(p.Name).Refused {
 			continue
 		}
 		at := fleet.PoolScope{Pool: p.Name, Scope: scope.Key()}

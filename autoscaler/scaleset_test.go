@@ -55,6 +55,13 @@ func TestScaleSetJobs(t *testing.T) {
 			[]string{"place set on h-a"},
 			map[int]fleet.WaitCode{1: fleet.WaitAssignment, 2: fleet.WaitBooting, 3: fleet.WaitAssignment},
 		},
+		"where GitHub refuses registrations, its jobs rest": {
+			func(s *snap) {
+				given(s, 1, "")
+				s.State.Refused = map[fleet.PoolScope]fleet.Refusals{{Pool: "set", Scope: "acme"}: {Times: 3, LastAt: now, Reason: "no"}}
+			},
+			nil, map[int]fleet.WaitCode{1: fleet.WaitRefused},
+		},
 		"a set that is not configured any more": {
 			func(s *snap) { given(s, 1, "app"); s.State.Jobs[0].Pool = "gone" },
 			nil, map[int]fleet.WaitCode{1: fleet.WaitNoPool},
