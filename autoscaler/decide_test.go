@@ -429,6 +429,22 @@ func TestPolicy(t *testing.T) {
 			s.job(2, "app", "macos")
 			s.State.Jobs[1].RunID = 5
 		}, want: []string{"place a on h-1"}, waits: map[int]fleet.WaitCode{1: fleet.WaitBooting, 2: fleet.WaitUnnamed}},
+		"that GitHub passed it over is no news of a refused job": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.host("1", 1)
+			s.Verdicts[1] = fleet.Verdict{Refused: true, Reason: "a fork"}
+			s.job(1, "app", "macos")
+			s.State.Jobs[0].PassedOver, s.State.Jobs[0].PassedAt = 3, now
+		}, waits: map[int]fleet.WaitCode{1: fleet.WaitPolicy}},
+		"only a job that can be armed for tries whether GitHub still refuses": {make: func(s *snap) {
+			s.pool("a", mac)
+			s.host("1", 2)
+			s.runner("r", "a", "1", fleet.PhaseStandby)
+			s.Verdicts[1] = fleet.Verdict{Pending: true, Reason: "asking"}
+			s.job(1, "app", "macos")
+			s.job(2, "app", "macos")
+			s.State.Refused = map[fleet.PoolScope]fleet.Refusals{{Pool: "a", Scope: "acme"}: {Times: 1, LastAt: now.Add(-time.Hour)}}
+		}, want: []string{"arm r for Acme"}, waits: map[int]fleet.WaitCode{1: fleet.WaitRefused, 2: fleet.WaitStandby}},
 		"an allowed job needs no word": {make: func(s *snap) {
 			s.pool("a", mac)
 			s.host("1", 1)
