@@ -58,14 +58,18 @@ type budget struct {
 
 // flow is an allowance that fills up as time goes by.
 type flow struct {
-	level float64
-	at    time.Time // when it had that level; zero: it is full
+	level, size float64
+	at          time.Time // when it had that level; zero: it is full
 }
 
 func (f *flow) fill(now time.Time, size, perSecond float64) {
-	if f.at.IsZero() {
+	switch {
+	case f.at.IsZero():
 		f.level = size
+	case f.size != size: // GitHub's limit is another
+		f.level *= size / f.size
 	}
+	f.size = size
 	f.level = min(size, f.level+max(0, now.Sub(f.at).Seconds())*perSecond)
 	f.at = now
 }

@@ -291,6 +291,27 @@ func TestNoLimit(t *testing.T) {
 	})
 }
 
+// GitHub's limit turns out to be another than was assumed: what is allowed goes with it at
+// once.
+func TestOtherLimits(t *testing.T) {
+	for _, limit := range []int{15_000, 1_000_000_000} {
+		t.Run(fmt.Sprint(limit), func(t *testing.T) {
+			inHours(t, 20*time.Minute, 30, func(s *server) {
+				s.limit, s.remaining, s.covered = limit, limit, repos(50)
+				for _, repo := range s.covered {
+					s.heard[repo] = time.Now().Add(100 * time.Hour)
+				}
+			}, func(t *testing.T, s *server, _ *reconcile.Reconciler) {
+				for _, repo := range s.covered {
+					if n := len(s.looks[repo.Repo]); n < 3 {
+						t.Errorf("%s was looked at %d times", repo, n)
+					}
+				}
+			})
+		})
+	}
+}
+
 // A share that is tiny slows everything down and stops nothing.
 func TestTinyShare(t *testing.T) {
 	inHours(t, 24*time.Hour, 1, func(s *server) {

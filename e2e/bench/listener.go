@@ -78,7 +78,11 @@ func measureListener(ctx context.Context, b *bencher) error {
 		return err
 	}
 	defer door.Close()
-	if err := s.realHost(ctx, door.Addr().String()); err != nil {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := s.realHost(ctx, fmt.Sprintf("'%s' %s '%s'", self, listenerWord, door.Addr())); err != nil {
 		return err
 	}
 	if err := s.settled(ctx); err != nil {
@@ -97,13 +101,9 @@ func measureListener(ctx context.Context, b *bencher) error {
 	return nil
 }
 
-// realHost starts an agent with the process backend, whose image holds this program as
-// its listener.
-func (s *site) realHost(ctx context.Context, socket string) error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
+// realHost starts an agent with the process backend, whose image holds a command as its
+// listener.
+func (s *site) realHost(ctx context.Context, command string) error {
 	token, err := s.enrolment(ctx, 1)
 	if err != nil {
 		return err
@@ -113,7 +113,7 @@ func (s *site) realHost(ctx context.Context, socket string) error {
 		return err
 	}
 	for path, text := range map[string]string{
-		filepath.Join(bin, "Runner.Listener"):                 fmt.Sprintf("#!/bin/sh\nexec '%s' %s '%s' \"$@\"\n", self, listenerWord, socket),
+		filepath.Join(bin, "Runner.Listener"):                 fmt.Sprintf("#!/bin/sh\nexec %s \"$@\"\n", command),
 		filepath.Join(s.dir, "images", "bench", "image.json"): fmt.Sprintf(`{"schema": 1, "name": "bench", "guest_os": %q, "description": "a listener and nothing else"}`, runtime.GOOS),
 		filepath.Join(s.dir, "agent.yaml"): fmt.Sprintf("controller: %s\nname: bench\nstate_dir: %s\nenrolment_token_file: %s\nslots: 2\nallow_copy: true\nimages_dir: %s\nbackend: process\n",
 			s.controller.said["agents"], filepath.Join(s.dir, "a"), token, filepath.Join(s.dir, "images")),

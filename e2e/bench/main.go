@@ -75,6 +75,7 @@ func figures() []figure {
 		{"webhook", "deliveries stored and answered", measureWebhook},
 		{"assign", "webhook to assignment, 200 hosts", measureAssign},
 		{"listener", "webhook to listener and back, process backend", measureListener},
+		{"lost", "lost webhook to job running, process backend", measureLost},
 		{"thousand", "1,000 jobs at once on 500 hosts, and the same fleet idle", measureThousand},
 		{"growth", "cost of one more job as the fleet grows", measureGrowth},
 		{"long", "10,000 jobs in a row", measureLong},

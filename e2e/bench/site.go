@@ -49,11 +49,13 @@ type site struct {
 
 // siteOf says what is particular about a site.
 type siteOf struct {
-	name     string
-	settings string   // further lines of the controller's configuration
-	timing   string   // further keys of that section
-	pool     string   // what VMs the pool has; those of the process backend if ""
-	github   []string // further arguments of the simulated GitHub
+	name      string
+	reconcile string   // how often GitHub's lists are read; once if ""
+	settings  string   // further lines of the controller's configuration
+	timing    string   // further keys of that section
+	pool      string   // what VMs the pool has; those of the process backend if ""
+	app       string   // further keys of the section github
+	github    []string // further arguments of the simulated GitHub
 }
 
 // newSite starts GitHub and the controller, which does not ask GitHub about jobs that are
@@ -68,9 +70,9 @@ func newSite(ctx context.Context, b *bencher, o siteOf) (_ *site, err error) {
 			s.close()
 		}
 	}()
-	ticks, timing := "", o.timing
+	ticks, timing := o.app, o.timing
 	if b.hour {
-		ticks, timing = ", installation_refresh: 1h", timing+", host_deadline: 3h, lease: 3h, poll: 1h, repair: 1h"
+		ticks, timing = ticks+", installation_refresh: 1h", timing+", host_deadline: 3h, lease: 3h, poll: 1h, repair: 1h"
 	}
 	minifleet := filepath.Join(b.programs, "minifleet")
 	if s.github, err = launch(ctx, s.dir, "github", []string{"github"}, nil, minifleet, append([]string{"githubsim", "--kind", "--prompt"}, o.github...)...); err != nil {
@@ -94,18 +96,25 @@ admin: {address: "127.0.0.1:0", token_file: admin.token}
 github: {url: %q, app_id: %d, private_key_file: app.pem, webhook_secret_file: webhook.secret, mints_per_minute: 1000000%s}
 pools:
   - {name: bench, labels: [%s], scopes: [%s/%s], trust: {public: true, forks: true}, %s}
-timing: {reconcile: 24h%s}
+timing: {reconcile: %s%s}
 %s
 `, s.sim.BaseURL, app.ID, ticks, strings.Join(poolLabels(), ", "), owner, repo,
-			cmp.Or(o.pool, "image: bench, backend: process, cpus: 1, memory_mib: 256"), timing, o.settings),
+			cmp.Or(o.pool, "image: bench, backend: process, cpus: 1, memory_mib: 256"), cmp.Or(o.reconcile, "24h"), timing, o.settings),
 	} {
 		if err := os.WriteFile(filepath.Join(s.dir, file), []byte(text), 0o600); err != nil {
 			return nil, err
 		}
 	}
-	if s.controller, err = launch(ctx, s.dir, "controller", []string{"webhook", "agents", "admin"}, nil,
+	doors := []string{"webhook", "agents", "admin"}
+	if strings.Contains(o.app, "deliveries: pull") {
+		doors = doors[1:]
+	}
+	if s.controller, err = launch(ctx, s.dir, "controller", doors, nil,
 		minifleet, "serve", "--config", filepath.Join(s.dir, "controller.yaml")); err != nil {
 		return nil, err
+	}
+	if s.controller.said["webhook"] == "" {
+		return s, nil
 	}
 	s.sender, err = newSender(b.payload, s.controller.said["webhook"], app.WebhookSecret, app.ID, installation)
 	return s, err

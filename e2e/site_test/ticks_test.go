@@ -16,7 +16,7 @@ func TestTicksOfAnHour(t *testing.T) {
 	turn(t)
 	s := newSite(t, "--seed", "81")
 	s.config = strings.Replace(s.config, "timing: {host_deadline: 20s, repair: 1s, end_grace: 5s}",
-		"timing: {host_deadline: 3h, lease: 3h, poll: 1h, repair: 1h, end_grace: 5s}", 1)
+		"timing: {host_deadline: 3h, lease: 3h, poll: 1h, repair: 1h, redelivery: 1h, reconcile: 1h, end_grace: 5s}", 1)
 	s.config = strings.Replace(s.config, "github: {", "github: {installation_refresh: 1h, ", 1)
 	controller := s.startController()
 	start := func() *program {
