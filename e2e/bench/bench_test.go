@@ -55,7 +55,7 @@ func TestBench(t *testing.T) {
 	table := out.String()[strings.LastIndex(out.String(), "verdict"):]
 	for _, figure := range []string{
 		"webhook stored and answered", "burst of 1,000", "webhook to assignment", "200 jobs at once", "webhook to listener started",
-		"slot free", "queued to running, webhooks delivered", "webhook never sent", "webhook failed", "webhook pulled", "all assigned", "at its peak", "idle: controller's memory", "CPU over", "one more job on", "jobs in a row",
+		"slot free", "webhooks delivered", "never sent", "running: failed", "deliveries pulled", "all assigned", "at its peak", "idle: controller's memory", "CPU over", "one more job on", "jobs in a row",
 		"descriptors", "goroutines", "database", "sparse, on", "written, on", "on xfs", "on btrfs", "beyond QEMU by hand", "stop to slot free",
 		"restore to guest's answer", "everything gone again", "first push", "the same image again", "SHA-256", "of a plain download",
 		"writes to the same disk", "process that pulls", "a line of 300 MB/s", "changed chunks' size", "512 MiB layers move", "cached image to bundle",

@@ -72,6 +72,16 @@ func TestEveryAnswerIsAsDescribed(t *testing.T) {
 	app("GET", "/app/hook/deliveries?cursor=nonsense", nil, 422)
 	app("GET", fmt.Sprintf("/app/hook/deliveries/%d", deliveries[0].ID), nil, 200)
 	app("POST", fmt.Sprintf("/app/hook/deliveries/%d/attempts", deliveries[0].ID), nil, 202)
+	for _, kind := range []githubsim.FaultKind{githubsim.DeliveryFailed, githubsim.DeliveryBare, githubsim.DeliveryThrottled, githubsim.DeliverySwallowed} {
+		if err := s.sim.Inject(githubsim.Fault{Kind: kind}); err != nil {
+			t.Fatal(err)
+		}
+		s.sim.SendEvent("ping", "", []byte(`{"zen":"Half measures are as bad as nothing at all."}`))
+		s.delivered()
+		all := s.sim.Deliveries()
+		app("GET", fmt.Sprintf("/app/hook/deliveries/%d", all[len(all)-1].ID), nil, 200)
+	}
+	app("GET", "/app/hook/deliveries?per_page=100", nil, 200)
 	if err := s.sim.Suspend(s.install, true); err != nil {
 		t.Fatal(err)
 	}
