@@ -305,11 +305,18 @@ func TestClocks(t *testing.T) {
 		w.run(time.Minute)
 		w.tried("b")
 		w.run(time.Minute)
+		w.tried("odd-soon", func(a *attempt) { a.At = a.At.Add(30 * time.Minute) })
+		w.run(time.Minute)
+		w.tried("d")
+		w.run(time.Minute)
+		if !slices.Contains(w.taken, "d") {
+			t.Error("what came after a time in the future is left out")
+		}
 		w.caughtUp = time.Now().Add(1000 * time.Hour)
 		w.tried("c")
 		w.notes = slices.Repeat([]error{nil}, 3)
 		w.run(time.Minute)
-		if got := slices.DeleteFunc(slices.Clone(w.taken), func(s string) bool { return s == "odd-time" }); !slices.Equal(got, []string{"a", "b", "c"}) {
+		if got := slices.DeleteFunc(slices.Clone(w.taken), func(s string) bool { return strings.HasPrefix(s, "odd") }); !slices.Equal(got, []string{"a", "b", "d", "c"}) {
 			t.Errorf("taken %v", got)
 		}
 	})

@@ -167,6 +167,9 @@ func TestBudgetHolds(t *testing.T) {
 func TestUnchangedIsFree(t *testing.T) {
 	inHours(t, 4*time.Hour, 30, func(s *server) {
 		s.covered = repos(500)
+		for _, repo := range s.covered[:250] {
+			s.heard[repo] = time.Now().Add(100 * time.Hour)
+		}
 		s.cost = func(_ fleet.Scope, look int) int {
 			if look > 0 {
 				return 0
@@ -174,13 +177,16 @@ func TestUnchangedIsFree(t *testing.T) {
 			return 2
 		}
 	}, func(t *testing.T, s *server, _ *reconcile.Reconciler) {
-		for _, repo := range s.covered {
-			looks := s.looks[repo.Repo]
-			if len(looks) < 3 {
-				t.Fatalf("%s: %d looks in four hours", repo, len(looks))
+		for i, repo := range s.covered {
+			looks, longest := s.looks[repo.Repo], 75*time.Minute
+			if i < 250 {
+				longest = 6*time.Minute + 15*time.Second
 			}
-			for i := 2; i < len(looks); i++ {
-				if every := looks[i].Sub(looks[i-1]); every > 75*time.Minute {
+			if len(looks) < 2 {
+				t.Fatalf("%s: %d looks", repo, len(looks))
+			}
+			for i := 1; i < len(looks); i++ {
+				if every := looks[i].Sub(looks[i-1]); every > longest && looks[i-1].Sub(s.began) > 2*time.Hour { // all were read once
 					t.Fatalf("%s: a look after %s", repo, every)
 				}
 			}
@@ -275,6 +281,45 @@ func TestOneLargeRepository(t *testing.T) {
 	})
 }
 
+// However much there is to look at, what is in doubt is asked for at once.
+func TestDoubtsAreNotHeldUp(t *testing.T) {
+	const jobs = 8
+	inHours(t, 5*time.Second, 30, func(s *server) {
+		s.covered = repos(2)
+		s.heard[s.covered[0]] = time.Now().Add(100 * time.Hour)
+		s.cost = func(fleet.Scope, int) int { return 10_000 }
+		for id := range fleet.JobID(jobs) {
+			j := job(id + 1)
+			j.Repo = "r001"
+			s.books[j.ID] = fleet.Job{}.Learn(fleet.JobNews{Event: fleet.ToldInProgress, Job: j}, time.Now())
+			s.at(j.ID, fleet.SeenCompleted)
+		}
+	}, func(t *testing.T, s *server, _ *reconcile.Reconciler) {
+		if len(s.spent) < 50 {
+			t.Errorf("%d calls: nothing is used up", len(s.spent))
+		}
+		time.Sleep(time.Minute) // the rest of what can be spent at once
+		synctest.Wait()
+		s.set(func() { // their runners have ended
+			for id := range fleet.JobID(jobs) {
+				s.runners = append(s.runners, fleet.Runner{
+					ID: fleet.RunnerID(fmt.Sprint("r-", id)), Pool: "mac", Job: id + 1, Scope: fleet.Scope{Owner: "octo"}, HasConfig: true,
+					Observed: fleet.ObservedGone, Registration: fleet.RegGone, Since: time.Now(), MovedAt: time.Now(),
+				})
+			}
+			close(s.changed)
+			s.changed = make(chan struct{})
+		})
+		time.Sleep(14 * time.Second)
+		synctest.Wait()
+		for id := range fleet.JobID(jobs) {
+			if s.state(id+1) != fleet.JobCompleted {
+				t.Errorf("job %d is %s", id+1, s.state(id+1))
+			}
+		}
+	})
+}
+
 // A server of one's own may have no limits.
 func TestNoLimit(t *testing.T) {
 	inHours(t, time.Hour, 1, func(s *server) {
@@ -296,14 +341,14 @@ func TestNoLimit(t *testing.T) {
 func TestOtherLimits(t *testing.T) {
 	for _, limit := range []int{15_000, 1_000_000_000} {
 		t.Run(fmt.Sprint(limit), func(t *testing.T) {
-			inHours(t, 20*time.Minute, 30, func(s *server) {
+			inHours(t, 16*time.Minute, 30, func(s *server) {
 				s.limit, s.remaining, s.covered = limit, limit, repos(50)
 				for _, repo := range s.covered {
 					s.heard[repo] = time.Now().Add(100 * time.Hour)
 				}
 			}, func(t *testing.T, s *server, _ *reconcile.Reconciler) {
 				for _, repo := range s.covered {
-					if n := len(s.looks[repo.Repo]); n < 3 {
+					if n := len(s.looks[repo.Repo]); n < 4 {
 						t.Errorf("%s was looked at %d times", repo, n)
 					}
 				}

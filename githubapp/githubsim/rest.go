@@ -200,6 +200,7 @@ func (s *Sim) unchanged(r *http.Request, a *answer) bool {
 		return false
 	}
 	a.status, a.body, a.list = http.StatusNotModified, nil, nil
+	a.header.Del("Link") // nobody promises it
 	return true
 }
 
