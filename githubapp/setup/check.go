@@ -42,7 +42,7 @@ type Checker struct {
 	API    string // REST base
 	Client *http.Client
 	Pools  []fleet.Pool
-	// Pulls says that the site asks GitHub for deliveries and needs no webhook.
+	// Pulls says that the site reads deliveries from GitHub, and that nobody is called.
 	Pulls bool
 	Now   func() time.Time // nil: time.Now
 }
@@ -179,6 +179,8 @@ func (i *inspection) hook(ctx context.Context) {
 	before := len(i.found)
 	u, err := url.Parse(h.URL)
 	switch {
+	case i.Pulls && h.URL == "":
+		i.add(Warn, "webhook", "", "set "+unusedHook+" and *Active* at "+at, "there is no URL: GitHub then makes no deliveries that could be read")
 	case h.URL == "" || h.URL == unusedHook:
 		if !i.Pulls {
 			i.add(Warn, "webhook", "", "set one at "+at+" if GitHub can reach the controller", "there is no URL: jobs are found by asking GitHub alone, which takes minutes")
@@ -189,8 +191,8 @@ func (i *inspection) hook(ctx context.Context) {
 	case u.Scheme != "https":
 		i.add(Warn, "webhook", "", "use https at "+at, "%s goes in clear over the network", h.URL)
 	}
-	if !h.HasSecret {
-		i.add(grave, "webhook", "", "put the content of github.webhook_secret_file at "+at, "it has no secret: the controller refuses what is not signed")
+	if !h.HasSecret && !i.Pulls {
+		i.add(Fault, "webhook", "", "put the content of github.webhook_secret_file at "+at, "it has no secret: the controller refuses what is not signed")
 	}
 	if h.ContentType != "" && h.ContentType != "json" {
 		i.add(Warn, "webhook", "", "choose application/json at "+at, "its content type is %s: large events are larger still", h.ContentType)
@@ -205,7 +207,7 @@ func (i *inspection) hook(ctx context.Context) {
 
 func orNone(s string) string {
 	if s == "" || s == unusedHook {
-		return "none, and none is needed"
+		return "nobody is called, and nobody needs to be: deliveries are read from GitHub"
 	}
 	return s
 }

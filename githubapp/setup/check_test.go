@@ -171,7 +171,8 @@ func TestCheckFinds(t *testing.T) {
 			x.c.Pulls = true
 			x.must(x.sim.SetWebhook("http://127.0.0.1:1/webhook", secret.Text{}))
 			x.delivered()
-		}, []string{"warn deliveries", "failed to connect"}},
+		}, []string{"ok deliveries", "read from GitHub"}},
+		{"nothing to read", func(x *checked) { x.c.Pulls = true }, []string{"warn webhook", "no deliveries that could be read"}},
 		{"some failed", func(x *checked) {
 			x.must(x.sim.SetWebhook("http://127.0.0.1:1/webhook", secret.Text{}))
 			x.delivered()

@@ -26,18 +26,17 @@ func configuration(server Server, app githubapp.Self, wish Wish, scopes []fleet.
 	for _, s := range scopes {
 		list = append(list, s.String())
 	}
-	hook := "GitHub delivers to " + wish.Hook + ": bring that here, through a proxy that ends TLS"
+	webhook := fmt.Sprintf("# GitHub delivers to %s: bring that here, through a proxy that ends TLS\nwebhook:\n  address: %s\n",
+		oneLine(wish.Hook), cmp.Or(wish.Address, "127.0.0.1:8080"))
+	secret := "webhook_secret_file: " + SecretFile
 	if wish.Hook == "" {
-		hook = "The App's webhook is switched off: nothing has to reach this machine, and jobs are found in GitHub's own lists"
+		webhook, secret = "", "# Nothing has to reach this machine: deliveries are read from GitHub\n  deliveries: pull"
 	}
 	return fmt.Sprintf(`# Made by minifleet setup for the GitHub App %s: %s
 # All keys with their defaults: minifleet config keys. What is wrong: minifleet config check FILE, minifleet setup check --config FILE
 database: minifleet.db
 
-# %s
-webhook:
-  address: %s
-# Hosts other than this one need TLS here: a public address, cert_file and key_file
+%s# Hosts other than this one need TLS here: a public address, cert_file and key_file
 agents:
   address: 127.0.0.1:8443
 admin:
@@ -48,7 +47,7 @@ github:
   url: %s
   app_id: %d
   private_key_file: %s
-  webhook_secret_file: %s
+  %s
 
 pools:
   - name: macos
@@ -56,7 +55,7 @@ pools:
     scopes: [%s]
     # A folder of that name on every host, or a reference: gs://, oci:// or file://
     image: macos
-`, oneLine(app.Name), oneLine(app.HTMLURL), oneLine(hook), cmp.Or(wish.Address, "127.0.0.1:8080"), TokenFile, server.API, app.ID, KeyFile, SecretFile, strings.Join(list, ", "))
+`, oneLine(app.Name), oneLine(app.HTMLURL), webhook, TokenFile, server.API, app.ID, KeyFile, secret, strings.Join(list, ", "))
 }
 
 // oneLine keeps foreign words within a comment.

@@ -104,9 +104,8 @@ func TestCreateForUser(t *testing.T) {
 	if b, err := os.ReadFile(made.Config); err != nil || !strings.Contains(string(b), "scopes: [octocat/one, octocat/two]") {
 		t.Errorf("%v: %s", err, b)
 	}
-	// Nobody is called through a hook that is switched off.
-	if n := len(sim.Deliveries()); n != 0 {
-		t.Errorf("%d deliveries", n)
+	if b, err := os.ReadFile(made.Config); err != nil || !strings.Contains(string(b), "deliveries: pull") || strings.Contains(string(b), "webhook") {
+		t.Errorf("%v: %s", err, b)
 	}
 }
 

@@ -3,6 +3,7 @@
 package setup
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,8 +16,8 @@ import (
 // maxName is how long the name of an App may be.
 const maxName = 34
 
-// unusedHook stands where GitHub wants a URL although the hook is switched off. No such
-// name exists (RFC 6761), whoever switches it on.
+// unusedHook stands where nobody is to be called: GitHub makes deliveries only to a hook
+// that is switched on, and then shows them to who asks. No such name exists (RFC 6761).
 const unusedHook = "https://minifleet.invalid/webhook"
 
 // Needs are the permissions that an App must have to serve scopes, each by what it
@@ -48,7 +49,7 @@ type Wish struct {
 	Org     string        // organization that will own the App; "" is the person's own account
 	Scopes  []fleet.Scope // where its runners will register; empty: repositories of the person's account
 	Name    string        // at most 34 characters, unlike all Apps of that GitHub
-	Hook    string        // URL that GitHub delivers to; "" switches the hook off
+	Hook    string        // URL that GitHub delivers to; "" where deliveries are read from GitHub
 	Address string        // where the controller takes deliveries; "" is 127.0.0.1:8080
 	Public  bool          // others may install it too
 }
@@ -102,10 +103,7 @@ type hookAttributes struct {
 
 // manifest is the App as GitHub's form takes it.
 func (w Wish) manifest(redirect string) (string, error) {
-	hook := hookAttributes{URL: w.Hook, Active: w.Hook != ""}
-	if w.Hook == "" {
-		hook.URL = unusedHook
-	}
+	hook := hookAttributes{URL: cmp.Or(w.Hook, unusedHook), Active: true}
 	text, err := json.Marshal(struct {
 		Name        string            `json:"name"`
 		URL         string            `json:"url"`
