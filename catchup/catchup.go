@@ -27,11 +27,11 @@ type GitHub interface {
 
 // Store remembers what was caught up with.
 type Store interface {
-	// CaughtUp returns the time, by GitHub's clock, up to which every delivery was dealt
-	// with, zero if none ever was.
-	CaughtUp(ctx context.Context) (time.Time, error)
+	// CaughtUp returns the time, by GitHub's clock, up to which every delivery of an App
+	// was dealt with, zero if none ever was.
+	CaughtUp(ctx context.Context, app int64) (time.Time, error)
 	// SetCaughtUp moves it forward.
-	SetCaughtUp(ctx context.Context, at time.Time) error
+	SetCaughtUp(ctx context.Context, app int64, at time.Time) error
 	// SettledDeliveries returns which of the deliveries are stored and have not failed.
 	SettledDeliveries(ctx context.Context, guids []string) (map[string]bool, error)
 	// Redeliveries returns how often GitHub was asked for a delivery again, which
@@ -40,8 +40,9 @@ type Store interface {
 	CountRedelivery(ctx context.Context, guid string) error
 }
 
-// Config is what a Puller needs. GitHub, Store and Take have no default.
+// Config is what a Puller needs. App, GitHub, Store and Take have no default.
 type Config struct {
+	App    int64 // whose deliveries they are
 	GitHub GitHub
 	Store  Store
 	// Take stores a delivery with its news. That it can never be stored is an

@@ -31,7 +31,7 @@ const (
 // what that covers is stored. A delivery that cannot be read for now holds the note back,
 // but not the deliveries behind it.
 func (p *Puller) look(ctx context.Context) error {
-	since, err := p.c.Store.CaughtUp(ctx)
+	since, err := p.c.Store.CaughtUp(ctx, p.c.App)
 	if err != nil {
 		return err
 	}
@@ -47,7 +47,7 @@ func (p *Puller) look(ctx context.Context) error {
 			return nil
 		}
 		since = at
-		return p.c.Store.SetCaughtUp(ctx, at)
+		return p.c.Store.SetCaughtUp(ctx, p.c.App, at)
 	}
 	var failures []error
 	var unread []string

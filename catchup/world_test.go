@@ -239,13 +239,13 @@ func (w *world) take(_ context.Context, d fleet.Pulled) error {
 	return nil
 }
 
-func (w *world) CaughtUp(context.Context) (time.Time, error) {
+func (w *world) CaughtUp(context.Context, int64) (time.Time, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.caughtUp, nil
 }
 
-func (w *world) SetCaughtUp(_ context.Context, at time.Time) error {
+func (w *world) SetCaughtUp(_ context.Context, _ int64, at time.Time) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := next(&w.notes); err != nil {

@@ -12,11 +12,11 @@ import (
 	"time"
 )
 
-// CaughtUp returns the time, by GitHub's clock, up to which its list of deliveries was
-// dealt with; zero if it never was.
-func (s *Store) CaughtUp(ctx context.Context) (time.Time, error) {
+// CaughtUp returns the time, by GitHub's clock, up to which its list of an App's deliveries
+// was dealt with; zero if it never was.
+func (s *Store) CaughtUp(ctx context.Context, app int64) (time.Time, error) {
 	var text string
-	err := s.read.QueryRowContext(ctx, `SELECT value FROM meta WHERE name = 'deliveries_at'`).Scan(&text)
+	err := s.read.QueryRowContext(ctx, `SELECT value FROM meta WHERE name = $1`, caughtUp(app)).Scan(&text)
 	if errors.Is(err, sql.ErrNoRows) {
 		return time.Time{}, nil
 	}
@@ -27,13 +27,15 @@ func (s *Store) CaughtUp(ctx context.Context) (time.Time, error) {
 	return fromMicros(at), nil
 }
 
-// SetCaughtUp notes up to which time GitHub's list of deliveries was dealt with.
-func (s *Store) SetCaughtUp(ctx context.Context, at time.Time) error {
+// SetCaughtUp notes up to which time GitHub's list of an App's deliveries was dealt with.
+func (s *Store) SetCaughtUp(ctx context.Context, app int64, at time.Time) error {
 	return s.change(ctx, func(t *tx) error {
-		return t.exec(`INSERT INTO meta (name, value) VALUES ('deliveries_at', $1)
-			ON CONFLICT (name) DO UPDATE SET value = excluded.value`, fmt.Sprint(micros(at)))
+		return t.exec(`INSERT INTO meta (name, value) VALUES ($1, $2)
+			ON CONFLICT (name) DO UPDATE SET value = excluded.value`, caughtUp(app), fmt.Sprint(micros(at)))
 	})
 }
+
+func caughtUp(app int64) string { return fmt.Sprintf("deliveries_of_%d_at", app) }
 
 // SettledDeliveries returns which of the deliveries, at most 500, are stored and have not
 // failed: those that are not to be taken again.

@@ -18,13 +18,16 @@ func testCatchUp(t *testing.T, open opener) {
 		w := newWorld(t, open)
 		for _, at := range []time.Time{{}, epoch, epoch.Add(1500 * time.Microsecond)} {
 			if !at.IsZero() {
-				w.must(w.s.SetCaughtUp(w.ctx(), at))
+				w.must(w.s.SetCaughtUp(w.ctx(), 7, at))
 			}
-			got, err := w.s.CaughtUp(w.ctx())
+			got, err := w.s.CaughtUp(w.ctx(), 7)
 			w.must(err)
 			if !got.Equal(at) || got.IsZero() != at.IsZero() {
 				t.Errorf("got %s, want %s", got, at)
 			}
+		}
+		if got, err := w.s.CaughtUp(w.ctx(), 8); err != nil || !got.IsZero() {
+			t.Errorf("of another App: %s, %v", got, err)
 		}
 	})
 	t.Run("what is settled", func(t *testing.T) {

@@ -238,7 +238,7 @@ func (c *controller) webhooks(pools []fleet.Pool) (*webhook.Handler, error) {
 // puller reads from GitHub what it could not deliver, or all of it where nothing listens.
 func (c *controller) puller() *catchup.Puller {
 	conf := catchup.Config{
-		GitHub: gitHubPort{c.app}, Store: c.store, Take: pulled{c.hooks}.take, Handles: webhook.Handles,
+		App: c.cfg.GitHub.AppID, GitHub: gitHubPort{c.app}, Store: c.store, Take: pulled{c.hooks}.take, Handles: webhook.Handles,
 		Every: c.cfg.Timing.Redelivery, Log: c.log.With("part", "catchup"),
 	}
 	if c.cfg.GitHub.Deliveries == byPull {

@@ -1,6 +1,6 @@
 -- +goose Up
 -- How often GitHub was asked to deliver again what it does not show. How far its list of
--- deliveries was dealt with is in meta, as deliveries_at.
+-- deliveries was dealt with is in meta, as deliveries_of_APP_at.
 
 CREATE TABLE redeliveries (
     guid  TEXT PRIMARY KEY,
