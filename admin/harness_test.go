@@ -51,7 +51,7 @@ func start(t testing.TB, store *admintest.Store, change ...func(*admin.Config)) 
 	t.Helper()
 	h := harness{store: store, log: &logBuffer{}}
 	cfg := admin.Config{
-		Token: secret.New(operatorToken), Store: store, Explainer: store, Enroller: store, Roller: store,
+		Token: secret.New(operatorToken), Store: store, Explainer: store, Enroller: store, Roller: store, Runners: store,
 		Pools: admintest.Pools(), Version: "v0.1.0", Now: admintest.Now, Log: slog.New(slog.NewTextHandler(h.log, nil)),
 	}
 	for _, c := range change {

@@ -71,7 +71,9 @@ func (h handlers) ExplainJob(ctx context.Context, req api.ExplainJobRequestObjec
 	}
 	switch job.State {
 	case fleet.JobQueued:
-		err = h.explainQueued(ctx, &out)
+		if err = h.explainQueued(ctx, &out); err == nil {
+			err = h.addAlarms(ctx, job, &out)
+		}
 	case fleet.JobInProgress:
 		err = h.explainRunning(ctx, job, &out)
 	case fleet.JobCompleted:

@@ -91,8 +91,13 @@ func (h handlers) poolShower(ctx context.Context) (func(fleet.Pool) api.Pool, er
 			return true
 		})
 	}
+	if err != nil {
+		return nil, err
+	}
+	health, err := h.runnerHealth(ctx)
 	return func(p fleet.Pool) api.Pool {
 		out := wirePool(p, counts[p.Name])
+		out.Runner = health[p.Name]
 		if r, ok := rollouts[p.Name]; ok {
 			out.Rollout = wireRollout(p, r, hosts)
 		}

@@ -46,6 +46,13 @@ type Store interface {
 	Rollouts(ctx context.Context) (map[string]fleet.Rollout, error)
 }
 
+// RunnerWatch knows how old the runners in the pools' images are.
+type RunnerWatch interface {
+	Health(context.Context) (map[string]fleet.RunnerHealth, error)
+	// Sentence says what is wrong with a pool's runner and what to do, "" if nothing is.
+	Sentence(pool string, h fleet.RunnerHealth) string
+}
+
 // Roller changes rollouts. Errors are those of package fleet: ErrNotFound where there is
 // no such pool, ErrLocalImage, ErrNoRollout and ErrNoPrevious where it cannot be done,
 // ErrConflict where something else was to be left, ErrNoImage where there is no such image.
@@ -78,6 +85,7 @@ type Config struct {
 	Explainer    Explainer   // required
 	Enroller     Enroller    // required
 	Roller       Roller      // required
+	Runners      RunnerWatch // nil: nothing is said of the runners' age
 	Pools        []fleet.Pool
 	HostDeadline time.Duration                   // without a word from a host until it is unreachable; 0 means one minute
 	Ready        func(ctx context.Context) error // nil means always ready

@@ -29,6 +29,7 @@ type Runner struct {
 	HasConfig bool   // the guest was handed a JIT config: it holds or held a secret
 	Failure   string // why it failed, "" if it did not
 	Result    string // of its job, as the guest saw it
+	Runner    string // version of GitHub's runner in it, as that names itself first
 	Progress  string // of long work, such as an image pull
 	Took      StepTimes
 

@@ -129,6 +129,8 @@ func judge(h history, maxRelaunches int) verdict {
 
 func judgeAgain(h history, maxRelaunches int) verdict {
 	switch {
+	case h.relaunches >= maxRelaunches && updating(h.code):
+		return verdict{outcome: OutcomeRefused, reason: fmt.Sprintf("the runner is too old: it updates itself, %d times without an end: put a current runner into the image", h.relaunches)}
 	case h.relaunches >= maxRelaunches:
 		return verdict{outcome: OutcomeCrashed, reason: fmt.Sprintf("the listener ended %s again after %d restarts%s", h.how(), h.relaunches, h.hint())}
 	case updating(h.code):
@@ -142,7 +144,7 @@ func judgeIdle(h history) verdict {
 	s := h.seen
 	switch {
 	case s.deprecated || h.code == exitDeprecated:
-		return verdict{outcome: OutcomeRefused, reason: "the service refuses this version of the runner as too old: put a current runner into the image"}
+		return verdict{outcome: OutcomeRefused, reason: "the runner is too old: the service refuses its version: put a current runner into the image"}
 	case s.gone:
 		return verdict{outcome: OutcomeNoJob, reason: "the runner's registration is gone: it was deleted, or it expired"}
 	case h.code == exitConflict:

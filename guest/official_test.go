@@ -63,6 +63,7 @@ func officialEnds() map[string]struct {
 		"retryable-then-deleted":   {ended{guest.OutcomeNoJob, "", 1, false, false, "", 1}, "registration is gone"},
 		"update-once":              again(job(succeeded, 100), 1),
 		"update":                   again(job(succeeded, 100), 1),
+		"update-for-ever":          {ended{guest.OutcomeRefused, "", 4, true, false, v, 3}, "too old"},
 		"ended-idle":               {ended{guest.OutcomeEnded, "", 0, true, false, v, 0}, "before it had a job"},
 	}
 }
@@ -118,7 +119,7 @@ func TestOfficialRunner(t *testing.T) {
 				if _, err := os.Stat(filepath.Join(h.dir, "updated")); err != nil {
 					t.Errorf("it was started again before its update was done: %v", err)
 				}
-				if _, err := os.Stat(filepath.Join(h.dir, "update.finished")); err == nil {
+				if _, err := os.Stat(filepath.Join(h.dir, "update.finished")); err == nil && s.Runner.Outcome != guest.OutcomeRefused {
 					t.Error("the updater's word is left for the next update")
 				}
 			}

@@ -63,7 +63,8 @@ const (
 	// OutcomeNoJob means that the runner ended by itself and never had a job:
 	// its registration is gone, or its job went to another runner.
 	OutcomeNoJob Outcome = "no_job"
-	// OutcomeRefused means that the service refuses this version of the runner.
+	// OutcomeRefused means that the service refuses this version of the runner, or has it
+	// update itself again and again.
 	OutcomeRefused Outcome = "refused"
 	// OutcomeConflict means that another session exists for the registration.
 	OutcomeConflict Outcome = "conflict"

@@ -22,6 +22,8 @@ import (
 var (
 	hashPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 	idPattern   = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,64}$`)
+	// versionPattern is what guests take for a version of the runner, too.
+	versionPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}$`)
 )
 
 func (s *Server) enrol(w http.ResponseWriter, r *http.Request) {

@@ -119,9 +119,13 @@ func reportOf(in protocol.Report) (fleet.HostReport, error) {
 			ID: fleet.RunnerID(r.ID), Observed: observed, HoldsSlot: r.HoldsSlot, HasConfig: r.HasConfig,
 			Failure: printable(r.Failure), Result: printable(r.Result), Progress: printable(r.Progress), Pool: r.Pool, RunnerName: r.RunnerName,
 			JobRepository: r.JobRepository, JobRun: r.JobRun, JobRefused: printable(r.JobRefused),
+			Runner: r.RunnerVersion, Refused: r.RunnerRefused,
 		}
 		if said.Took, err = tookOf(r.Took); err != nil {
 			return out, fmt.Errorf("runner %s: %w", r.ID, err)
+		}
+		if r.RunnerVersion != "" && !versionPattern.MatchString(r.RunnerVersion) {
+			return out, fmt.Errorf("runner %s: runner_version %.70q is not a version", r.ID, r.RunnerVersion)
 		}
 		if r.RunnerName != "" && !idPattern.MatchString(r.RunnerName) {
 			return out, fmt.Errorf("runner %s: runner_name %.70q is not a name", r.ID, r.RunnerName)

@@ -100,7 +100,7 @@ func (t *tx) sentence(r *fleet.Runner, reason string, failure bool) error {
 		return nil
 	}
 	r.Failure = reason
-	return t.failed(*r)
+	return t.failed(*r, false)
 }
 
 func (t *tx) disarm(a fleet.Disarm) error {

@@ -14,7 +14,7 @@ func TestMain(m *testing.M) { leakcheck.Main(m) }
 func suite(t *testing.T, open opener) {
 	for name, test := range map[string]func(*testing.T, opener){
 		"Ingest": testIngest, "Lists": testLists, "Runs": testRuns, "CatchUp": testCatchUp, "FailedDeliveries": testFailedDeliveries, "Bind": testBind, "Installations": testInstallations,
-		"Enrol": testEnrol, "Hello": testHello, "RemoveHost": testRemoveHost, "Desired": testDesired,
+		"Enrol": testEnrol, "Hello": testHello, "RemoveHost": testRemoveHost, "VersionsOfRunners": testVersionsOfRunners, "Desired": testDesired,
 		"Report": testReport, "Adopt": testAdopt, "Health": testHealth,
 		"Mint": testMint, "Delete": testDelete,
 		"Carry": testCarry, "Concurrency": testConcurrency,

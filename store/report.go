@@ -122,6 +122,9 @@ func (t *tx) observe(r fleet.Runner, said fleet.RunnerReport) error {
 	next.HasConfig = r.HasConfig || said.HasConfig
 	next.Progress = said.Progress
 	next.Took = r.Took.With(said.Took)
+	if next.Runner == "" {
+		next.Runner = said.Runner
+	}
 	if next.Failure == "" {
 		next.Failure = said.Failure
 	}
@@ -159,8 +162,12 @@ func (t *tx) observe(r fleet.Runner, said fleet.RunnerReport) error {
 	if err := t.worked(r, next); err != nil {
 		return err
 	}
-	if next.Failure != "" && r.Failure == "" && !blameless(r) {
-		return t.failed(next)
+	fails := next.Failure != "" && r.Failure == ""
+	if err := t.versions(r, next, fails && said.Refused); err != nil {
+		return err
+	}
+	if fails && !blameless(r) {
+		return t.failed(next, said.Refused)
 	}
 	return nil
 }
@@ -218,7 +225,7 @@ func (t *tx) adopt(host fleet.HostID, said fleet.RunnerReport) error {
 	r := fleet.Runner{
 		ID: said.ID, Pool: said.Pool, Host: host, Reason: fleet.AdoptedReason,
 		Wanted: fleet.WantGone, Scope: said.Scope, Observed: said.Observed, HoldsSlot: said.HoldsSlot, HasConfig: said.HasConfig,
-		Failure: said.Failure, Result: said.Result, Took: said.Took, JobRepository: said.JobRepository, JobRun: said.JobRun, JobRefused: said.JobRefused, Retired: "unknown to the controller and without a config",
+		Failure: said.Failure, Result: said.Result, Took: said.Took, Runner: said.Runner, JobRepository: said.JobRepository, JobRun: said.JobRun, JobRefused: said.JobRefused, Retired: "unknown to the controller and without a config",
 	}
 	if said.HasConfig {
 		r.Wanted, r.Retired = fleet.WantArmed, ""
@@ -255,7 +262,7 @@ func (t *tx) missing(r fleet.Runner) error {
 		next.Failure = "the agent lost it"
 	}
 	if next.Failure != r.Failure && !blameless(r) {
-		if err := t.failed(next); err != nil {
+		if err := t.failed(next, false); err != nil {
 			return err
 		}
 	}

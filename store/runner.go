@@ -16,7 +16,7 @@ import (
 const runnerColumns = `id, pool, host, reason, wanted, scope, armed_at, retired_at, retired,
 	observed, holds_slot, has_config, failure, result, progress, took,
 	registration, runner_name, github_id, attempt, delete_after, job, job_done,
-	since, moved_at, created_at, version, image, job_repository, job_run, job_refused`
+	since, moved_at, created_at, version, image, job_repository, job_run, job_refused, runner_version`
 
 type scanner interface{ Scan(...any) error }
 
@@ -32,7 +32,7 @@ func scanRunner(row scanner) (fleet.Runner, error) {
 	err := row.Scan(&ident, &r.Pool, &host, &r.Reason, &wanted, &scope, &armed, &retired, &r.Retired,
 		&observed, &r.HoldsSlot, &r.HasConfig, &r.Failure, &r.Result, &r.Progress, &took,
 		&registration, &r.RunnerName, &r.GitHubID, &r.Attempt, &deleteAfter, &r.Job, &r.JobDone,
-		&since, &moved, &created, &r.Version, &r.Image, &r.JobRepository, &r.JobRun, &r.JobRefused)
+		&since, &moved, &created, &r.Version, &r.Image, &r.JobRepository, &r.JobRun, &r.JobRefused, &r.Runner)
 	if err != nil {
 		return r, err
 	}
@@ -71,6 +71,7 @@ func runnerFields() []field {
 		{"failure", func(r fleet.Runner) any { return r.Failure }},
 		{"result", func(r fleet.Runner) any { return r.Result }},
 		{"progress", func(r fleet.Runner) any { return r.Progress }},
+		{"runner_version", func(r fleet.Runner) any { return r.Runner }},
 		{"took", func(r fleet.Runner) any { return tookText(r.Took) }},
 		{"registration", func(r fleet.Runner) any { return string(r.Registration) }},
 		{"runner_name", func(r fleet.Runner) any { return r.RunnerName }},
@@ -90,11 +91,11 @@ func (t *tx) insertRunner(r fleet.Runner) error {
 	r.Since, r.MovedAt, r.CreatedAt, r.Version = t.now, t.now, t.now, 1
 	t.touched.runner(r.ID, r.Host)
 	err := t.exec(`INSERT INTO runners (`+runnerColumns+`, is_over)
-		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27,$28,$29,$30,$31,$32)`,
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27,$28,$29,$30,$31,$32,$33)`,
 		string(r.ID), r.Pool, string(r.Host), r.Reason, string(r.Wanted), r.Scope.String(), micros(r.ArmedAt), micros(r.RetiredAt), r.Retired,
 		string(r.Observed), bit(r.HoldsSlot), bit(r.HasConfig), r.Failure, r.Result, r.Progress, tookText(r.Took),
 		string(r.Registration), r.RunnerName, r.GitHubID, r.Attempt, micros(r.DeleteAfter), int64(r.Job), bit(r.JobDone),
-		micros(r.Since), micros(r.MovedAt), micros(r.CreatedAt), r.Version, r.Image, r.JobRepository, r.JobRun, r.JobRefused, bit(r.Over()))
+		micros(r.Since), micros(r.MovedAt), micros(r.CreatedAt), r.Version, r.Image, r.JobRepository, r.JobRun, r.JobRefused, r.Runner, bit(r.Over()))
 	if err != nil {
 		return fmt.Errorf("insert runner %s: %w", r.ID, err)
 	}
@@ -178,8 +179,8 @@ func (t *tx) runner(id fleet.RunnerID) (fleet.Runner, error) {
 }
 
 // failed counts a failure against the host, and against the pool, or the image that the
-// pool tries.
-func (t *tx) failed(r fleet.Runner) error {
+// pool tries. What the image alone is to blame for does not count against the host.
+func (t *tx) failed(r fleet.Runner, imageAlone bool) error {
 	blamed, err := t.blamed(r)
 	if err != nil {
 		return err
@@ -191,6 +192,9 @@ func (t *tx) failed(r fleet.Runner) error {
 			r.Pool, micros(t.now), r.Failure); err != nil {
 			return err
 		}
+	}
+	if imageAlone {
+		return nil
 	}
 	t.touched.hosts[r.Host] = true
 	return t.exec(`UPDATE hosts SET failures = failures + 1, failed_at = $1 WHERE id = $2`, micros(t.now), string(r.Host))

@@ -43,6 +43,10 @@ func Sample() *Store {
 			Failures: 1, FailedAt: before(4 * time.Minute), Failure: "booting for longer than 5m0s",
 			Error: "403 Forbidden", ErrorAt: before(2 * time.Minute), Version: 4,
 		}},
+		Ages: map[string]fleet.RunnerHealth{
+			"macos-15": {Version: "2.330.0", Newest: "2.337.0", BehindSince: before(31 * 24 * time.Hour), Age: fleet.RunnerTooOld},
+			"linux":    {Age: fleet.RunnerUnknown},
+		},
 		Waits: map[fleet.JobID]fleet.Wait{
 			15: {Job: 15, Code: fleet.WaitBooting, Reason: "runner r-boot is booting on mini-1", Runner: "r-boot"},
 			14: {Job: 14, Code: fleet.WaitNoPool, Reason: "no pool has the labels gpu"},
@@ -99,7 +103,7 @@ func sampleRunners() []fleet.Runner {
 				fleet.StepImage: 40 * time.Millisecond, fleet.StepClone: 310 * time.Microsecond, fleet.StepBoot: 59*time.Second + 709690*time.Microsecond,
 				fleet.StepListener: 1250 * time.Millisecond, fleet.StepJob: 3 * time.Second,
 			},
-			ArmedAt: before(270 * time.Second), Observed: fleet.ObservedBusy, HoldsSlot: true, HasConfig: true, Progress: "step 3",
+			ArmedAt: before(270 * time.Second), Observed: fleet.ObservedBusy, HoldsSlot: true, HasConfig: true, Progress: "step 3", Runner: "2.330.0",
 			Registration: fleet.RegBusy, RunnerName: "mf-s1te-macos-15-busy", GitHubID: 901, Attempt: 1, Job: 12,
 			Since: before(4 * time.Minute), MovedAt: before(time.Minute), CreatedAt: before(5 * time.Minute), Version: 9,
 		},

@@ -27,6 +27,7 @@ type Store struct {
 	Moments    map[fleet.RunnerID][]fleet.Moment
 	Waits      map[fleet.JobID]fleet.Wait
 	Rolling    map[string]fleet.Rollout
+	Ages       map[string]fleet.RunnerHealth
 	Token      secret.Text // that NewEnrolment returns
 	Err        error       // if set, every call fails with it
 	Panic      any         // if set, every call panics with it
@@ -70,6 +71,19 @@ func (s *Store) Rolled() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.rolled)
+}
+
+// Health returns Ages.
+func (s *Store) Health(context.Context) (map[string]fleet.RunnerHealth, error) {
+	return s.Ages, s.trouble()
+}
+
+// Sentence speaks of runners that are too old.
+func (s *Store) Sentence(pool string, h fleet.RunnerHealth) string {
+	if h.Age != fleet.RunnerTooOld {
+		return ""
+	}
+	return "the runner of pool " + pool + " is too old"
 }
 
 // Rollouts returns Rolling.

@@ -241,6 +241,30 @@ func (e Registration) Valid() bool {
 	}
 }
 
+// Defines values for RunnerHealthAge.
+const (
+	RunnerHealthAgeCurrent RunnerHealthAge = "current"
+	RunnerHealthAgeOld     RunnerHealthAge = "old"
+	RunnerHealthAgeTooOld  RunnerHealthAge = "too_old"
+	RunnerHealthAgeUnknown RunnerHealthAge = "unknown"
+)
+
+// Valid indicates whether the value is a known member of the RunnerHealthAge enum.
+func (e RunnerHealthAge) Valid() bool {
+	switch e {
+	case RunnerHealthAgeCurrent:
+		return true
+	case RunnerHealthAgeOld:
+		return true
+	case RunnerHealthAgeTooOld:
+		return true
+	case RunnerHealthAgeUnknown:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for Step.
 const (
 	StepBoot     Step = "boot"
@@ -486,6 +510,9 @@ type Error struct {
 
 // Explanation Why a job is where it is.
 type Explanation struct {
+	// Alarms What is wrong with the pools that could serve it.
+	Alarms []string `json:"alarms,omitempty,omitzero"`
+
 	// Job A GitHub workflow job.
 	Job Job `json:"job"`
 
@@ -702,6 +729,10 @@ type Pool struct {
 	// for a pool whose image is a name. Images are references with a digest.
 	Rollout Rollout `json:"rollout,omitempty,omitzero"`
 
+	// Runner GitHub's runner in the pool's image, against the versions that GitHub has released. GitHub refuses one for
+	// which there has been a newer one for 30 days.
+	Runner RunnerHealth `json:"runner,omitempty,omitzero"`
+
 	// RunnerGroup The group at GitHub that its runners join.
 	RunnerGroup string `json:"runner_group,omitempty,omitzero"`
 
@@ -893,10 +924,40 @@ type Runner struct {
 	// Steps How long its steps took, those that are over. Left out before the first.
 	Steps []StepTime `json:"steps,omitempty,omitzero"`
 
+	// Version The version of GitHub's runner in it, as that names itself.
+	Version string `json:"version,omitempty,omitzero"`
+
 	// Wanted What the controller wants of a runner. `up`: a VM without a registration. `armed`: one with a
 	// registration. `drain`: gone, unless it runs a job. `gone`: gone.
 	Wanted Wanted `json:"wanted"`
 }
+
+// RunnerHealth GitHub's runner in the pool's image, against the versions that GitHub has released. GitHub refuses one for
+// which there has been a newer one for 30 days.
+type RunnerHealth struct {
+	// Age `unknown`: no guest has named its version yet, or no release is known. `current`. `old`: there has been a newer
+	// one for 20 days. `too_old`: for 30 days, or GitHub refuses it.
+	Age RunnerHealthAge `json:"age"`
+
+	// Alarm What is wrong and what to do about it. Left out if nothing is.
+	Alarm string `json:"alarm,omitempty,omitzero"`
+
+	// BehindSince When the first newer version came out, or was first seen where GitHub does not tell. Left out if there is none.
+	BehindSince time.Time `json:"behind_since,omitempty,omitzero"`
+
+	// Newest The newest version that is known.
+	Newest string `json:"newest,omitempty,omitzero"`
+
+	// Refused Whether GitHub has refused it as too old.
+	Refused bool `json:"refused,omitempty,omitzero"`
+
+	// Version Its version, as guests name it.
+	Version string `json:"version,omitempty,omitzero"`
+}
+
+// RunnerHealthAge `unknown`: no guest has named its version yet, or no release is known. `current`. `old`: there has been a newer
+// one for 20 days. `too_old`: for 30 days, or GitHub refuses it.
+type RunnerHealthAge string
 
 // RunnerPage One page of runners.
 type RunnerPage struct {

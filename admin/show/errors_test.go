@@ -79,7 +79,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		"no runner id":            {show.Options{Server: controller, Kind: "timeline"}, []string{`runner id ""`, "get runners"}},
 		"runner id of dots":       {show.Options{Server: controller, Kind: "timeline", ID: "../jobs"}, []string{"get runners"}},
 		"unknown kind":            {show.Options{Server: controller, Kind: "vms"}, []string{`"vms"`, "jobs, runners"}},
-		"unknown output":          {show.Options{Server: controller, Kind: "jobs", Output: "yaml"}, []string{`"yaml"`, "table or json"}},
+		"unknown output":          {show.Options{Server: controller, Kind: "jobs", Output: "yaml"}, []string{`"yaml"`, "table, wide or json"}},
 		"negative limit":          {show.Options{Server: controller, Kind: "jobs", Limit: -1}, []string{"limit -1"}},
 		"filter of another kind":  {show.Options{Server: controller, Kind: "pools", Filters: show.Filters{Phase: []string{"busy"}}}, []string{`"phase" is for runners, not for pools`}},
 		"in the clear":            {show.Options{Server: "http://minifleet.example.com", Kind: "jobs"}, []string{"in the clear"}},

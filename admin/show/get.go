@@ -33,6 +33,7 @@ const (
 const (
 	OutputTable = "table"
 	OutputJSON  = "json"
+	OutputWide  = "wide" // a table with more columns, of what has more
 )
 
 // Kinds lists what Get can show.
@@ -77,7 +78,11 @@ func Get(ctx context.Context, o Options) error {
 			})
 		})
 	case KindRunners:
-		return printList(ctx, g, Runners, func(limit *int, cursor *string) (*http.Response, error) {
+		table := Runners
+		if o.Output == OutputWide {
+			table = RunnersWide
+		}
+		return printList(ctx, g, table, func(limit *int, cursor *string) (*http.Response, error) {
 			return client.ListRunners(ctx, &api.ListRunnersParams{
 				Pool: set(f.Pool), Host: set(f.Host), Phase: as[api.Phase](f.Phase), All: set(f.All), Limit: limit, Cursor: cursor,
 			})
@@ -115,8 +120,8 @@ func (o Options) checked() (Options, error) {
 	if o.Output == "" {
 		o.Output = OutputTable
 	}
-	if o.Output != OutputTable && o.Output != OutputJSON {
-		errs = append(errs, fmt.Errorf("output %q: want table or json", o.Output))
+	if o.Output != OutputTable && o.Output != OutputJSON && o.Output != OutputWide {
+		errs = append(errs, fmt.Errorf("output %q: want table, wide or json", o.Output))
 	}
 	if o.Limit < 0 {
 		errs = append(errs, fmt.Errorf("limit %d: want a whole number from 1", o.Limit))

@@ -31,7 +31,7 @@ const operatorToken = "operator-token-of-the-tests"
 func serve(t *testing.T, store *admintest.Store, pools []fleet.Pool) string {
 	t.Helper()
 	server, err := admin.New(admin.Config{
-		Token: secret.New(operatorToken), Store: store, Explainer: store, Enroller: store, Roller: store, Pools: pools, Now: admintest.Now,
+		Token: secret.New(operatorToken), Store: store, Explainer: store, Enroller: store, Roller: store, Runners: store, Pools: pools, Now: admintest.Now,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -61,6 +61,7 @@ func TestTables(t *testing.T) {
 		"jobs":             {Kind: show.KindJobs},
 		"jobs-limited":     {Kind: show.KindJobs, Limit: 2, Filters: show.Filters{State: []string{"queued", "waiting"}}},
 		"runners":          {Kind: show.KindRunners, Filters: show.Filters{All: true}},
+		"runners-wide":     {Kind: show.KindRunners, Output: show.OutputWide},
 		"hosts":            {Kind: show.KindHosts},
 		"pools":            {Kind: show.KindPools},
 		"deliveries":       {Kind: show.KindDeliveries, Filters: show.Filters{Status: "failed"}},

@@ -65,6 +65,32 @@ func Runners(w io.Writer, runners []api.Runner, now time.Time) error {
 	return table(w, []string{"ID", "POOL", "HOST", "PHASE", "AGE", "JOB", "NOTE"}, rows)
 }
 
+// RunnersWide is Runners with their versions, images and names at GitHub.
+func RunnersWide(w io.Writer, runners []api.Runner, now time.Time) error {
+	if len(runners) == 0 {
+		return Runners(w, runners, now)
+	}
+	rows := make([][]string, len(runners))
+	for i, r := range runners {
+		rows[i] = []string{
+			r.ID, r.Pool, firstOf(r.HostName, r.Host), string(r.Phase), age(r.Since, now), r.Version, r.Image, r.Scope, r.RunnerName,
+			firstOf(r.Failure, r.Retired, r.Progress, r.Result, r.Reason),
+		}
+	}
+	return table(w, []string{"ID", "POOL", "HOST", "PHASE", "AGE", "VERSION", "IMAGE", "SCOPE", "AT GITHUB", "NOTE"}, rows)
+}
+
+// runnerAge is a pool's runner in short.
+func runnerAge(h api.RunnerHealth) string {
+	switch {
+	case h.Refused:
+		return firstOf(h.Version, "?") + " (REFUSED)"
+	case h.Age == api.RunnerHealthAgeOld || h.Age == api.RunnerHealthAgeTooOld:
+		return h.Version + " (" + strings.ToUpper(strings.ReplaceAll(string(h.Age), "_", " ")) + ")"
+	}
+	return h.Version
+}
+
 // Hosts prints a table of hosts.
 func Hosts(w io.Writer, hosts []api.Host, now time.Time) error {
 	if len(hosts) == 0 {
@@ -101,10 +127,10 @@ func Pools(w io.Writer, pools []api.Pool, _ time.Time) error {
 		}
 		rows[i] = []string{
 			p.Name, strings.Join(p.Labels, ","), strings.Join(p.Scopes, ","), p.Image,
-			strconv.Itoa(p.Standby), most, counts(p.Runners), rolling(p.Rollout),
+			strconv.Itoa(p.Standby), most, counts(p.Runners), runnerAge(p.Runner), rolling(p.Rollout),
 		}
 	}
-	return table(w, []string{"NAME", "LABELS", "SCOPES", "IMAGE", "STANDBY", "MAX", "RUNNERS", "ROLLOUT"}, rows)
+	return table(w, []string{"NAME", "LABELS", "SCOPES", "IMAGE", "STANDBY", "MAX", "RUNNERS", "RUNNER", "ROLLOUT"}, rows)
 }
 
 // counts lists how many runners are in each phase, the most first.
@@ -242,6 +268,9 @@ func Explanation(w io.Writer, e api.Explanation, now time.Time) error {
 		if len(r.Steps) > 0 {
 			lines = append(lines, "its time: "+stepsLine(r.Steps))
 		}
+	}
+	for _, alarm := range e.Alarms {
+		lines = append(lines, "alarm: "+alarm)
 	}
 	for _, line := range lines {
 		if err := say(w, line); err != nil {

@@ -47,7 +47,7 @@ type getCommand struct {
 	client
 	Kind   string `arg:"" enum:"jobs,runners,hosts,pools,deliveries,explain,timeline" help:"What to list: jobs, runners, hosts, pools, deliveries; or explain JOB, timeline RUNNER."`
 	ID     string `arg:"" optional:"" name:"id" help:"Job for explain, runner for timeline."`
-	Output string `short:"o" default:"table" enum:"table,json" help:"table or json."`
+	Output string `short:"o" default:"table" enum:"table,wide,json" help:"table, wide (more of runners) or json."`
 	Limit  int    `default:"100" help:"Most rows."`
 
 	State  []string `help:"Jobs or hosts in these states."`

@@ -94,6 +94,18 @@ func (p gitHubPort) Registration(ctx context.Context, scope fleet.Scope, id int6
 	return listed(r), ok, inDomain(err)
 }
 
+// OfferedRunners returns the versions of the runner that a scope is offered.
+func (p gitHubPort) OfferedRunners(ctx context.Context, scope fleet.Scope) ([]string, error) {
+	list, err := p.app.OfferedRunners(ctx, scope)
+	return list, inDomain(err)
+}
+
+// RunnerReleases returns the newest releases of the runner with their dates.
+func (p gitHubPort) RunnerReleases(ctx context.Context, scope fleet.Scope) ([]fleet.RunnerRelease, error) {
+	list, err := p.app.RunnerReleases(ctx, scope)
+	return list, inDomain(err)
+}
+
 func listed(r githubapp.Runner) fleet.Listed {
 	return fleet.Listed{ID: r.ID, Name: r.Name, Online: r.Online, Busy: r.Busy}
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/minifleet/minifleet/hosts/protocol"
 	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/reconcile"
+	"github.com/minifleet/minifleet/releases"
 	"github.com/minifleet/minifleet/rollout"
 	"github.com/minifleet/minifleet/scalesets"
 	"github.com/minifleet/minifleet/secret"
@@ -94,6 +95,7 @@ type controller struct {
 	runs  *reconcile.Origins
 	sets  *scalesets.Sets
 	tags  *rollout.Tracker
+	ages  *releases.Watch
 	// images finds what the tags name.
 	images *resolver
 	// installed is written to when a delivery told of an installation.
@@ -169,6 +171,7 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 	if c.sets, err = c.scaleSets(pools, log.With("part", "scalesets")); err != nil {
 		return nil, err
 	}
+	c.ages = releases.New(releases.Config{Store: c.store, GitHub: gitHubPort{c.app}, Pools: pools, Log: log.With("part", "releases")})
 	agents := cfg.Agents.listener().in(dir)
 	pin := ""
 	if cfg.Agents.PinCertificate {
@@ -189,7 +192,7 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 		return nil, err
 	}
 	api, err := admin.New(admin.Config{
-		Token: cfg.Admin.Token, Store: c.store, Explainer: c.loop, Enroller: fleetHosts, Roller: c.tags, Pools: pools,
+		Token: cfg.Admin.Token, Store: c.store, Explainer: c.loop, Enroller: fleetHosts, Roller: c.tags, Runners: c.ages, Pools: pools,
 		HostDeadline: cfg.Timing.HostDeadline, Ready: (&readiness{ping: c.store.Ping}).ready, Version: program.Version(), Log: log.With("part", "admin"),
 	})
 	if err != nil {
@@ -369,6 +372,7 @@ func (c *controller) run(ctx context.Context, parts *program.Parts) error {
 	run("GitHub's runs", func() error { return c.runs.Run(ctx) })
 	run("the queues of scale sets", func() error { return c.sets.Run(ctx) })
 	run("the tags of images", func() error { return c.tags.Run(ctx) })
+	run("the runner's releases", func() error { return c.ages.Run(ctx) })
 	run("the list of installations", func() error {
 		return c.every(ctx, c.cfg.GitHub.InstallationRefresh, c.installed, "installations not read", c.refreshInstallations)
 	})

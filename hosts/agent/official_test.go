@@ -55,6 +55,19 @@ func TestWhatOfTheOfficialRunnerReachesTheController(t *testing.T) {
 			if got.Result != tt.result || (got.Failure == "") != (tt.failure == "") || !strings.Contains(got.Failure, tt.failure) || !got.HasConfig || got.HoldsSlot {
 				t.Errorf("reported as %+v, want result %q and failure %q", got, tt.result, tt.failure)
 			}
+			if named := strings.Contains(string(readFile(t, filepath.Join(official, tt.recording+".recording"))), "Current runner version: '2.336.0'"); named != (got.RunnerVersion == "2.336.0") ||
+				got.RunnerRefused != strings.HasPrefix(tt.recording, "version-refused") {
+				t.Errorf("of its version it reports %q, refused %t", got.RunnerVersion, got.RunnerRefused)
+			}
 		})
 	}
+}
+
+func readFile(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }

@@ -273,6 +273,8 @@ func (s *service) showSeen() {
 		s.watch.onto(&v.Took)
 		job := s.seen.Runner.Job
 		v.JobRepository, v.JobRun, v.JobRefused = job.Repository, job.Run, job.Refused
+		v.RunnerVersion = s.seen.Runner.Version
+		v.RunnerRefused = s.seen.Runner.Outcome == guest.OutcomeRefused
 		if s.seen.Runner.Result != "" {
 			v.Result = string(s.seen.Runner.Result)
 		}

@@ -237,6 +237,10 @@ type RunnerReport struct {
 	JobRun        int64     `json:"job_run,omitempty"`
 	JobRefused    string    `json:"job_refused,omitempty"`
 	Took          StepTimes `json:"took,omitzero"`
+	// RunnerVersion is that of GitHub's runner in the guest, as it names itself;
+	// RunnerRefused says that GitHub refuses that version as too old.
+	RunnerVersion string `json:"runner_version,omitempty"`
+	RunnerRefused bool   `json:"runner_refused,omitempty"`
 }
 
 // StepTimes is how long each step of a runner took, in microseconds and by a clock that
