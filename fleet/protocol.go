@@ -52,8 +52,8 @@ type RunnerReport struct {
 	JobRepository string
 	JobRun        int64
 	JobRefused    string
-	Runner    string // version of GitHub's runner in the guest, "" while that has not named it
-	Refused   bool   // GitHub refuses that version as too old
+	Runner        string // version of GitHub's runner in the guest, "" while that has not named it
+	Refused       bool   // GitHub refuses that version as too old
 	// For a runner that the controller does not know, or knows less of.
 	Pool       string
 	Scope      Scope

@@ -33,22 +33,25 @@ var migrations embed.FS
 // Config says where the state lives.
 type Config struct {
 	Path string // of the SQLite file; its folder must exist
+	Copy CopyAs // what a copied database is to be from now on
 	Log  *slog.Logger
 	Now  func() time.Time // nil: time.Now
 }
 
 // Store is the open database. It is safe for concurrent use.
 type Store struct {
-	path  string
-	file  fs.FileInfo // what was opened there
-	lock  *flock.Flock
-	write *sql.DB // one connection
-	read  *sql.DB
-	log   *slog.Logger
-	now   func() time.Time
-	site  string
-	epoch int64
-	watch watchers
+	path   string
+	file   fs.FileInfo // what was opened there
+	lock   *flock.Flock
+	write  *sql.DB // one connection
+	read   *sql.DB
+	log    *slog.Logger
+	now    func() time.Time
+	site   string
+	as     CopyAs
+	copied bool // see Copied
+	epoch  int64
+	watch  watchers
 
 	mirror   *mirror
 	requests chan *request
@@ -73,7 +76,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		return nil, errors.New("database: no path given")
 	}
 	s := &Store{
-		path: c.Path, log: c.Log, now: c.Now, mirror: newMirror(),
+		path: c.Path, as: c.Copy, log: c.Log, now: c.Now, mirror: newMirror(),
 		requests: make(chan *request), quit: make(chan struct{}), written: make(chan struct{}), prepared: map[string]*sql.Stmt{},
 	}
 	go s.writeAll() // Close waits for it
@@ -127,6 +130,9 @@ func (s *Store) prepare(ctx context.Context) error {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	crashpoint.Reached(crashpoint.StoreMigrated)
+	if err := s.settle(ctx, s.as); err != nil {
+		return err
+	}
 	if err := s.mirror.load(ctx, s.read, s.now()); err != nil {
 		return err
 	}

@@ -75,7 +75,7 @@ func (p gitHubPort) RunJobs(ctx context.Context, repo fleet.Scope, run int64) ([
 
 // mintPort makes each registration where its pool's demand comes from.
 type mintPort struct {
-	gitHubPort
+	sparing
 	sets *scalesets.Sets
 }
 

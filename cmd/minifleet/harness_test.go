@@ -131,6 +131,7 @@ type site struct {
 	agents, admin, webhook string // sections
 	secrets                string // lines of the section github
 	timing                 string
+	args                   []string // more of serve
 	pools                  string
 }
 
@@ -222,7 +223,7 @@ func (s *site) start(c *served, said map[string]*string) {
 	out, in := io.Pipe()
 	go func() {
 		defer close(c.ended)
-		c.err = run(ctx, []string{"serve", "--config", config}, strings.NewReader(""), in, c.log, nothing)
+		c.err = run(ctx, append([]string{"serve", "--config", config}, s.args...), strings.NewReader(""), in, c.log, nothing)
 		in.CloseWithError(io.EOF)
 	}()
 	s.t.Cleanup(func() {

@@ -40,7 +40,21 @@ import (
 )
 
 type serveCommand struct {
-	Config string `short:"c" required:"" type:"existingfile" help:"Configuration file (YAML)."`
+	Config      string `short:"c" required:"" type:"existingfile" help:"Configuration file (YAML)."`
+	ReplacesOld bool   `xor:"copy" help:"Of a database restored elsewhere: the controller that it was copied from is gone for good."`
+	NewSite     bool   `xor:"copy" help:"Of a database copied from a controller that goes on: be another site, without its hosts and runners."`
+}
+
+// copyAs says what a copied database is to be.
+func (c serveCommand) copyAs() store.CopyAs {
+	switch {
+	case c.ReplacesOld:
+		return store.CopyReplaces
+	case c.NewSite:
+		return store.CopyNewSite
+	default:
+		return store.CopyUndecided
+	}
 }
 
 // Help lists what the configuration can hold.
@@ -57,6 +71,7 @@ func (c serveCommand) Run(s *surroundings) error {
 	if err != nil {
 		return err
 	}
+	cfg.copyAs = c.copyAs()
 	log, err := program.NewLog(s.stderr, cfg.LogLevel, cfg.LogFormat)
 	if err != nil {
 		return err
@@ -128,8 +143,13 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 			err = errors.Join(err, c.close())
 		}
 	}()
-	if c.store, err = store.Open(ctx, store.Config{Path: under(dir, cfg.Database), Log: log}); err != nil {
+	if c.store, err = store.Open(ctx, store.Config{Path: under(dir, cfg.Database), Copy: cfg.copyAs, Log: log}); err != nil {
 		return nil, err
+	}
+	var before time.Time
+	if c.store.Copied() {
+		before = time.Now()
+		log.Error("the database is a copy: registrations from before are left alone until serve is told what it is", "do", "give --replaces-old or --new-site")
 	}
 	if c.app, err = githubapp.New(githubapp.Config{
 		AppID: cfg.GitHub.AppID, PrivateKey: cfg.GitHub.PrivateKey, BaseURL: cfg.GitHub.URL, Transport: with.github,
@@ -149,7 +169,7 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 		return nil, err
 	}
 	c.loop = autoscaler.New(autoscaler.Config{
-		Store: c.store, GitHub: gitHubPort{c.app}, Pools: pools, Repair: cfg.Timing.Repair,
+		Store: c.store, GitHub: sparing{gitHubPort{c.app}, before}, Pools: pools, Repair: cfg.Timing.Repair,
 		Rules:  autoscaler.Rules{HostDeadline: cfg.Timing.HostDeadline, MintsPerMinute: cfg.GitHub.MintsPerMinute, Images: cfg.Images.rules()},
 		Fresh:  func() bool { return fresh(c.lists, c.sets) },
 		Policy: func(st fleet.State) map[fleet.JobID]fleet.Verdict { return c.runs.Verdicts(st) },
@@ -162,8 +182,8 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 		Store: c.store, GitHub: gitHubPort{c.app}, Learn: c.hooks.LearnRun, Pools: pools, Log: log.With("part", "reconcile"),
 	})
 	c.lists = reconcile.New(reconcile.Config{
-		Store: c.store, GitHub: gitHubPort{c.app}, Learn: c.hooks.Learn, Pools: pools,
-		Ours:  func(name string) bool { return githubapp.OfSite(c.store.Site(), name) },
+		Store: c.store, GitHub: sparing{gitHubPort{c.app}, before}, Learn: c.hooks.Learn, Pools: pools,
+		Ours:  func(name string) bool { return !c.store.Copied() && githubapp.OfSite(c.store.Site(), name) },
 		Every: cfg.Timing.Reconcile, Percent: cfg.GitHub.PollPercent, Absence: cfg.Timing.Absence, HostDeadline: cfg.Timing.HostDeadline,
 		Wake: c.loop.Wake, Log: log.With("part", "reconcile"),
 	})
@@ -184,7 +204,7 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 		log.Warn("the key for hosts' tokens is not kept; until the next start another one does", slog.Any("error", err))
 	}
 	fleetHosts, err := hosts.New(hosts.Config{
-		Store: c.store, GitHub: mintPort{gitHubPort{c.app}, c.sets}, Pools: pools, Name: githubapp.RunnerName, Reported: c.loop.Reported,
+		Store: c.store, GitHub: mintPort{sparing{gitHubPort{c.app}, before}, c.sets}, Pools: pools, Name: githubapp.RunnerName, Reported: c.loop.Reported,
 		Poll: cfg.Timing.Poll, Live: cfg.Timing.HostDeadline, Lease: cfg.Timing.Lease, EndGrace: cfg.Timing.EndGrace,
 		CertificatePin: pin, PeerKey: peerKey, Log: log.With("part", "hosts"),
 	})

@@ -17,6 +17,7 @@ import (
 	"github.com/minifleet/minifleet/imagecache/manifest"
 	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/secret"
+	"github.com/minifleet/minifleet/store"
 	"github.com/minifleet/minifleet/trust"
 )
 
@@ -36,6 +37,8 @@ type settings struct {
 	LogFormat  string          `yaml:"log_format" default:"text" help:"text or json"`
 	KeepEvents time.Duration   `yaml:"keep_payloads" default:"168h" help:"how long payloads of deliveries are kept"`
 	KeepPast   time.Duration   `yaml:"keep_history" default:"720h" help:"how long ended jobs, runners and deliveries are kept"`
+
+	copyAs store.CopyAs // by serve's flags: what a copied database is to be
 }
 
 // listener is where one kind of callers is served.

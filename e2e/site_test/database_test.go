@@ -174,7 +174,7 @@ func TestDatabaseIsRefusedAtTheStart(t *testing.T) {
 		if err := errors.Join(os.Chmod(s.dir, 0o777), os.WriteFile(path, good, 0o600), os.Chmod(path, 0o600), os.WriteFile(path+".lock", lock, 0o600)); err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range []string{"minifleet.db", "minifleet.db.lock", "minifleet.db.peer-key", "app.pem", "webhook.secret", "admin.token", "controller.yaml"} {
+		for _, name := range []string{"minifleet.db", "minifleet.db.lock", "minifleet.db.place", "minifleet.db.peer-key", "app.pem", "webhook.secret", "admin.token", "controller.yaml"} {
 			give(t, user, s.path(name))
 		}
 	}
