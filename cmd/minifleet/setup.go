@@ -29,7 +29,7 @@ type setupCreate struct {
 	Org            string        `help:"Organization that owns the App and has the runners; without it, your own account."`
 	Repo           []string      `help:"Repository (owner/name) that has runners of its own; may be repeated. Needs the permission Administration."`
 	Name           string        `help:"Name of the App: at most 34 characters, unlike all others at GitHub. You can change it in the browser."`
-	WebhookURL     string        `help:"Where GitHub delivers: https://HOST/webhook. Without it nobody is called, and the controller reads deliveries from GitHub."`
+	WebhookURL     string        `help:"Where GitHub delivers: https://HOST/webhook. Without it nothing has to reach the controller: it pulls deliveries from GitHub."`
 	WebhookAddress string        `default:"127.0.0.1:8080" help:"Where the controller takes deliveries; the URL leads here."`
 	GitHub         string        `name:"github" default:"https://github.com" help:"Enterprise Server or tenant of GHE.com: https://HOST."`
 	Dir            string        `default:"." help:"Folder for minifleet.yaml and the files with secrets."`

@@ -42,7 +42,7 @@ type Checker struct {
 	API    string // REST base
 	Client *http.Client
 	Pools  []fleet.Pool
-	// Pulls says that the site reads deliveries from GitHub, and that nobody is called.
+	// Pulls says that the site reads deliveries from GitHub's list.
 	Pulls bool
 	Now   func() time.Time // nil: time.Now
 }
@@ -172,26 +172,27 @@ func (i *inspection) hook(ctx context.Context) {
 		i.add(Fault, "webhook", "", "set it at "+at, "%v", err)
 		return
 	}
-	grave := Fault
-	if i.Pulls {
-		grave = Warn
-	}
 	before := len(i.found)
 	u, err := url.Parse(h.URL)
 	switch {
+	case i.Pulls && h.URL == nowhere:
+		i.add(OK, "webhook", "", "", "leads nowhere: deliveries are read from GitHub's list")
+		return
 	case i.Pulls && h.URL == "":
-		i.add(Warn, "webhook", "", "set "+unusedHook+" and *Active* at "+at, "there is no URL: GitHub then makes no deliveries that could be read")
-	case h.URL == "" || h.URL == unusedHook:
-		if !i.Pulls {
-			i.add(Warn, "webhook", "", "set one at "+at+" if GitHub can reach the controller", "there is no URL: jobs are found by asking GitHub alone, which takes minutes")
-			return
-		}
+		i.add(Fault, "webhook", "", "make it active with the URL "+nowhere+" at "+at, "there is none, so that GitHub makes no deliveries that could be pulled")
+		return
+	case i.Pulls:
+		i.add(Warn, "webhook", "", "set the URL "+nowhere+" at "+at, "whoever answers at %s reads what the controller pulls", h.URL)
+		return
+	case h.URL == "" || h.URL == nowhere:
+		i.add(Fault, "webhook", "", "set the controller's at "+at+", or github.deliveries: pull", "its URL leads nowhere: jobs are found in GitHub's lists alone, which takes minutes")
+		return
 	case err != nil || u.Host == "":
-		i.add(grave, "webhook", "", "set it at "+at, "%q is no URL", h.URL)
+		i.add(Fault, "webhook", "", "set it at "+at, "%q is no URL", h.URL)
 	case u.Scheme != "https":
 		i.add(Warn, "webhook", "", "use https at "+at, "%s goes in clear over the network", h.URL)
 	}
-	if !h.HasSecret && !i.Pulls {
+	if !h.HasSecret {
 		i.add(Fault, "webhook", "", "put the content of github.webhook_secret_file at "+at, "it has no secret: the controller refuses what is not signed")
 	}
 	if h.ContentType != "" && h.ContentType != "json" {
@@ -201,15 +202,8 @@ func (i *inspection) hook(ctx context.Context) {
 		i.add(Warn, "webhook", "", "enable SSL verification at "+at, "GitHub does not check the receiver's certificate")
 	}
 	if len(i.found) == before {
-		i.add(OK, "webhook", "", "", "%s", orNone(h.URL))
+		i.add(OK, "webhook", "", "", "%s", h.URL)
 	}
-}
-
-func orNone(s string) string {
-	if s == "" || s == unusedHook {
-		return "nobody is called, and nobody needs to be: deliveries are read from GitHub"
-	}
-	return s
 }
 
 func (i *inspection) installations(ctx context.Context) bool {

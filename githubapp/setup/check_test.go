@@ -171,18 +171,22 @@ func TestCheckFinds(t *testing.T) {
 			x.c.Pulls = true
 			x.must(x.sim.SetWebhook("http://127.0.0.1:1/webhook", secret.Text{}))
 			x.delivered()
-		}, []string{"ok deliveries", "read from GitHub"}},
-		{"nothing to read", func(x *checked) { x.c.Pulls = true }, []string{"warn webhook", "no deliveries that could be read"}},
+		}, []string{"ok deliveries", "can be pulled"}},
+		{"pulled by whoever listens", func(x *checked) {
+			x.c.Pulls = true
+			x.must(x.sim.SetWebhook("http://127.0.0.1:1/webhook", secret.Text{}))
+		}, []string{"warn webhook", "whoever answers at http://127.0.0.1:1/webhook"}},
+		{"nothing to pull", func(x *checked) { x.c.Pulls = true }, []string{"fault webhook", "https://webhook.invalid/"}},
 		{"some failed", func(x *checked) {
 			x.must(x.sim.SetWebhook("http://127.0.0.1:1/webhook", secret.Text{}))
 			x.delivered()
 			x.hooked(x.sim.WebhookSecret())
 		}, []string{"warn deliveries", "1 of the last 2 failed"}},
-		{"no hook", func(*checked) {}, []string{"warn webhook", "no URL"}},
+		{"no hook", func(*checked) {}, []string{"fault webhook", "leads nowhere", "github.deliveries: pull"}},
 		{"form", func(x *checked) { x.set("content_type", "form") }, []string{"warn webhook", "content type is form"}},
 		{"certificates not checked", func(x *checked) { x.set("insecure_ssl", "1") }, []string{"warn webhook", "does not check"}},
-		{"clock ahead", func(x *checked) { x.skew(-2 * time.Minute) }, []string{"fault clock", "2m0s ahead of"}},
-		{"clock behind", func(x *checked) { x.skew(5 * time.Minute) }, []string{"fault clock", "5m0s behind"}},
+		{"clock ahead", func(x *checked) { x.skew(-2 * time.Minute) }, []string{"fault clock", "ahead of GitHub's: it refuses"}},
+		{"clock behind", func(x *checked) { x.skew(5 * time.Minute) }, []string{"fault clock", "behind GitHub's: it refuses"}},
 		{"clock a bit off", func(x *checked) { x.skew(40 * time.Second) }, []string{"warn clock", "behind"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -26,11 +26,10 @@ func configuration(server Server, app githubapp.Self, wish Wish, scopes []fleet.
 	for _, s := range scopes {
 		list = append(list, s.String())
 	}
-	webhook := fmt.Sprintf("# GitHub delivers to %s: bring that here, through a proxy that ends TLS\nwebhook:\n  address: %s\n",
-		oneLine(wish.Hook), cmp.Or(wish.Address, "127.0.0.1:8080"))
-	secret := "webhook_secret_file: " + SecretFile
+	hook := fmt.Sprintf("# GitHub delivers to %s: bring that here, through a proxy that ends TLS\nwebhook:\n  address: %s\n", oneLine(wish.Hook), cmp.Or(wish.Address, "127.0.0.1:8080"))
+	deliveries := ""
 	if wish.Hook == "" {
-		webhook, secret = "", "# Nothing has to reach this machine: deliveries are read from GitHub\n  deliveries: pull"
+		hook, deliveries = "", "  deliveries: pull # nothing has to reach this machine\n"
 	}
 	return fmt.Sprintf(`# Made by minifleet setup for the GitHub App %s: %s
 # All keys with their defaults: minifleet config keys. What is wrong: minifleet config check FILE, minifleet setup check --config FILE
@@ -47,15 +46,15 @@ github:
   url: %s
   app_id: %d
   private_key_file: %s
-  %s
-
+  webhook_secret_file: %s
+%s
 pools:
   - name: macos
     labels: [self-hosted, macOS, ARM64]
     scopes: [%s]
     # A folder of that name on every host, or a reference: gs://, oci:// or file://
     image: macos
-`, oneLine(app.Name), oneLine(app.HTMLURL), webhook, TokenFile, server.API, app.ID, KeyFile, secret, strings.Join(list, ", "))
+`, oneLine(app.Name), oneLine(app.HTMLURL), hook, TokenFile, server.API, app.ID, KeyFile, SecretFile, deliveries, strings.Join(list, ", "))
 }
 
 // oneLine keeps foreign words within a comment.

@@ -16,9 +16,10 @@ import (
 // maxName is how long the name of an App may be.
 const maxName = 34
 
-// unusedHook stands where nobody is to be called: GitHub makes deliveries only to a hook
-// that is switched on, and then shows them to who asks. No such name exists (RFC 6761).
-const unusedHook = "https://minifleet.invalid/webhook"
+// nowhere is where GitHub delivers to when its deliveries are pulled: of a hook that is
+// switched off it makes none (assumed, not seen). No such name exists (RFC 6761), so
+// that nobody reads them there.
+const nowhere = "https://webhook.invalid/"
 
 // Needs are the permissions that an App must have to serve scopes, each by what it
 // is for (https://docs.github.com/en/rest/authentication/permissions-required-for-github-apps).
@@ -49,7 +50,7 @@ type Wish struct {
 	Org     string        // organization that will own the App; "" is the person's own account
 	Scopes  []fleet.Scope // where its runners will register; empty: repositories of the person's account
 	Name    string        // at most 34 characters, unlike all Apps of that GitHub
-	Hook    string        // URL that GitHub delivers to; "" where deliveries are read from GitHub
+	Hook    string        // URL that GitHub delivers to; "" where deliveries are pulled
 	Address string        // where the controller takes deliveries; "" is 127.0.0.1:8080
 	Public  bool          // others may install it too
 }
@@ -103,7 +104,7 @@ type hookAttributes struct {
 
 // manifest is the App as GitHub's form takes it.
 func (w Wish) manifest(redirect string) (string, error) {
-	hook := hookAttributes{URL: cmp.Or(w.Hook, unusedHook), Active: true}
+	hook := hookAttributes{URL: cmp.Or(w.Hook, nowhere), Active: true}
 	text, err := json.Marshal(struct {
 		Name        string            `json:"name"`
 		URL         string            `json:"url"`
