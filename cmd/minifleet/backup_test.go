@@ -46,10 +46,11 @@ func TestBackupAndRestore(t *testing.T) {
 	if err := os.Rename(s.path("copy.db"), s.path("state.db")); err != nil {
 		t.Fatal(err)
 	}
-	// The copy knows the first job alone; GitHub's lists bring back what is not over.
+	// The copy knows the first job alone; GitHub's lists bring back what is not over, and its
+	// list of deliveries what it could not deliver meanwhile.
 	c = s.serve()
-	want := []string{fmt.Sprint(open.JobIDs[0]), fmt.Sprint(first.JobIDs[0])}
-	eventually(t, "the job that the copy lacks and GitHub has is known", func() bool { return len(c.list("jobs")) > 1 })
+	want := []string{fmt.Sprint(open.JobIDs[0]), fmt.Sprint(ended.JobIDs[0]), fmt.Sprint(first.JobIDs[0])}
+	eventually(t, "the jobs that the copy lacks and GitHub has are known", func() bool { return len(c.list("jobs")) > 2 })
 	if ids := c.list("jobs").column("id"); !slices.Equal(ids, want) {
 		t.Errorf("jobs after the restore: %v, want %v", ids, want)
 	}
