@@ -321,8 +321,11 @@ const (
 	WaitCodeNoHost      WaitCode = "no_host"
 	WaitCodeNoPool      WaitCode = "no_pool"
 	WaitCodeNoSlot      WaitCode = "no_slot"
+	WaitCodeNotAssigned WaitCode = "not_assigned"
 	WaitCodePolicy      WaitCode = "policy"
 	WaitCodePoolLimit   WaitCode = "pool_limit"
+	WaitCodeQueueLimit  WaitCode = "queue_limit"
+	WaitCodeRefused     WaitCode = "refused"
 	WaitCodeRegistering WaitCode = "registering"
 	WaitCodeUnnamed     WaitCode = "unnamed"
 	WaitCodeUnreachable WaitCode = "unreachable"
@@ -349,9 +352,15 @@ func (e WaitCode) Valid() bool {
 		return true
 	case WaitCodeNoSlot:
 		return true
+	case WaitCodeNotAssigned:
+		return true
 	case WaitCodePolicy:
 		return true
 	case WaitCodePoolLimit:
+		return true
+	case WaitCodeQueueLimit:
+		return true
+	case WaitCodeRefused:
 		return true
 	case WaitCodeRegistering:
 		return true
@@ -1018,7 +1027,9 @@ type Wait struct {
 	// no digest of its pool's image is known yet. `no_host`:
 	// no host can run the pool. `no_slot`: every slot is taken. `backoff`: the pool failed several
 	// times in a row and is left alone for a while. `unreachable`: the only fitting hosts are not
-	// heard from.
+	// heard from. `not_assigned`: runners listened for it and GitHub gave it to none. `refused`: GitHub
+	// refuses the pool's registrations where the job is. `queue_limit`: it is queued for so long that
+	// GitHub has cancelled it, or will.
 	Code WaitCode `json:"code"`
 
 	// Reason The reason as a sentence.
@@ -1037,7 +1048,9 @@ type Wait struct {
 // no digest of its pool's image is known yet. `no_host`:
 // no host can run the pool. `no_slot`: every slot is taken. `backoff`: the pool failed several
 // times in a row and is left alone for a while. `unreachable`: the only fitting hosts are not
-// heard from.
+// heard from. `not_assigned`: runners listened for it and GitHub gave it to none. `refused`: GitHub
+// refuses the pool's registrations where the job is. `queue_limit`: it is queued for so long that
+// GitHub has cancelled it, or will.
 type WaitCode string
 
 // Wanted What the controller wants of a runner. `up`: a VM without a registration. `armed`: one with a
