@@ -161,6 +161,8 @@ func TestAlarmAtBothEdges(t *testing.T) {
 		if asked < 30*8 || asked > 36*8 {
 			t.Errorf("GitHub was asked %d times in 33 days", asked)
 		}
+		b.says(fleet.PoolRunner{Pool: "mac", Version: "2.336.0", RefusedAt: time.Now()})
+		after(3*time.Hour, "ERROR", "too old", "refused=true") // what was feared has come
 		b.says(fleet.PoolRunner{Pool: "mac", Version: "2.338.0"})
 		after(3*time.Hour, "INFO", "recent again")
 		b.says(fleet.PoolRunner{Pool: "mac", Version: "2.338.0", RefusedAt: time.Now()})
