@@ -94,7 +94,7 @@ func (s *set) run(ctx context.Context) {
 		}
 		failures++
 		wait := min(s.c.Retry<<min(failures-1, 6), time.Minute)
-		wait += time.Duration(rand.Int64N(int64(wait)/4 + 1)) //nolint:gosec // no secret: so that not all come back at once
+		wait += time.Duration(rand.Int64N(int64(wait)/4 + 1)) // so that not all come back at once
 		var limited *fleet.RateLimited
 		switch {
 		case errors.As(err, &limited):
