@@ -37,6 +37,8 @@ func (s *server) called(ctx context.Context, free bool) error {
 		return fmt.Errorf("list: %w", err)
 	}
 	time.Sleep(50 * time.Millisecond)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	now := time.Now()
 	if !now.Before(s.reset) {
 		s.reset, s.remaining = now.Add(time.Hour), s.limit
@@ -67,7 +69,7 @@ func (s *server) ActiveJobs(ctx context.Context, repo fleet.Scope) ([]fleet.JobN
 			return nil, err
 		}
 	}
-	s.looks[repo.Repo] = append(s.looks[repo.Repo], time.Now())
+	s.set(func() { s.looks[repo.Repo] = append(s.looks[repo.Repo], time.Now()) })
 	return nil, nil
 }
 
@@ -84,6 +86,12 @@ func (s *server) Job(ctx context.Context, repo fleet.Scope, id fleet.JobID) (fle
 		return fleet.JobNews{}, false, err
 	}
 	return s.world.Job(ctx, repo, id)
+}
+
+// used returns the calls so far that were not free, and the repositories that were read.
+func (s *server) used() (calls, repos int) {
+	s.set(func() { calls, repos = len(s.spent), len(s.looks) })
+	return calls, repos
 }
 
 // most returns the most calls of any hour.
@@ -235,7 +243,7 @@ func TestFloors(t *testing.T) {
 				s.books[1] = fleet.Job{}.Learn(fleet.JobNews{Event: fleet.ToldInProgress, Job: j}, time.Now())
 				s.at(1, fleet.SeenCompleted)
 			}, func(t *testing.T, s *server, _ *reconcile.Reconciler) {
-				looked := len(s.spent)
+				looked, _ := s.used()
 				s.set(func() { // its runner has ended
 					s.runners = []fleet.Runner{{
 						ID: "r-1", Pool: "mac", Job: 1, Scope: fleet.Scope{Owner: "octo"}, HasConfig: true, Observed: fleet.ObservedGone,
@@ -254,8 +262,8 @@ func TestFloors(t *testing.T) {
 				}
 				time.Sleep(50 * time.Minute) // GitHub's hour is over
 				synctest.Wait()
-				if s.state(1) != fleet.JobCompleted || len(s.looks) < 10 {
-					t.Errorf("after GitHub's hour: job %s, looks %v", s.state(1), s.looks)
+				if _, read := s.used(); s.state(1) != fleet.JobCompleted || read < 10 {
+					t.Errorf("after GitHub's hour: job %s, %d repositories", s.state(1), read)
 				}
 			})
 		})
@@ -295,8 +303,8 @@ func TestDoubtsAreNotHeldUp(t *testing.T) {
 			s.at(j.ID, fleet.SeenCompleted)
 		}
 	}, func(t *testing.T, s *server, _ *reconcile.Reconciler) {
-		if len(s.spent) < 50 {
-			t.Errorf("%d calls: nothing is used up", len(s.spent))
+		if calls, _ := s.used(); calls < 50 {
+			t.Errorf("%d calls: nothing is used up", calls)
 		}
 		time.Sleep(time.Minute) // the rest of what can be spent at once
 		synctest.Wait()
