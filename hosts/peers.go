@@ -20,6 +20,7 @@ import (
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/hosts/protocol"
 	"github.com/minifleet/minifleet/imagecache/peer/token"
+	"github.com/minifleet/minifleet/internal/durable"
 )
 
 // Tokens for peers go out with every answer to a desired call, and so does who the peers
@@ -153,7 +154,12 @@ func LoadPeerKey(path string) (ed25519.PrivateKey, error) {
 	if unread { // it may be whole, and is its owner's
 		return key, fmt.Errorf("the key for hosts' tokens: %w: give the controller's user that file, or delete it", err)
 	}
-	if err := writeKey(path, []byte(prefix+base64.StdEncoding.EncodeToString(key.Seed())+"\n")); err != nil {
+	next := path + ".new" // one name: no key stays in what is left over
+	err = durable.Create(next, []byte(prefix+base64.StdEncoding.EncodeToString(key.Seed())+"\n"), 0o600)
+	if err == nil {
+		err = durable.Place(next, path)
+	}
+	if err != nil {
 		return key, fmt.Errorf("the key for hosts' tokens: %w: the folder of the database must be writable", err)
 	}
 	return key, nil
@@ -163,21 +169,4 @@ func randomSeed() []byte {
 	seed := make([]byte, ed25519.SeedSize)
 	_, _ = rand.Read(seed) // it never fails
 	return seed
-}
-
-// writeKey leaves the old file or the new one, whatever happens.
-func writeKey(path string, content []byte) error {
-	next := path + ".new"
-	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(next))
-	}
-	return os.Rename(next, path)
 }

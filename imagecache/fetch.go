@@ -21,6 +21,7 @@ import (
 	"github.com/minifleet/minifleet/imagecache/layout"
 	"github.com/minifleet/minifleet/imagecache/manifest"
 	"github.com/minifleet/minifleet/imagecache/oci"
+	"github.com/minifleet/minifleet/internal/durable"
 )
 
 // errAbsent says that an image is not in the cache, or not fit to be given out.
@@ -199,7 +200,7 @@ func (c *Cache) place(hex string, rec *record) error {
 		return err
 	}
 	crashpoint.Reached(crashpoint.ImagePlaced)
-	if err := errors.Join(syncFolder(p.at(dirWhole)), syncFolder(p.at(dirPartial))); err != nil {
+	if err := errors.Join(durable.Sync(p.at(dirWhole)), durable.Sync(p.at(dirPartial))); err != nil {
 		return err
 	}
 	c.log.Info("image is whole", slog.String("image", rec.Reference), slog.Int64("bytes", rec.Bytes))
@@ -272,7 +273,7 @@ func (c *Cache) bringManifest(ctx context.Context, s *source, f *flight, hex str
 	if err != nil {
 		return nil, err
 	}
-	if err := writeFile(c.places.manifest(hex), b); err != nil {
+	if err := durable.WriteFile(c.places.manifest(hex), b, 0o644); err != nil {
 		return nil, err
 	}
 	crashpoint.Reached(crashpoint.ManifestKept)
@@ -337,13 +338,13 @@ func (c *Cache) pullOCI(ctx context.Context, f *flight, hex string, rec *record)
 		return err
 	}
 	rec.describe(m, manifest.Digest(b))
-	if err := writeFile(c.places.manifest(hex), b); err != nil {
+	if err := durable.WriteFile(c.places.manifest(hex), b, 0o644); err != nil {
 		return err
 	}
 	crashpoint.Reached(crashpoint.ManifestKept)
 	for i := range m.Files {
 		path := filepath.Join(dir, filepath.FromSlash(m.Files[i].Path))
-		if err := syncFolder(path); err != nil {
+		if err := durable.Sync(path); err != nil {
 			return err
 		}
 		stamp, err := assemble.StampOf(dir, m.Files[i].Path)

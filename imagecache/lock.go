@@ -5,13 +5,12 @@ package imagecache
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/minifleet/minifleet/internal/flock"
 )
 
 // errInUse says that another holds an image's lock.
@@ -28,39 +27,17 @@ func (l *lock) release() { l.once.Do(func() { l.file.Close() }) }
 
 // tryLock takes a lock, LOCK_SH or LOCK_EX, or fails with errInUse.
 func (p places) tryLock(hex string, how int) (*lock, error) {
-	path := p.lock(hex)
 	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
-		if err != nil {
-			return nil, err
-		}
-		for {
-			err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-			if !errors.Is(err, unix.EINTR) {
-				break
-			}
-		}
-		if err != nil {
-			f.Close()
-			if errors.Is(err, unix.EWOULDBLOCK) {
-				return nil, errInUse
-			}
-			return nil, fmt.Errorf("lock %s: %w", path, err)
-		}
-		// Between open and flock the file may have been removed, and even made anew.
-		mine, err := f.Stat()
-		if err != nil {
-			f.Close()
-			return nil, err
-		}
-		there, err := os.Lstat(path)
-		if err == nil && os.SameFile(mine, there) {
+		f, err := flock.Open(p.lock(hex), os.O_RDWR|os.O_CREATE, 0o644, how)
+		switch {
+		case err == nil:
 			return &lock{file: f}, nil
-		}
-		f.Close()
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		case errors.Is(err, flock.ErrHeld):
+			return nil, errInUse
+		case !errors.Is(err, fs.ErrNotExist) || !there(p.at(dirLocks)):
 			return nil, err
 		}
+		// It was removed in this moment, by who had it.
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/minifleet/minifleet/imagecache/assemble"
 	"github.com/minifleet/minifleet/imagecache/manifest"
+	"github.com/minifleet/minifleet/internal/durable"
 )
 
 // The states of a fetched image.
@@ -151,7 +152,7 @@ func (c *Cache) Hold(digests []string) error {
 	}
 	b, err := json.Marshal(list)
 	if err == nil {
-		err = writeFile(c.places.at(fileHeld), b)
+		err = durable.WriteFile(c.places.at(fileHeld), b, 0o644)
 	}
 	if err != nil {
 		return fmt.Errorf("hold images: %w", err)
@@ -196,7 +197,7 @@ func (c *Cache) Pin(digest string) error {
 	hex := hexOf(digest)
 	lock, err := c.places.tryLock(hex, unix.LOCK_SH)
 	if errors.Is(err, errInUse) && there(c.places.partial(hex)) {
-		err = writeFile(c.places.pin(hex), nil) // it is being fetched, and not evicted meanwhile
+		err = durable.WriteFile(c.places.pin(hex), nil, 0o644) // it is being fetched, and not evicted meanwhile
 		return err
 	}
 	if err != nil {
@@ -206,7 +207,7 @@ func (c *Cache) Pin(digest string) error {
 	if !there(c.places.whole(hex)) && !there(c.places.partial(hex)) {
 		return fmt.Errorf("pin %s: %w", digest, errAbsent)
 	}
-	return writeFile(c.places.pin(hex), nil)
+	return durable.WriteFile(c.places.pin(hex), nil, 0o644)
 }
 
 // Unpin ends what Pin began.

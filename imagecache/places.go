@@ -17,6 +17,7 @@ import (
 	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/imagecache/assemble"
 	"github.com/minifleet/minifleet/imagecache/manifest"
+	"github.com/minifleet/minifleet/internal/durable"
 )
 
 // Images that are fetched live below dirCache in the folder of images, whose name can be
@@ -123,7 +124,7 @@ func (p places) writeRecord(hex string, r *record) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(p.record(hex), b)
+	return durable.WriteFile(p.record(hex), b, 0o644)
 }
 
 // holds reports whether the image's files are as they were when they were right.
@@ -256,30 +257,6 @@ func readFile(path string, limit int64) ([]byte, error) {
 	}
 	defer f.Close()
 	return readLimited(f, limit)
-}
-
-// writeFile replaces a file so that after a crash there is the old one or the new.
-func writeFile(path string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncFolder(filepath.Dir(path))
-}
-
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 func readLimited(r io.Reader, limit int64) ([]byte, error) {

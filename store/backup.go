@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 
 	"github.com/minifleet/minifleet/crashpoint"
+	"github.com/minifleet/minifleet/internal/durable"
 )
 
 // Backup writes a copy of the database at path to a new file, as it is at one moment,
@@ -43,12 +44,12 @@ func Backup(ctx context.Context, path, to string) (size int64, err error) {
 	}
 	if err == nil {
 		crashpoint.Reached(crashpoint.BackupCopied)
-		err = os.Rename(half.Name(), to)
+		err = durable.Rename(half.Name(), to)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("backup: %w", err)
 	}
-	return info.Size(), syncFolder(filepath.Dir(to))
+	return info.Size(), nil
 }
 
 // copyDatabase reads in one transaction, which disturbs no writer.
@@ -92,13 +93,4 @@ func openPlain(path string, q url.Values) (*sql.DB, error) {
 		db.SetMaxOpenConns(1)
 	}
 	return db, err
-}
-
-func syncFolder(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
 }

@@ -9,8 +9,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
+
+	"github.com/minifleet/minifleet/internal/durable"
 )
 
 // placeSuffix makes the name of the file beside the database that holds the same random
@@ -92,19 +93,10 @@ func renounce(ctx context.Context, tx *sql.Tx) error {
 
 // writePlace replaces the file, durably.
 func writePlace(path, id string) error {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
+	if err := durable.WriteFile(path, []byte(id+"\n"), 0o600); err != nil {
 		return notWritable(err)
 	}
-	defer os.Remove(f.Name()) //nolint:errcheck // it has its name by then, or is of no use
-	_, err = f.WriteString(id + "\n")
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(path))
+	return nil
 }
 
 // Copied reports whether the database is a copy of which nobody has said yet what it is

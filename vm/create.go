@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/minifleet/minifleet/crashpoint"
+	"github.com/minifleet/minifleet/internal/durable"
 )
 
 // CreateConfig says which bundle to make.
@@ -86,7 +87,7 @@ func putInPlace(tmp, dir string) error {
 	if err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
+	return durable.Sync(filepath.Dir(dir))
 }
 
 func fill(ctx context.Context, cfg CreateConfig, spec []byte, tmp string) error {
@@ -99,7 +100,7 @@ func fill(ctx context.Context, cfg CreateConfig, spec []byte, tmp string) error 
 	if err := writeFileSync(filepath.Join(tmp, FileSpec), spec); err != nil {
 		return err
 	}
-	return syncDir(tmp)
+	return durable.Sync(tmp)
 }
 
 // tree clones the content of the folder src into the existing folder dst: files,

@@ -4,11 +4,12 @@ package vm
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"github.com/minifleet/minifleet/internal/durable"
 )
 
 // ProcessID names one process for good: a pid is used again after the process has
@@ -113,28 +114,14 @@ func parseIdentity(path string, b []byte) (ProcessID, error) {
 }
 
 // writeFileSync writes a file so that after a crash it is there whole or not at all.
-func writeFileSync(path string, b []byte) (err error) {
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
+func writeFileSync(path string, b []byte) error {
+	tmp := path + ".tmp" // one name: a bundle does not collect what is left over
+	if err := durable.Create(tmp, b, 0o600); err != nil {
 		return err
 	}
-	_, err = f.Write(b)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
+	err := os.Rename(tmp, path)
 	if err != nil {
 		os.Remove(tmp)
 	}
 	return err
-}
-
-// syncDir makes the names in a folder durable.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/minifleet/minifleet/internal/flock"
 )
 
 // ErrLocked says that a bundle's lock is held: its machine, or something that
@@ -30,14 +32,9 @@ func (l *Lock) File() *os.File { return l.file }
 // the descriptor goes on holding the lock.
 func (l *Lock) Close() error { return l.file.Close() }
 
-// release unlocks for good, whoever else has the descriptor. It is for locks that
-// were taken to look or to delete, and never given on: a child that was being forked
-// at that moment would otherwise hold the lock until its exec.
-func (l *Lock) release() {
-	for errors.Is(unix.Flock(int(l.file.Fd()), unix.LOCK_UN), unix.EINTR) {
-	}
-	l.file.Close()
-}
+// release unlocks for good, whoever else has the descriptor. It is for locks that were taken
+// to look or to delete, and never given on.
+func (l *Lock) release() { flock.Release(l.file) }
 
 // lockWait is how long AcquireLock tries. A lock can be taken for a moment by someone
 // who only looks; a machine holds it far longer.
@@ -79,38 +76,15 @@ func IsLocked(dir string) (bool, error) {
 
 func tryLock(dir string, how int) (*Lock, error) {
 	path := filepath.Join(dir, FileLock)
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	// The bundle may have been deleted meanwhile, and even made anew.
+	f, err := flock.Open(path, os.O_RDWR, 0, how)
+	if errors.Is(err, flock.ErrHeld) {
+		return nil, fmt.Errorf("bundle %s: %w", dir, ErrLocked)
+	}
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("bundle %s: %w", dir, ErrLocked)
-		}
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	l := &Lock{file: f}
-	// Between open and flock the bundle may have been deleted, and even made anew: a
-	// lock on a file that no path leads to would keep nobody out.
-	mine, err := f.Stat()
-	if err == nil {
-		var there fs.FileInfo
-		if there, err = os.Lstat(path); err == nil && !os.SameFile(mine, there) {
-			err = fmt.Errorf("lock %s: %w", path, fs.ErrNotExist)
-		}
-	}
-	if err != nil {
-		l.release()
-		return nil, err
-	}
-	return l, nil
+	return &Lock{file: f}, nil
 }
 
 // createLock makes the lock file of a bundle that is being made, and holds it.

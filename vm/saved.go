@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +17,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/minifleet/minifleet/internal/flock"
 )
 
 // What lies in the folder of a saved state. The two belong together: a state that is
@@ -109,48 +110,18 @@ func OfBundle(name string) bool {
 // or this process ends: shared by those who read it, or for one alone who fills or deletes
 // it. It does not wait: ErrLocked says that the folder is held otherwise.
 func HoldSaved(dir string, alone bool) (release func(), err error) {
-	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return nil, err
-	}
-	l := &Lock{file: f}
 	how := unix.LOCK_SH
 	if alone {
 		how = unix.LOCK_EX
 	}
-	for {
-		err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err == nil {
-		err = sameFolder(f, dir)
-	}
-	if err == nil {
-		return l.release, nil
-	}
-	l.release()
-	if errors.Is(err, unix.EWOULDBLOCK) {
+	f, err := flock.Open(dir, os.O_RDONLY|unix.O_DIRECTORY, 0, how)
+	if errors.Is(err, flock.ErrHeld) {
 		return nil, fmt.Errorf("the saved state in %s is in use: %w", dir, ErrLocked)
 	}
-	return nil, err
-}
-
-// sameFolder makes sure that the path still leads to the folder that was opened.
-func sameFolder(f *os.File, dir string) error {
-	mine, err := f.Stat()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	there, err := os.Lstat(dir)
-	if err != nil {
-		return err
-	}
-	if !os.SameFile(mine, there) {
-		return fmt.Errorf("saved state %s: %w", dir, fs.ErrNotExist)
-	}
-	return nil
+	return (&Lock{file: f}).release, nil
 }
 
 // CheckSaveDir reports whether the machine of the bundle may be saved into dir: an empty

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/minifleet/minifleet/internal/durable"
 	"github.com/minifleet/minifleet/vm/options"
 )
 
@@ -63,7 +64,7 @@ func openIdentities(path string, log *slog.Logger) (*identities, error) {
 	if err := os.Rename(path, path+".damaged"); err != nil {
 		return nil, fmt.Errorf("identities of the slots: %s is damaged (%w): move it away: %w", path, damage, err)
 	}
-	return ids, syncFolder(filepath.Dir(path))
+	return ids, durable.Sync(filepath.Dir(path))
 }
 
 // readSlots reads the file, or so much of it that parseSlots refuses it.

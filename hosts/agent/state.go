@@ -17,6 +17,7 @@ import (
 
 	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/hosts/protocol"
+	"github.com/minifleet/minifleet/internal/durable"
 	"github.com/minifleet/minifleet/secret"
 )
 
@@ -33,7 +34,7 @@ const (
 	dirFailures    = "failures"        // diagnostics
 	dirArchives    = "archives"        // of runners that pools pin
 
-	tempPrefix = ".new-" // of files that are being written
+	tempPrefix = durable.Prefix // of files that are being written
 
 	// DirVMs is the folder of all bundles.
 	DirVMs = "vms"
@@ -375,27 +376,12 @@ func (s *state) remove(name string) error {
 
 // writeFile replaces a file so that after a crash there is the old one or the new.
 func writeFile(path string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), tempPrefix)
+	next, err := durable.Aside(path, content, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(content)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		crashpoint.Reached(crashpoint.FileWritten)
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncFolder(filepath.Dir(path))
-}
-
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	crashpoint.Reached(crashpoint.FileWritten)
+	return durable.Place(next, path)
 }
 
 // validID reports whether a runner's id is safe as a file's name, and as a VM's.

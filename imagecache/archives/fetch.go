@@ -21,6 +21,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/minifleet/minifleet/internal/durable"
 )
 
 const (
@@ -225,15 +227,11 @@ func (c *Cache) settle(part *os.File, sum hash.Hash, digest string) error {
 	if err := part.Sync(); err != nil {
 		return roomless(err)
 	}
-	if err := os.Rename(part.Name(), c.path(digest, archiveEnd)); err != nil {
+	if err := durable.Rename(part.Name(), c.path(digest, archiveEnd)); err != nil {
 		return roomless(err)
 	}
-	dir, err := os.Open(filepath.Dir(part.Name()))
-	if err != nil {
-		return err
-	}
 	c.setProved(digest)
-	return errors.Join(dir.Sync(), dir.Close())
+	return nil
 }
 
 // roomless adds to an error of a full volume what to do about it.

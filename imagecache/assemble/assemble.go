@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/minifleet/minifleet/imagecache/manifest"
+	"github.com/minifleet/minifleet/internal/durable"
 )
 
 // Fetcher brings chunks. It is called by several goroutines.
@@ -168,7 +169,7 @@ func syncFolders(dir string, m *manifest.Manifest) error {
 	for i := range m.Files {
 		for up := filepath.Dir(filepath.FromSlash(m.Files[i].Path)); !done[up]; up = filepath.Dir(up) {
 			done[up] = true
-			if err := syncPath(filepath.Join(dir, up)); err != nil {
+			if err := durable.Sync(filepath.Join(dir, up)); err != nil {
 				return err
 			}
 		}
@@ -188,14 +189,6 @@ func Clones(dir string) bool {
 	defer os.RemoveAll(aside)
 	a, b := filepath.Join(aside, "a"), filepath.Join(aside, "b")
 	return os.WriteFile(a, []byte("clone"), 0o600) == nil && reflink(a, b) == nil
-}
-
-func syncPath(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // Shared returns how many bytes of the image m stand in base at the same place, and how

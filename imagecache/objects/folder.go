@@ -20,6 +20,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/minifleet/minifleet/internal/durable"
+	"github.com/minifleet/minifleet/internal/flock"
 )
 
 // folder is a folder whose files are the objects, each with its content and nothing else:
@@ -260,10 +263,7 @@ func (f *folder) put(ctx context.Context, name string, content []byte, c Conditi
 			return Attributes{}, err
 		}
 	}
-	if err := os.Rename(aside.Name(), target); err != nil {
-		return Attributes{}, err
-	}
-	if err := syncDir(filepath.Dir(target)); err != nil {
+	if err := durable.Rename(aside.Name(), target); err != nil {
 		return Attributes{}, err
 	}
 	info, err := aside.Stat()
@@ -332,7 +332,7 @@ func (f *folder) Delete(ctx context.Context, name string, c Condition) error {
 		if err := os.Remove(file.Name()); err != nil {
 			return err
 		}
-		return syncDir(filepath.Dir(file.Name()))
+		return durable.Sync(filepath.Dir(file.Name()))
 	})
 	if err != nil {
 		return f.explain("delete", name, err)
@@ -386,7 +386,7 @@ func (f *folder) turn(ctx context.Context) (done func(), err error) {
 		if f.lock, err = f.prepare(ctx); err != nil {
 			return nil, err
 		}
-	} else if err := flock(ctx, f.lock); err != nil {
+	} else if err := await(ctx, f.lock); err != nil {
 		return nil, err
 	}
 	return func() {
@@ -413,7 +413,7 @@ func (f *folder) prepare(ctx context.Context) (_ *os.File, err error) {
 			lock.Close()
 		}
 	}()
-	if err := flock(ctx, lock); err != nil {
+	if err := await(ctx, lock); err != nil {
 		return nil, err
 	}
 	if err := os.Mkdir(filepath.Join(f.dir, dirAside), 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -434,7 +434,7 @@ func (f *folder) sweep() error {
 		if err != nil {
 			continue // somebody else's, or gone
 		}
-		if unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		if flock.Try(file, unix.LOCK_EX) == nil {
 			os.Remove(path)
 		}
 		file.Close()
@@ -453,17 +453,17 @@ func (f *folder) aside(ctx context.Context) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock.Try(file, unix.LOCK_EX); err != nil {
 		return nil, errors.Join(err, file.Close(), os.Remove(file.Name()))
 	}
 	return file, nil
 }
 
-// flock waits for a lock between processes, within the context.
-func flock(ctx context.Context, file *os.File) error {
+// await waits for a lock between processes, within the context.
+func await(ctx context.Context, file *os.File) error {
 	for {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+		err := flock.Try(file, unix.LOCK_EX)
+		if !errors.Is(err, flock.ErrHeld) {
 			return err
 		}
 		timer := time.NewTimer(lockPause)
@@ -485,17 +485,9 @@ func (f *folder) parents(dir string) error {
 		return err
 	}
 	for ; dir != f.dir; dir = path.Dir(dir) {
-		if err := syncDir(path.Dir(dir)); err != nil {
+		if err := durable.Sync(path.Dir(dir)); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/minifleet/minifleet/imagecache/assemble"
 	"github.com/minifleet/minifleet/imagecache/manifest"
+	"github.com/minifleet/minifleet/internal/durable"
 )
 
 // DirSpool is the folder, within that of the image, in which layers wait to be unpacked.
@@ -451,7 +452,7 @@ func (p *pull) finish(ctx context.Context) (*manifest.Manifest, error) {
 	if err := os.RemoveAll(filepath.Join(p.dir, DirSpool)); err != nil {
 		return nil, err
 	}
-	if err := syncDir(p.dir); err != nil {
+	if err := durable.Sync(p.dir); err != nil {
 		return nil, err
 	}
 	_, err := m.Encode() // with all its checks
@@ -495,13 +496,4 @@ func (t *target) replace() error {
 	}
 	_, err := t.f.WriteAt(t.content, 0)
 	return err
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
 }

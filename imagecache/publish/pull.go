@@ -18,6 +18,8 @@ import (
 	"github.com/minifleet/minifleet/imagecache/layout"
 	"github.com/minifleet/minifleet/imagecache/manifest"
 	"github.com/minifleet/minifleet/imagecache/objects"
+	"github.com/minifleet/minifleet/internal/durable"
+	"github.com/minifleet/minifleet/internal/flock"
 )
 
 // pullMemory bounds what a pull holds of chunks.
@@ -66,10 +68,10 @@ func (l Location) Pull(ctx context.Context, digest, name, dir string, progress f
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	if err := os.Rename(aside, dir); err != nil {
+	if err := durable.Rename(aside, dir); err != nil {
 		return nil, err
 	}
-	return m, syncPath(filepath.Dir(dir))
+	return m, nil
 }
 
 // vacant refuses a folder that has something in it.
@@ -89,12 +91,12 @@ func lockFolder(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock.Try(f, unix.LOCK_EX); err != nil {
 		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
+		if errors.Is(err, flock.ErrHeld) {
 			return nil, fmt.Errorf("another pull writes into %s: wait for its end", dir)
 		}
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
+		return nil, err
 	}
 	return f, nil
 }
@@ -109,20 +111,7 @@ func describe(dir, name string, m *manifest.Manifest) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(filepath.Join(dir, layout.FileImage), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(b, '\n'))
-	return errors.Join(err, f.Sync(), f.Close(), syncPath(dir))
-}
-
-func syncPath(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return durable.WriteFile(filepath.Join(dir, layout.FileImage), append(b, '\n'), 0o644)
 }
 
 // fetcher brings chunks of a location.

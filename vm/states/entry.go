@@ -140,14 +140,6 @@ func settle(dir string) (bytes int64, err error) {
 	return bytes, err
 }
 
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
 // freeBytes returns how much this user can still write beside path.
 func freeBytes(path string) (int64, error) {
 	var s unix.Statfs_t

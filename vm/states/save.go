@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/minifleet/minifleet/internal/durable"
 	"github.com/minifleet/minifleet/vm"
 )
 
@@ -153,7 +154,7 @@ func (s *Store) place(tmp, name string, a about) error {
 		return err
 	}
 	for _, part := range []string{filepath.Join(tmp, fileAbout), tmp} {
-		if err := syncDir(part); err != nil {
+		if err := durable.Sync(part); err != nil {
 			return err
 		}
 	}
@@ -163,7 +164,7 @@ func (s *Store) place(tmp, name string, a about) error {
 	}
 	e, err := readEntry(dir)
 	if err == nil {
-		err = syncDir(s.cfg.Dir)
+		err = durable.Sync(s.cfg.Dir)
 	}
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(dir))
