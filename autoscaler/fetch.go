@@ -19,25 +19,37 @@ func (d *decision) prefetch() {
 	}
 	rules := d.Rules.Images.withDefaults()
 	lists := make([][]fetchItem, len(d.sheets))
-	var waiting []*fetchItem
+	var waiting, resting []*fetchItem
 	turns := 0
 	for i := range d.sheets {
 		lists[i] = d.wantedOn(&d.sheets[i])
-		if waits := d.standing(&d.sheets[i], lists[i], rules); waits != nil {
+		waits, rests := d.standing(&d.sheets[i], lists[i], rules)
+		if waits != nil {
 			waiting = append(waiting, waits)
+		}
+		if rests != nil {
+			resting = append(resting, rests)
 		}
 		if slices.ContainsFunc(lists[i], func(f fetchItem) bool { return !f.Hold }) {
 			turns++
 		}
 	}
-	slices.SortStableFunc(waiting, func(a, b *fetchItem) int {
+	first := func(a, b *fetchItem) int {
 		return cmp.Or(cmp.Compare(a.rank, b.rank), a.Turn.Compare(b.Turn), cmp.Compare(a.host.Name, b.host.Name))
-	})
-	for _, f := range waiting {
+	}
+	slices.SortStableFunc(waiting, first)
+	slices.SortStableFunc(resting, first)
+	for _, f := range slices.Concat(waiting, resting) {
 		if turns >= rules.PrefetchHosts {
-			break
+			if f.had {
+				f.Turn = d.Now // the end of its turn
+			}
+			continue
 		}
-		f.Hold, f.Turn = false, d.Now
+		if !f.had {
+			f.Turn = d.Now
+		}
+		f.Hold = false
 		turns++
 	}
 	for i := range d.sheets {
@@ -71,7 +83,8 @@ func (r ImageRules) share(turns int) int64 {
 type fetchItem struct {
 	fleet.Prefetch
 	host *hostSheet
-	rank int // 0 serves, 1 is next
+	rank int  // 0 serves, 1 is next
+	had  bool // it is its turn, which leads nowhere
 }
 
 // wantedOn lists what a host is to have: what serves the pools that it serves, then what
@@ -99,9 +112,10 @@ func (d *decision) wantedOn(h *hostSheet) (list []fetchItem) {
 	return list
 }
 
-// standing carries on with the turn that a host has, and takes it back where it leads
-// nowhere. It returns the image for which a host without a turn waits, nil if none.
-func (d *decision) standing(h *hostSheet, list []fetchItem, rules ImageRules) (waits *fetchItem) {
+// standing carries on with the turn that a host has. It returns the image for which a host
+// without a turn waits, or, if there is none, one whose turn leads or led nowhere, which goes
+// on only if nobody else waits.
+func (d *decision) standing(h *hostSheet, list []fetchItem, rules ImageRules) (waits, rests *fetchItem) {
 	turn := false
 	for i := range list {
 		f := &list[i]
@@ -117,22 +131,34 @@ func (d *decision) standing(h *hostSheet, list []fetchItem, rules ImageRules) (w
 				f.Hold, turn = false, true
 				continue
 			}
-			f.Turn = d.Now // the end of its turn
+			if f.had = h.live; !f.had {
+				f.Turn = d.Now // the end of its turn
+			}
 		}
 		if waits != nil || !h.live {
 			continue
 		}
 		// After a turn that led nowhere it waits for a while, so that the others have theirs.
-		if again := f.Turn.Add(rules.Stall); !f.Turn.IsZero() && again.After(d.Now) {
-			d.wakeAt(again)
+		if again := f.Turn.Add(rules.Stall); f.had || !f.Turn.IsZero() && again.After(d.Now) {
+			if !f.had {
+				d.wakeAt(again)
+			}
+			if f.had || rests == nil {
+				rests = f
+			}
 			continue
 		}
 		waits = f
 	}
-	if turn {
-		return nil
+	switch {
+	case turn:
+		return nil, nil
+	case waits == nil:
+		return nil, rests
+	case rests != nil && rests.had:
+		rests.Turn = d.Now
 	}
-	return waits
+	return waits, nil
 }
 
 // goesOn reports whether a host's turn leads anywhere: it ends with the host's silence, a

@@ -475,16 +475,37 @@ func TestTurnsToFetch(t *testing.T) {
 		"the controller is only just back": {
 			shape: "a---", make: func(s *snap) { hosts(1, turn("a", false, time.Hour))(s); s.Fresh.Hosts = false },
 		},
-		"it failed": {
+		"it failed, and others wait": {
+			shape: "a---", make: func(s *snap) {
+				hosts(3, turn("a", false, time.Minute), fetched("a", fleet.CacheFailed, time.Second))(s)
+				s.host("4", 1, with(""))
+				s.host("5", 1, with(""))
+				s.Rules.Images.PrefetchHosts = 3
+			},
+			want: []string{"cache of h-2: i@aaa held", "cache of h-3: i@aaa held", "cache of h-4: i@aaa", "cache of h-5: i@aaa"},
+		},
+		"it failed, and nobody else waits": {
 			shape: "a---", make: hosts(1, turn("a", false, time.Minute), fetched("a", fleet.CacheFailed, time.Second)),
-			want: []string{"cache of h-1: i@aaa held"},
+		},
+		"it failed, and what is next for it waits": {
+			shape: "ab--", make: hosts(1, turn("a", false, time.Minute), fetched("a", fleet.CacheFailed, time.Second)),
+			want: []string{"cache of h-1: i@aaa held i@bbb"},
 		},
 		"it failed in an earlier turn": {
 			shape: "a---", make: hosts(1, turn("a", false, time.Minute), fetched("a", fleet.CacheFailed, time.Hour)),
 		},
 		"after a turn in vain it waits": {
-			shape: "a---", make: hosts(1, turn("a", true, time.Minute), func(h *fleet.Host) { h.SeenAt = now.Add(time.Hour) }),
+			shape: "a---", make: func(s *snap) {
+				hosts(1, turn("a", true, time.Minute), func(h *fleet.Host) { h.SeenAt = now.Add(time.Hour) })(s)
+				s.host("2", 1, with(""), func(h *fleet.Host) { h.SeenAt = now.Add(time.Hour) })
+				s.Rules.Images.PrefetchHosts = 1
+			},
+			want: []string{"cache of h-2: i@aaa"},
 			wake: 4 * time.Minute,
+		},
+		"or not, where nobody else wants one": {
+			shape: "a---", make: hosts(1, turn("a", true, time.Minute)),
+			want: []string{"cache of h-1: i@aaa"},
 		},
 		"and has another": {
 			shape: "a---", make: hosts(1, turn("a", true, 5*time.Minute)),

@@ -176,11 +176,12 @@ func (d *decision) put(p *poolSheet, at *room, why string) {
 	if fleet.RemoteImage(at.image) {
 		with += " " + fleet.ImageShort(at.image)
 	}
-	if p.next != "" && at.image == p.next {
+	tries := p.next != "" && at.image == p.next
+	if tries {
 		with += ", which it tries"
 	}
 	d.plan.Places = append(d.plan.Places, fleet.Place{
-		Pool: p.Name, Image: at.image, Host: at.ID,
+		Pool: p.Name, Image: at.image, Tries: tries, Host: at.ID,
 		Reason: fmt.Sprintf("for %s; on %s, %s, %d of %d slots left", why, at.Name, with, at.free, at.Slots),
 	})
 }

@@ -68,6 +68,7 @@ func (p Plan) Empty() bool {
 type Place struct {
 	Pool   string
 	Image  string // a name, or a reference with a digest
+	Tries  bool   // the image is the pool's next one, which this runner is to try
 	Host   HostID
 	Reason string
 }

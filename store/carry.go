@@ -178,14 +178,14 @@ func (t *tx) arm(a fleet.Arm) error {
 	return err
 }
 
-// makes refuses an image that the pool makes no runner from any more: it went back from it,
-// or on from it, since the plan was made.
+// makes refuses an image that the pool makes no such runner from: it went back from it, or on
+// from it, since the plan was made, or it did not come to serve, as the plan has it.
 func (t *tx) makes(a fleet.Place) error {
 	if !fleet.RemoteImage(a.Image) {
 		return nil
 	}
 	is, err := t.rollout(a.Pool)
-	if err == nil && !fleet.SameImage(a.Image, is.Current) && !fleet.SameImage(a.Image, is.Next) {
+	if err == nil && !fleet.SameImage(a.Image, is.Current) && !(a.Tries && fleet.SameImage(a.Image, is.Next)) {
 		err = fleet.ErrConflict
 	}
 	return err

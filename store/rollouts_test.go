@@ -146,7 +146,7 @@ func TestRollouts(t *testing.T) {
 // placed puts a runner with an image on the host.
 func (w *world) placed(h fleet.HostID, letter string) fleet.RunnerID {
 	w.Helper()
-	done := w.carry(fleet.Plan{Places: []fleet.Place{{Pool: "mac", Image: image(letter), Host: h, Reason: "test"}}})
+	done := w.carry(fleet.Plan{Places: []fleet.Place{{Pool: "mac", Image: image(letter), Tries: true, Host: h, Reason: "test"}}})
 	if len(done.Placed) != 1 {
 		w.Fatalf("not placed: %+v", done)
 	}
@@ -177,7 +177,7 @@ func TestNoRunnerFromWhatWasLeft(t *testing.T) {
 	places := func(want string, pool, letters string) {
 		t.Helper()
 		for _, letter := range letters {
-			done := w.carry(fleet.Plan{Places: []fleet.Place{{Pool: pool, Image: image(string(letter)), Host: h, Reason: "test"}}})
+			done := w.carry(fleet.Plan{Places: []fleet.Place{{Pool: pool, Image: image(string(letter)), Tries: true, Host: h, Reason: "test"}}})
 			placed := strings.ContainsRune(want, letter)
 			if len(done.Placed) == 1 != placed || done.Void == 1 == placed {
 				t.Errorf("%+v: %c of pool %s is %+v", w.rollout("mac"), letter, pool, done)
@@ -191,6 +191,13 @@ func TestNoRunnerFromWhatWasLeft(t *testing.T) {
 	}
 	places("ab", "mac", "abc")
 	places("", "none", "ab")
+	// A plan in which the next one serves, and whose promotion did not hold, tries nothing.
+	if done := w.carry(fleet.Plan{
+		Rollouts: []fleet.RolloutStep{{Pool: "mac", Version: 1 << 40, Act: fleet.ActPromote}},
+		Places:   []fleet.Place{{Pool: "mac", Image: image("b"), Host: h, Reason: "test"}, {Pool: "mac", Image: image("a"), Host: h, Reason: "test"}},
+	}); done.Void != 2 || done.Done != 1 {
+		t.Errorf("%+v", done)
+	}
 	change(func(r fleet.Rollout, now time.Time) (fleet.Rollout, error) { return r.Promoted("", now) })
 	places("b", "mac", "ab")
 	change(func(r fleet.Rollout, now time.Time) (fleet.Rollout, error) { return r.WentBack("", now) })
