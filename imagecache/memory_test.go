@@ -14,7 +14,7 @@ import (
 // files that could be cloned: however large they are, what is held of them is bounded. What
 // is not made cannot become garbage either, so all that was made is looked at. It runs alone.
 func TestMemoryIsBounded(t *testing.T) { //nolint:paralleltest // what others allocate would count
-	const chunks, most = 160, 64 + 24 // MiB: what fetches may hold, and all else
+	const chunks, most = 128, 64 + 24 // MiB: what fetches may hold, and all else
 	b := newBucket()
 	content := bytes.Repeat(noise(1, 8*mib), chunks/8)
 	first := b.push(t, "first", files{"disk.img": content})

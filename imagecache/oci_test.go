@@ -233,7 +233,7 @@ func TestARegistrysImageStandsBack(t *testing.T) {
 func TestARegistrysImageLeavesRoom(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(t)
-	ref := r.push(t, bytes.Repeat(noise(1, mib), 40), bytes.Repeat(noise(2, mib), 40))
+	ref := r.push(t, bytes.Repeat(noise(1, mib), 20), bytes.Repeat(noise(2, mib), 20))
 	c := newBucket().cache(t, imagecache.Config{MinFree: 100 * mib, OCI: oci.Options{Layers: 1}})
 	var taken atomic.Int64
 	c.SetFree(func() int64 { return 300*mib - taken.Load() })
