@@ -119,6 +119,7 @@ func Assemble(ctx context.Context, job Job) (Result, error) {
 	if err := clear(job.Dir, job.Manifest); err != nil {
 		return Result{}, err
 	}
+	defer job.Memory.begin()()
 	r := &run{job: job, queue: make(chan *piece, window)}
 	r.at.TotalBytes = job.Manifest.Bytes()
 	group, ctx := errgroup.WithContext(ctx)

@@ -16,8 +16,8 @@ type Memory struct {
 	size int64
 	free *semaphore.Weighted
 
-	mu    sync.Mutex // guards the rest
-	held  int64
+	mu    sync.Mutex         // guards the rest
+	jobs  int                // at work
 	spare map[int64][][]byte // by their capacity
 	idle  int64              // bytes of spare
 }
@@ -33,9 +33,6 @@ func (m *Memory) take(ctx context.Context, bytes int64) (int64, error) {
 	if m.free.Acquire(ctx, bytes) != nil {
 		return 0, context.Cause(ctx)
 	}
-	m.mu.Lock()
-	m.held += bytes
-	m.mu.Unlock()
 	return bytes, nil
 }
 
@@ -49,13 +46,21 @@ func (m *Memory) Hold(ctx context.Context, bytes int64) (release func(), err err
 	return sync.OnceFunc(func() { m.give(held) }), nil
 }
 
-func (m *Memory) give(bytes int64) {
+func (m *Memory) give(bytes int64) { m.free.Release(bytes) }
+
+// begin has buffers kept until end is called: between two chunks of a slow job, too, but not
+// while there is none.
+func (m *Memory) begin() (end func()) {
 	m.mu.Lock()
-	if m.held -= bytes; m.held == 0 {
-		m.spare, m.idle = nil, 0 // while nothing is fetched nothing is kept
+	defer m.mu.Unlock()
+	m.jobs++
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.jobs--; m.jobs == 0 {
+			m.spare, m.idle = nil, 0
+		}
 	}
-	m.mu.Unlock()
-	m.free.Release(bytes)
 }
 
 // Buffer returns a slice of size bytes, whose content may be anything. Whoever holds memory
@@ -77,7 +82,7 @@ func (m *Memory) Reuse(b []byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	room := int64(cap(b))
-	if m.held == 0 || m.idle+room > m.size {
+	if m.jobs == 0 || m.idle+room > m.size {
 		return
 	}
 	if m.spare == nil {

@@ -12,6 +12,7 @@ func TestMemory(t *testing.T) {
 	t.Parallel()
 	const mib = 1 << 20
 	m := NewMemory(4 * mib)
+	end, other := m.begin(), m.begin()
 	held, err := m.take(t.Context(), 100*mib)
 	if err != nil || held != 4*mib {
 		t.Fatalf("one that wants more than all got %d, %v", held, err)
@@ -40,6 +41,11 @@ func TestMemory(t *testing.T) {
 		t.Errorf("%d bytes are kept", m.idle)
 	}
 	m.give(held)
+	end()
+	if m.idle == 0 {
+		t.Error("nothing is kept for the other job")
+	}
+	other()
 	if m.idle != 0 || len(m.spare) != 0 {
 		t.Errorf("%d bytes are kept for nobody", m.idle)
 	}
