@@ -113,7 +113,7 @@ type imageSettings struct {
 	BandwidthMiB  int           `yaml:"bandwidth_mib" help:"MiB per second that those hosts share; 0 sets no limit"`
 	ReadyPercent  int           `yaml:"ready_percent" default:"100" help:"share of a pool's live hosts that must have its next image before that serves"`
 	PrefetchLimit time.Duration `yaml:"prefetch_limit" default:"1h" help:"after which the next image serves although fewer have it, if one has; 0 waits for them"`
-	Stall         time.Duration `yaml:"stall" default:"5m" help:"without progress, after which a host gives up its turn to fetch"`
+	Stall         time.Duration `yaml:"stall" default:"5m" help:"without progress, after which a host gives up its turn to fetch, if others wait for one"`
 	KeyFile       string        `yaml:"key_file" help:"service account's key for gs://; without it, Application Default Credentials"`
 	Endpoint      string        `yaml:"endpoint" help:"of the storage service, for an emulator"`
 	RegistryFile  string        `yaml:"registry_file" help:"user:password, or a token, for oci://"`
