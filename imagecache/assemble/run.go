@@ -126,8 +126,9 @@ func (r *run) begin(ctx context.Context, p *piece) error {
 	p.held, p.done = held, make(chan struct{})
 	r.workers.Go(func() {
 		defer close(p.done)
-		p.err = r.work(ctx, p, known)
-		r.keepOnly(p, int64(len(p.got.Content)))
+		if p.err = r.work(ctx, p, known); p.err == nil { // else nothing more is to be begun
+			r.keepOnly(p, int64(len(p.got.Content)))
+		}
 	})
 	return nil
 }
