@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/minifleet/minifleet/autoscaler/books"
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/store"
 )
@@ -23,7 +24,7 @@ import (
 // twin writes everything into the books and into a store over SQLite, and sees that
 // both say the same of it: answers, errors, and all that a decision reads.
 type twin struct {
-	*books
+	*books.Books
 	t       *testing.T
 	s       *store.Store
 	runners map[fleet.RunnerID]fleet.RunnerID // the store's name of each of ours
@@ -40,7 +41,7 @@ func newTwin(t *testing.T, w *world) *twin {
 	}
 	t.Cleanup(func() { s.Close() })
 	x := &twin{
-		books: w.books, t: t, s: s,
+		Books: w.books, t: t, s: s,
 		runners: map[fleet.RunnerID]fleet.RunnerID{}, ours: map[fleet.RunnerID]fleet.RunnerID{}, hosts: map[fleet.HostID]fleet.HostID{},
 	}
 	for _, h := range w.hosts {
@@ -67,7 +68,7 @@ func (x *twin) same(what string, ours, theirs error) error {
 		return fmt.Errorf("%s: the books say %w, the store %w", what, ours, theirs)
 	}
 	x.writes++
-	a, _ := x.books.State(x.t.Context())
+	a, _ := x.Books.State(x.t.Context())
 	b, err := x.s.State(x.t.Context())
 	if err != nil {
 		return err
@@ -138,7 +139,7 @@ func (x *twin) theirs(p fleet.Plan) fleet.Plan {
 }
 
 func (x *twin) Carry(ctx context.Context, p fleet.Plan) (fleet.Carried, error) {
-	b, _ := x.books.Carry(ctx, p)
+	b, _ := x.Books.Carry(ctx, p)
 	s, err := x.s.Carry(ctx, x.theirs(p))
 	if err != nil || b.Done != s.Done || b.Void != s.Void || len(b.Placed) != len(s.Placed) {
 		return b, fmt.Errorf("carry: the books say %+v, the store %+v, %w", b, s, err)
@@ -156,15 +157,15 @@ func (x *twin) Carry(ctx context.Context, p fleet.Plan) (fleet.Carried, error) {
 }
 
 func (x *twin) Hello(ctx context.Context, id fleet.HostID, instance, machine string, facts fleet.HostFacts, live time.Duration) error {
-	return x.same("hello", x.books.Hello(ctx, id, instance, machine, facts, live), x.s.Hello(ctx, x.hosts[id], instance, machine, facts, live))
+	return x.same("hello", x.Books.Hello(ctx, id, instance, machine, facts, live), x.s.Hello(ctx, x.hosts[id], instance, machine, facts, live))
 }
 
 func (x *twin) Heard(ctx context.Context, id fleet.HostID, instance string, live time.Duration) error {
-	return x.same("heard", x.books.Heard(ctx, id, instance, live), x.s.Heard(ctx, x.hosts[id], instance, live))
+	return x.same("heard", x.Books.Heard(ctx, id, instance, live), x.s.Heard(ctx, x.hosts[id], instance, live))
 }
 
 func (x *twin) Report(ctx context.Context, id fleet.HostID, rep fleet.HostReport, live time.Duration) error {
-	ours := x.books.Report(ctx, id, rep, live)
+	ours := x.Books.Report(ctx, id, rep, live)
 	rep.Runners = slices.Clone(rep.Runners)
 	for i := range rep.Runners {
 		rep.Runners[i].ID = x.runners[rep.Runners[i].ID]
@@ -173,11 +174,11 @@ func (x *twin) Report(ctx context.Context, id fleet.HostID, rep fleet.HostReport
 }
 
 func (x *twin) Learn(ctx context.Context, n fleet.JobNews) error {
-	return x.same("learn", x.books.Learn(ctx, n), x.s.Learn(ctx, n))
+	return x.same("learn", x.Books.Learn(ctx, n), x.s.Learn(ctx, n))
 }
 
 func (x *twin) BeginMint(ctx context.Context, host fleet.HostID, id fleet.RunnerID, name string) (fleet.Mint, error) {
-	b, ours := x.books.BeginMint(ctx, host, id, name)
+	b, ours := x.Books.BeginMint(ctx, host, id, name)
 	s, theirs := x.s.BeginMint(ctx, x.hosts[host], x.runners[id], name)
 	s.Runner = id
 	if diff := cmp.Diff(b, s); ours == nil && diff != "" {
@@ -187,39 +188,39 @@ func (x *twin) BeginMint(ctx context.Context, host fleet.HostID, id fleet.Runner
 }
 
 func (x *twin) Granted(ctx context.Context, id fleet.RunnerID, attempt int, githubID int64) error {
-	return x.same("granted", x.books.Granted(ctx, id, attempt, githubID), x.s.Granted(ctx, x.runners[id], attempt, githubID))
+	return x.same("granted", x.Books.Granted(ctx, id, attempt, githubID), x.s.Granted(ctx, x.runners[id], attempt, githubID))
 }
 
 func (x *twin) MintRefused(ctx context.Context, id fleet.RunnerID, attempt int, why string, lasts bool) error {
-	return x.same("refused", x.books.MintRefused(ctx, id, attempt, why, lasts), x.s.MintRefused(ctx, x.runners[id], attempt, why, lasts))
+	return x.same("refused", x.Books.MintRefused(ctx, id, attempt, why, lasts), x.s.MintRefused(ctx, x.runners[id], attempt, why, lasts))
 }
 
 func (x *twin) RegistrationDeleted(ctx context.Context, id fleet.RunnerID, attempt int) error {
-	return x.same("deleted", x.books.RegistrationDeleted(ctx, id, attempt), x.s.RegistrationDeleted(ctx, x.runners[id], attempt))
+	return x.same("deleted", x.Books.RegistrationDeleted(ctx, id, attempt), x.s.RegistrationDeleted(ctx, x.runners[id], attempt))
 }
 
 func (x *twin) DeleteVetoed(ctx context.Context, id fleet.RunnerID, attempt int, retry time.Time) error {
-	return x.same("vetoed", x.books.DeleteVetoed(ctx, id, attempt, retry), x.s.DeleteVetoed(ctx, x.runners[id], attempt, retry))
+	return x.same("vetoed", x.Books.DeleteVetoed(ctx, id, attempt, retry), x.s.DeleteVetoed(ctx, x.runners[id], attempt, retry))
 }
 
 func (x *twin) DeleteFailed(ctx context.Context, id fleet.RunnerID, attempt int, retry time.Time) error {
-	return x.same("not deleted", x.books.DeleteFailed(ctx, id, attempt, retry), x.s.DeleteFailed(ctx, x.runners[id], attempt, retry))
+	return x.same("not deleted", x.Books.DeleteFailed(ctx, id, attempt, retry), x.s.DeleteFailed(ctx, x.runners[id], attempt, retry))
 }
 
 func (x *twin) ConfigureRollouts(ctx context.Context, pools []fleet.Pool) error {
-	return x.same("configure", x.books.ConfigureRollouts(ctx, pools), x.s.ConfigureRollouts(ctx, pools))
+	return x.same("configure", x.Books.ConfigureRollouts(ctx, pools), x.s.ConfigureRollouts(ctx, pools))
 }
 
 func (x *twin) ImageResolved(ctx context.Context, reference, digest string) error {
-	return x.same("resolved", x.books.ImageResolved(ctx, reference, digest), x.s.ImageResolved(ctx, reference, digest))
+	return x.same("resolved", x.Books.ImageResolved(ctx, reference, digest), x.s.ImageResolved(ctx, reference, digest))
 }
 
 func (x *twin) ImageUnresolved(ctx context.Context, reference, why string) error {
-	return x.same("unresolved", x.books.ImageUnresolved(ctx, reference, why), x.s.ImageUnresolved(ctx, reference, why))
+	return x.same("unresolved", x.Books.ImageUnresolved(ctx, reference, why), x.s.ImageUnresolved(ctx, reference, why))
 }
 
 func (x *twin) ChangeRollout(ctx context.Context, pool string, next func(fleet.Rollout, time.Time) (fleet.Rollout, error)) (fleet.Rollout, error) {
-	is, ours := x.books.ChangeRollout(ctx, pool, next)
+	is, ours := x.Books.ChangeRollout(ctx, pool, next)
 	_, theirs := x.s.ChangeRollout(ctx, pool, next)
 	if (ours == nil) != (theirs == nil) {
 		return is, fmt.Errorf("change: the books say %w, the store %w", ours, theirs)

@@ -231,7 +231,7 @@ func (w *world) moveTag(letter, luck uint32) {
 	}
 	to := []string{"a", "b", "c", "x"}[letter%4]
 	for _, p := range w.pools {
-		if fleet.RemoteImage(p.Image) && (p.Canary.Percent == 0 || w.books.rollouts[p.Name].Current == "") && to == "x" {
+		if fleet.RemoteImage(p.Image) && (p.Canary.Percent == 0 || w.books.Rollouts[p.Name].Current == "") && to == "x" {
 			to = "a"
 		}
 	}
@@ -241,7 +241,7 @@ func (w *world) moveTag(letter, luck uint32) {
 
 // resolve reads the tag where that was never done.
 func (w *world) resolve() {
-	for _, r := range w.books.rollouts {
+	for _, r := range w.books.Rollouts {
 		if r.Current == "" {
 			w.note("the tag names a")
 			w.must(w.ledger.ImageResolved(w.ctx, reference, digest("a")))
@@ -253,7 +253,7 @@ func (w *world) resolve() {
 // operate is what an operator does to a pool's image.
 func (w *world) operate(pool, luck uint32) {
 	p, _ := pick(w.pools, pool)
-	r, ok := w.books.rollouts[p.Name]
+	r, ok := w.books.Rollouts[p.Name]
 	if !ok || r.Current == "" {
 		return
 	}
@@ -287,7 +287,7 @@ func (w *world) pull(h *mini, luck uint32) {
 		return
 	}
 	var cache []fleet.CachedImage
-	for _, f := range w.books.host(h.id).Prefetch {
+	for _, f := range w.books.Host(h.id).Prefetch {
 		d := fleet.ImageDigest(f.Image)
 		at := slices.IndexFunc(h.cache, func(c fleet.CachedImage) bool { return c.Digest == d })
 		c := fleet.CachedImage{Image: f.Image, Digest: d, State: fleet.CacheWaiting, TotalBytes: 3}
@@ -316,7 +316,7 @@ func (w *world) pull(h *mini, luck uint32) {
 // judgeImages holds the images at the fixed point against what was asked for.
 func (w *world) judgeImages(p fleet.Plan) {
 	for _, pool := range w.pools {
-		r, ok := w.books.rollouts[pool.Name]
+		r, ok := w.books.Rollouts[pool.Name]
 		if ok != fleet.RemoteImage(pool.Image) {
 			w.fail("pool %s has a rollout: %t", pool.Name, ok)
 		}
@@ -332,7 +332,7 @@ func (w *world) judgeImages(p fleet.Plan) {
 		if broken(r.Current) {
 			w.fail("pool %s has an image that does not boot", pool.Name)
 		}
-		for _, run := range w.books.runners {
+		for _, run := range w.books.All() {
 			if run.Pool != pool.Name || run.Over() || w.tampered[run.ID] || run.Image == "" {
 				continue
 			}
@@ -341,7 +341,7 @@ func (w *world) judgeImages(p fleet.Plan) {
 			}
 		}
 	}
-	for _, h := range w.books.hosts {
+	for _, h := range w.books.Hosts {
 		for _, f := range h.Prefetch {
 			if !h.Holds(f.Image) {
 				w.fail("host %s never had %s", h.ID, fleet.ImageShort(f.Image))

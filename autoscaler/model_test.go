@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/minifleet/minifleet/autoscaler"
+	"github.com/minifleet/minifleet/autoscaler/books"
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/trust"
 )
@@ -225,13 +226,13 @@ func (w *world) breakLaw(s step, h *mini) {
 		w.note("host %s has %d slots", h.name, h.facts.Slots)
 		w.report(h)
 	case stepTwice:
-		r, ok := pick(w.books.runners, s.a)
-		other, ok2 := pick(w.books.runners, s.b)
-		if ok && ok2 && r.ID != other.ID && r.Job != 0 && !r.JobDone && other.Job == 0 && mayExist(other.Registration) && !w.tampered[r.ID] {
-			to, _ := w.books.runner(other.ID)
+		r, ok := pick(w.books.All(), s.a)
+		other, ok2 := pick(w.books.All(), s.b)
+		if ok && ok2 && r.ID != other.ID && r.Job != 0 && !r.JobDone && other.Job == 0 && books.MayExist(other.Registration) && !w.tampered[r.ID] {
+			to, _ := w.books.Find(other.ID)
 			next := *to
 			next.Job = r.Job
-			w.books.save(to, next)
+			w.books.Save(to, next)
 			w.tampered[other.ID] = true
 			w.note("%s and %s are both bound to job %d", r.ID, other.ID, r.Job)
 		}
@@ -377,14 +378,14 @@ func (w *world) noWorse(what string) {
 // breaches counts how far each law is from holding.
 func (w *world) breaches() map[string]int {
 	out := map[string]int{}
-	for i, r := range w.books.runners {
-		if r.Job != 0 && !r.JobDone && slices.ContainsFunc(w.books.runners[:i], func(o fleet.Runner) bool { return o.Job == r.Job && !o.JobDone }) {
+	for i, r := range w.books.All() {
+		if r.Job != 0 && !r.JobDone && slices.ContainsFunc(w.books.All()[:i], func(o *fleet.Runner) bool { return o.Job == r.Job && !o.JobDone }) {
 			out[fmt.Sprintf("job %d is bound to more than one runner", r.Job)]++
 		}
 	}
-	for _, h := range w.books.hosts {
+	for _, h := range w.books.Hosts {
 		over := -h.Slots
-		for _, r := range w.books.runners {
+		for _, r := range w.books.All() {
 			if r.Host == h.ID && r.TakesSlot() {
 				over++
 			}
@@ -398,15 +399,15 @@ func (w *world) breaches() map[string]int {
 			out["VMs beyond the slots of host "+h.name] = over
 		}
 		for _, m := range h.vms {
-			r, err := w.books.runner(m.id)
+			r, err := w.books.Find(m.id)
 			if m.state != fleet.ObservedGone && (err != nil || r.Observed == fleet.ObservedGone) {
 				out["VM "+string(m.id)+" is in no book"] = 1
 			}
 		}
 	}
 	for _, g := range w.regs {
-		r, err := w.books.runner(g.runner)
-		known := err == nil && r.RunnerName == g.name && mayExist(r.Registration)
+		r, err := w.books.Find(g.runner)
+		known := err == nil && r.RunnerName == g.name && books.MayExist(r.Registration)
 		if !known && !slices.ContainsFunc(w.mints, func(m *mint) bool { return m.Name == g.name }) {
 			out["registration "+g.name+" is in no book"] = 1
 		}
@@ -435,12 +436,12 @@ func (w *world) play(steps []step) (failure string) {
 	}()
 	w.hello()
 	for _, s := range steps {
-		events, versions := w.events, w.books.versions()
+		events, versions := w.events, w.books.Versions()
 		w.at(s)
 		switch {
 		case s.kind > stepKinds:
 			w.noWorse("")
-		case w.events == events && w.books.versions() == versions:
+		case w.events == events && w.books.Versions() == versions:
 			continue // nothing was there to happen to
 		default:
 			w.noWorse("the world")
@@ -488,10 +489,10 @@ func (w *world) end() {
 		if round == 200 {
 			w.fail("it never comes to rest")
 		}
-		before, versions := w.events, w.books.versions()
+		before, versions := w.events, w.books.Versions()
 		w.fair()
 		w.settle()
-		if w.events != before || w.books.versions() != versions {
+		if w.events != before || w.books.Versions() != versions {
 			quiet = 0
 			w.tick(5 * time.Second)
 			continue
@@ -569,7 +570,7 @@ func (w *world) judge() {
 		}
 	}
 	standbys := map[string]int{}
-	for _, r := range w.books.runners {
+	for _, r := range w.books.All() {
 		switch {
 		case r.Over() || w.tampered[r.ID]:
 		case r.Phase() != fleet.PhaseStandby:
@@ -680,7 +681,7 @@ func traces(t *testing.T) uint64 {
 func TestNoThrashBetweenPools(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t.Context(), 1)
-	w.say, w.hosts, w.books.hosts = true, w.hosts[:1], w.books.hosts[:1]
+	w.say, w.hosts, w.books.Hosts = true, w.hosts[:1], w.books.Hosts[:1]
 	w.hosts[0].facts.Slots = 1
 	s := newSnap()
 	s.pool("x", []string{"x"}, standby(1))
@@ -693,7 +694,7 @@ func TestNoThrashBetweenPools(t *testing.T) {
 		w.fair()
 		w.tick(30 * time.Second)
 	}
-	if len(w.books.runners) != 1 || w.books.runners[0].Phase() != fleet.PhaseStandby {
-		t.Errorf("%d runners were placed on one slot without a job in sight:\n%s", len(w.books.runners), strings.Join(w.log, "\n"))
+	if len(w.books.All()) != 1 || w.books.All()[0].Phase() != fleet.PhaseStandby {
+		t.Errorf("%d runners were placed on one slot without a job in sight:\n%s", len(w.books.All()), strings.Join(w.log, "\n"))
 	}
 }

@@ -11,10 +11,31 @@ import (
 	"time"
 
 	"github.com/minifleet/minifleet/autoscaler"
+	"github.com/minifleet/minifleet/autoscaler/books"
 	"github.com/minifleet/minifleet/fleet"
 )
 
 const deadline = time.Minute // for hosts
+
+// ledger is what the model of the world writes into: the store, in memory or real.
+type ledger interface {
+	State(context.Context) (fleet.State, error)
+	Carry(context.Context, fleet.Plan) (fleet.Carried, error)
+	Hello(ctx context.Context, id fleet.HostID, instance, machine string, facts fleet.HostFacts, live time.Duration) error
+	Heard(ctx context.Context, id fleet.HostID, instance string, live time.Duration) error
+	Report(ctx context.Context, id fleet.HostID, rep fleet.HostReport, live time.Duration) error
+	Learn(context.Context, fleet.JobNews) error
+	BeginMint(ctx context.Context, host fleet.HostID, id fleet.RunnerID, name string) (fleet.Mint, error)
+	Granted(ctx context.Context, id fleet.RunnerID, attempt int, githubID int64) error
+	MintRefused(ctx context.Context, id fleet.RunnerID, attempt int, why string, lasts bool) error
+	RegistrationDeleted(ctx context.Context, id fleet.RunnerID, attempt int) error
+	DeleteVetoed(ctx context.Context, id fleet.RunnerID, attempt int, retry time.Time) error
+	DeleteFailed(ctx context.Context, id fleet.RunnerID, attempt int, retry time.Time) error
+	ConfigureRollouts(context.Context, []fleet.Pool) error
+	ImageResolved(ctx context.Context, reference, digest string) error
+	ImageUnresolved(ctx context.Context, reference, why string) error
+	ChangeRollout(ctx context.Context, pool string, next func(fleet.Rollout, time.Time) (fleet.Rollout, error)) (fleet.Rollout, error)
+}
 
 // world is a whole site in small: the books, agents with their VMs, and GitHub. The
 // three know of each other only by what is reported, delivered and answered, in any
@@ -23,7 +44,7 @@ type world struct {
 	ctx      context.Context
 	now      time.Time
 	began    time.Time // the controller
-	books    *books
+	books    *books.Books
 	ledger   ledger
 	pools    []fleet.Pool
 	rules    autoscaler.Rules
@@ -134,7 +155,7 @@ func newWorld(ctx context.Context, seed uint64) *world {
 		ctx: ctx, now: now, began: now, demand: rng.IntN(4) > 0, verdicts: map[fleet.JobID]fleet.Verdict{}, tampered: map[fleet.RunnerID]bool{},
 		rules: autoscaler.Rules{HostDeadline: deadline, MintsPerMinute: rng.IntN(3) * 2},
 	}
-	w.books = newBooks(func() time.Time { return w.now })
+	w.books = books.New(func() time.Time { return w.now })
 	w.ledger = w.books
 	pool := func(name string, most, standby int, scopes []string, labels ...string) {
 		p := fleet.Pool{Name: name, Labels: fleet.NewLabels(labels...), LabelNames: labels, Image: "i", MaxRunners: most, Standby: standby}
@@ -153,7 +174,7 @@ func newWorld(ctx context.Context, seed uint64) *world {
 	w.pools[1].Standby = min(w.pools[1].Standby, max(w.pools[1].MaxRunners, 1))
 	for i := range 1 + rng.IntN(2) {
 		name := fmt.Sprint(i)
-		m := &mini{id: w.books.enrol(name), name: name, facts: fleet.HostFacts{Slots: 1 + rng.IntN(2), Backends: []string{"process"}, Images: []string{"i"}}}
+		m := &mini{id: w.books.Enrol(name), name: name, facts: fleet.HostFacts{Slots: 1 + rng.IntN(2), Backends: []string{"process"}, Images: []string{"i"}}}
 		w.hosts = append(w.hosts, m)
 	}
 	w.imagine(rng)
@@ -199,7 +220,7 @@ func (w *world) fetch(h *mini) {
 		return
 	}
 	wanted := map[fleet.RunnerID]bool{}
-	for _, r := range w.books.runners {
+	for _, r := range w.books.All() {
 		if r.Host != h.id || r.Observed == fleet.ObservedGone {
 			continue
 		}
@@ -237,19 +258,11 @@ func (w *world) report(h *mini) {
 			})
 		}
 	}
-	before := w.books.versions()
+	before := w.books.Versions()
 	w.must(w.ledger.Report(w.ctx, h.id, rep, deadline))
-	if w.books.versions() != before {
+	if w.books.Versions() != before {
 		w.note("agent %s reports", h.name)
 	}
-}
-
-// versions is a number that moves with any change of a runner.
-func (b *books) versions() (n int64) {
-	for _, r := range b.runners {
-		n += r.Version
-	}
-	return n
 }
 
 func (h *mini) slotsTaken() (n int) {
@@ -455,7 +468,7 @@ func (w *world) answerDelete(d *deletion, luck uint32) {
 		return
 	}
 	w.deletes = slices.DeleteFunc(w.deletes, func(x *deletion) bool { return x == d })
-	if r, err := w.books.runner(d.Runner); err == nil {
+	if r, err := w.books.Find(d.Runner); err == nil {
 		w.note("recorded: delete %s of %s: %s; it is wanted %s and its registration %q", d.Ref.Name, d.Runner, d.outcome, r.Wanted, r.Registration)
 	}
 	switch d.outcome {
@@ -498,7 +511,7 @@ func (w *world) news(j *ghJob, e fleet.JobEvent) fleet.JobNews {
 
 // learn is GitHub's own answer on a job.
 func (w *world) learn(j *ghJob) {
-	if i := w.books.job(j.ID); i >= 0 && w.books.jobs[i].State == j.State && w.books.jobs[i].RunnerName == j.RunnerName {
+	if known, ok := w.books.Job(j.ID); ok && known.State == j.State && known.RunnerName == j.RunnerName {
 		return
 	}
 	e, _ := fleet.Seen(j.State)
