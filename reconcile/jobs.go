@@ -95,7 +95,10 @@ func (w *watcher) askEach(ctx context.Context, repo fleet.Scope, jobs []fleet.Jo
 		}
 	}
 	sure, again := absent.see(time.Now(), w.c.Absence, keys, unseen)
-	for key := range sure {
+	for _, key := range keys {
+		if !sure[key] {
+			continue
+		}
 		w.c.Log.Warn("job closed: GitHub has it no more", "job", missing[key].Job.ID, "repository", repo.String())
 		if err := w.c.Learn(ctx, repo, []fleet.JobNews{missing[key]}); err != nil {
 			return again, err
@@ -127,11 +130,16 @@ func (f failures) joined() error { return errors.Join(f...) }
 func (w *watcher) ask(ctx context.Context, doubtful []fleet.Job) error {
 	var failed failures
 	byRepo := map[fleet.Scope][]fleet.Job{}
+	var repos []fleet.Scope // in the order of their oldest doubts
 	for _, j := range doubtful {
 		repo := fleet.Scope{Owner: j.Owner, Repo: j.Repo}
+		if byRepo[repo] == nil {
+			repos = append(repos, repo)
+		}
 		byRepo[repo] = append(byRepo[repo], j)
 	}
-	for repo, jobs := range byRepo {
+	for _, repo := range repos {
+		jobs := byRepo[repo]
 		c := w.chores[jobsOf(repo)]
 		if !w.serves(repo) {
 			continue
