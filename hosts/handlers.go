@@ -187,7 +187,7 @@ func (s *Server) mint(w http.ResponseWriter, r *http.Request, h fleet.Host) {
 	http.NewResponseController(w).SetReadDeadline(time.Time{}) //nolint:errcheck // none was set, then
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(r.Context()), 2*time.Minute, errors.New("mint took too long"))
 	defer cancel()
-	name, config, policy, err := s.mintFor(ctx, h.ID, id)
+	name, config, policy, err := s.Mint(ctx, h.ID, id)
 	if err != nil {
 		s.c.Log.Info("no config minted", "runner", id, "host", h.ID, "error", err)
 		s.failWith(w, r, err)

@@ -20,12 +20,12 @@ import (
 // in a row are trouble that a retry does not mend.
 const mintTries = 3
 
-// mintFor registers a runner that holds a grant. The attempt and its name are
+// Mint registers a runner that holds a grant. The attempt and its name are
 // committed before GitHub is asked. A registration that an earlier attempt may
 // have left is deleted first; GitHub's refusal to do so means that it runs a job,
 // and is final. One request at a time walks the flow for a runner: a second one
 // would not find at GitHub what the first is about to make there.
-func (s *Server) mintFor(ctx context.Context, host fleet.HostID, id fleet.RunnerID) (name string, config secret.Text, policy *trust.Policy, err error) {
+func (s *Server) Mint(ctx context.Context, host fleet.HostID, id fleet.RunnerID) (name string, config secret.Text, policy *trust.Policy, err error) {
 	if !s.minting.begin(id) {
 		return "", secret.Text{}, nil, fmt.Errorf("runner %s: an earlier mint is under way: %w", id, fleet.ErrLater)
 	}
