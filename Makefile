@@ -7,6 +7,7 @@
 # make check-darwin   the types of what only a Mac builds, on any machine
 # make test-vz IMAGE=DIR   on a Mac with Apple silicon: the backend vz on real machines
 # make bench   the figures; make bench ONLY=webhook,assign for some of them, ONLY=clone,boot,restore,cycle for those of VMs, ONLY=images,ready for those of images
+# make sim     ten simulated days of all that goes wrong, for SEEDS (300) seeds from SEED (0) on
 # make fuzz    every fuzz target for FUZZTIME (30s), one after the other
 
 GO       ?= go
@@ -26,7 +27,7 @@ GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 # with staticcheck v0.8.2
 ACTIONLINT  := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 
-.PHONY: all demo programs runner crash-programs test-image image-for-tests testimage build test test-quick test-e2e lint check-darwin test-vz vmm sign bench fuzz generate clean
+.PHONY: all demo programs runner crash-programs test-image image-for-tests testimage build test test-quick test-e2e lint check-darwin test-vz vmm sign bench sim fuzz generate clean
 
 all: programs
 
@@ -115,7 +116,7 @@ test-quick: image-for-tests
 	@command -v $${CC:-cc} >/dev/null || { echo "make test: no C compiler, which Go's race detector needs: install gcc (Debian: apt-get install gcc libc6-dev)"; exit 1; }
 	$(GO) vet ./...
 	$(RACE) -timeout 10m -p $(TWICE) ./vm/qemu ./hosts/agent ./store ./... # the longest first
-	$(GO) test -count=1 -run 'TestEveryOrder|TestBooksAreTheStore' ./autoscaler # all 10,000 orders: too slow with the detector
+	$(GO) test -count=1 -run 'TestEveryOrder|TestBooksAreTheStore|TestTenDays' ./autoscaler ./autoscaler/tendays # all 10,000 orders, and ten days: too slow with the detector
 
 test-e2e: programs runner crash-programs image-for-tests
 	cd e2e && $(GO) vet ./... && $(RACE) -timeout 30m ./site_test ./... # the longest first
@@ -147,8 +148,17 @@ bench: programs image-for-tests
 	cd e2e && $(GO) build -o bin/bench ./bench
 ifeq ($(ONLY),)
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./autoscaler ./webhook
+	GOGC=400 $(GO) test -v -count=1 -timeout 20m -run 'TestBill$$' ./autoscaler/tendays -bill
 endif
 	cd e2e && bin/bench -only '$(ONLY)' $(ARGS)
+
+# A seed that breaks a law is shrunk to the shortest history that does. JOBS are of each seed.
+SEEDS ?= 300
+SEED  ?= 0
+JOBS  ?= 500
+DAYS  ?= 10
+sim:
+	GOGC=400 $(GO) test -count=1 -timeout 60m -run 'TestTenDays$$' ./autoscaler/tendays -seeds $(SEEDS) -seed $(SEED) -jobs $(JOBS) -days $(DAYS)
 
 # A failure leaves its input in testdata/fuzz of the package: mend the code, commit the input.
 FUZZTIME ?= 30s
