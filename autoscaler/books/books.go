@@ -24,7 +24,7 @@ type Books struct {
 	// Changed, if set, is called after each change: with a host of which something else
 	// is wanted than before, or with "".
 	Changed func(fleet.HostID)
-	// Reuse lets the slices of a State be those of the one before.
+	// Reuse lets the slices of a State be those of the one before, and those of Unsettled.
 	Reuse bool
 
 	now     func() time.Time
@@ -41,7 +41,10 @@ type Books struct {
 	names   map[string]mint
 	mints   map[string][]time.Time // by owner, of the last minute and before
 
-	state fleet.State // the newest, where Reuse is set
+	// The newest, where Reuse is set.
+	state         fleet.State
+	unsettledJobs []fleet.Job
+	unsettled     []fleet.Runner
 }
 
 // row is a runner with what only the store has of it.
@@ -244,6 +247,9 @@ func (b *Books) Repositories(_ context.Context, owner string, since time.Time) (
 // Unsettled returns the jobs of an owner that are not completed, and the runners that
 // are not over or have moved after since.
 func (b *Books) Unsettled(_ context.Context, owner string, since time.Time) (jobs []fleet.Job, list []fleet.Runner, _ error) {
+	if b.Reuse {
+		jobs, list = b.unsettledJobs[:0], b.unsettled[:0]
+	}
 	for _, j := range b.open[strings.ToLower(owner)] {
 		jobs = append(jobs, *j)
 	}
@@ -252,6 +258,7 @@ func (b *Books) Unsettled(_ context.Context, owner string, since time.Time) (job
 			list = append(list, r.Runner)
 		}
 	}
+	b.unsettledJobs, b.unsettled = jobs, list
 	return jobs, list, nil
 }
 
