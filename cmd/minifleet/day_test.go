@@ -7,13 +7,10 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -22,12 +19,11 @@ import (
 	"time"
 
 	"github.com/minifleet/minifleet/githubapp/githubsim"
-	"github.com/minifleet/minifleet/secret"
 )
 
 var (
 	daySeed  = flag.Uint64("seed", 1, "of the virtual day's jobs and faults")
-	dayHours = flag.Float64("hours", 2, "length of the virtual day, without the quiet time that follows")
+	dayHours = flag.Float64("hours", 0.4, "length of the virtual day, without the quiet time that follows")
 	dayLog   = flag.String("daylog", "", "file for the programs' log of the virtual day")
 )
 
@@ -39,7 +35,9 @@ func TestVirtualDay(t *testing.T) {
 	length := time.Duration(*dayHours * float64(time.Hour))
 	began := time.Now()
 	synctest.Test(t, func(t *testing.T) {
-		d := newDay(t, *daySeed, length)
+		d := newDay(t, dayPlan{seed: *daySeed, length: length, hosts: 5, slots: 4, standby: 1, flaws: 0.04, timing: githubsim.Timing{
+			ListLag: 20 * time.Second, BusyLag: 5 * time.Second, DeliveryDelay: 8 * time.Second,
+		}})
 		defer d.close()
 		d.live()
 		d.rest()
@@ -48,11 +46,21 @@ func TestVirtualDay(t *testing.T) {
 	t.Logf("took %s", time.Since(began).Round(10*time.Millisecond))
 }
 
+// dayPlan says what a virtual day begins with.
+type dayPlan struct {
+	seed         uint64
+	length       time.Duration
+	hosts, slots int
+	standby      int
+	flaws        float64 // share of VMs that something is wrong with
+	kind         bool    // GitHub does nothing but what it is asked to
+	timing       githubsim.Timing
+}
+
 // day is a virtual day.
 type day struct {
+	dayPlan
 	t        *testing.T
-	seed     uint64
-	length   time.Duration
 	start    time.Time
 	dir      string // of everything
 	home     string // of the controller
@@ -62,12 +70,11 @@ type day struct {
 	github   *http.Server
 	hooks    *http.Transport
 	wires    *wires
-	hosts    []*dayHost
+	minis    []*dayHost
 	installs map[string]int64
 	operator *http.Client
 	life     *dayLife
 	lives    int
-	standby  int
 	busy     sync.WaitGroup // what makes work and trouble
 
 	mu      sync.Mutex // guards the rest
@@ -79,83 +86,8 @@ type day struct {
 	jobOf   map[string]int64
 	foreign map[string]bool // names of registrations that are none of ours
 	waits   map[int64]string
-}
-
-func newDay(t *testing.T, seed uint64, length time.Duration) *day {
-	t.Helper()
-	d := &day{
-		t: t, seed: seed, length: length, start: time.Now(), wires: &wires{}, installs: map[string]int64{}, standby: 1,
-		counts: map[string]int{}, lost: map[int64]string{}, ranBy: map[int64]string{}, jobOf: map[string]int64{}, foreign: map[string]bool{}, waits: map[int64]string{},
-	}
-	d.folder()
-	d.tail = &tailWriter{}
-	to := io.Writer(d.tail)
-	if *dayLog != "" {
-		f, err := os.Create(*dayLog)
-		d.must(err)
-		t.Cleanup(func() { f.Close() })
-		to = f
-	}
-	d.log = slog.New(&counted{slog.NewTextHandler(to, nil), d})
-	d.operator = &http.Client{Transport: &http.Transport{DialContext: d.wires.plug().dial}}
-	d.hooks = &http.Transport{DialContext: d.wires.plug().dial, MaxIdleConnsPerHost: 16}
-	var err error
-	d.sim, err = githubsim.New(githubsim.Options{
-		Seed: seed, OneKey: true, KeyPool: 1, Latency: 60 * time.Millisecond, BaseURL: "http://" + dayGitHub,
-		WebhookClient: &http.Client{Transport: d.hooks},
-		Timing:        githubsim.Timing{ListLag: 20 * time.Second, BusyLag: 5 * time.Second, DeliveryDelay: 8 * time.Second},
-		Log:           d.log.With("who", "github"),
-	})
-	d.must(err)
-	door, err := d.wires.plug().listen(t.Context(), "tcp", dayGitHub)
-	d.must(err)
-	d.github = &http.Server{Handler: d.sim.Handler()}
-	go d.github.Serve(door) //nolint:errcheck // it ends with Close
-	for account, repos := range map[string][]string{"octo": {"web", "api", "ios"}, "acme": {"tool", "lib"}, "kim": {"app"}} {
-		d.installs[account], err = d.sim.AddInstallation(githubsim.Installation{Account: account, User: account == "kim", Repositories: repos})
-		d.must(err)
-	}
-	d.begin()
-	d.must(d.sim.SetWebhook("http://"+dayHook+"/webhook", secret.Text{}))
-	for n := range 5 {
-		h := newDayHost(d, n+1, 4)
-		h.token = d.hostToken(h.name)
-		d.hosts = append(d.hosts, h)
-		h.begin()
-	}
-	return d
-}
-
-// folder makes the day's folder, in memory where the system has a place for that: what is
-// measured is no disk.
-func (d *day) folder() {
-	base := ""
-	if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() {
-		base = "/dev/shm"
-	}
-	var err error
-	d.dir, err = os.MkdirTemp(base, "minifleet-day-")
-	d.must(err)
-	d.t.Cleanup(func() { os.RemoveAll(d.dir) })
-	d.home = filepath.Join(d.dir, "life-0")
-	d.must(os.Mkdir(d.home, 0o700))
-	for n := range 9 {
-		d.must(os.Mkdir(filepath.Join(d.dir, fmt.Sprintf("mini-%d", n+1)), 0o700))
-	}
-}
-
-func (d *day) close() {
-	for _, h := range d.hosts {
-		h.end(false)
-		for _, v := range h.vms {
-			v.end("the day is over")
-		}
-	}
-	d.end()
-	d.operator.CloseIdleConnections()
-	d.hooks.CloseIdleConnections()
-	d.must(d.github.Close())
-	d.must(d.sim.Close())
+	next    []flaw        // of the next VMs, before chance has a say
+	fixed   time.Duration // every job takes this long; 0: chance says
 }
 
 // random returns a source of chance that nobody shares.
@@ -212,18 +144,27 @@ func (d *day) ran(v *dayVM, job int64) {
 	d.jobOf[v.id], d.ranBy[job] = job, v.id
 }
 
-// flawRate is the share of VMs that something is wrong with.
-func (d *day) flawRate() float64 {
+// flawOf says what goes wrong with a new VM.
+func (d *day) flawOf(r *rand.Rand) flaw {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.quiet {
-		return 0
+	if len(d.next) > 0 {
+		f := d.next[0]
+		d.next = d.next[1:]
+		return f
 	}
-	return 0.04
+	if d.quiet || r.Float64() >= d.flaws {
+		return flawless
+	}
+	d.counts["flaws"]++
+	return 1 + flaw(r.IntN(int(flaws)-1))
 }
 
 // script says how long a job takes and how it ends.
 func (d *day) script(job int64) (time.Duration, string) {
+	if d.fixed > 0 {
+		return d.fixed, "succeeded"
+	}
 	r := rand.New(rand.NewPCG(d.seed, uint64(job)))
 	result := "succeeded"
 	if r.Float64() < 0.08 {

@@ -92,7 +92,7 @@ func (d *day) open() (open []string) {
 	for _, r := range runners {
 		awaits("invariant 2: runner %s is still %s on %s (registration %s %q): %s", r.ID, r.Phase, r.HostName, r.Registration, r.RunnerName, r.Failure)
 	}
-	for _, h := range d.hosts {
+	for _, h := range d.minis {
 		for _, v := range h.left() {
 			awaits("invariant 2: there is still VM %s", v)
 		}

@@ -185,10 +185,7 @@ func (h *dayHost) Create(ctx context.Context, o agent.Order, progress func(strin
 	}
 	v.status.Instance = v.instance()
 	v.tell = sync.OnceFunc(func() { close(v.told) })
-	if v.rng.Float64() < h.day.flawRate() {
-		v.flaw = 1 + flaw(v.rng.IntN(int(flaws)-1))
-		h.day.count("flaws", 1)
-	}
+	v.flaw = h.day.flawOf(v.rng)
 	progress("cloning")
 	if !pauseFor(ctx, slow) {
 		return nil, context.Cause(ctx)

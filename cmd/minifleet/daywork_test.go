@@ -146,7 +146,7 @@ func (d *day) trouble(ctx context.Context) {
 			d.must(d.sim.Suspend(d.installs[account], false))
 		}
 	})
-	for _, h := range d.hosts {
+	for _, h := range d.minis {
 		d.busy.Go(func() { h.suffer(ctx, d.random(h.name)) })
 	}
 }

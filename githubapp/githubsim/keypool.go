@@ -23,10 +23,13 @@ type keyPool struct {
 func newKeyPool(size int, share bool) *keyPool {
 	p := &keyPool{ready: make(chan *rsa.PrivateKey, size)}
 	if share {
-		p.one = sync.OnceValues(newKey)
+		p.one = sharedKey
 	}
 	return p
 }
+
+// sharedKey is made once in a process, whatever Sims there are.
+var sharedKey = sync.OnceValues(newKey)
 
 func newKey() (*rsa.PrivateKey, error) {
 	key, err := rsa.GenerateKey(rand.Reader, keyBits)
