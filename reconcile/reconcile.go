@@ -97,7 +97,7 @@ func New(c Config) *Reconciler {
 			owner := strings.ToLower(s.Owner)
 			w := byOwner[owner]
 			if w == nil {
-				w = &watcher{Reconciler: r, owner: owner, chores: map[string]*chore{}, wrong: map[string]bool{}, budget: &budget{share: float64(c.Percent) / 100}}
+				w = &watcher{anew: make(chan struct{}, 1), Reconciler: r, owner: owner, chores: map[string]*chore{}, wrong: map[string]bool{}, budget: &budget{share: float64(c.Percent) / 100}}
 				byOwner[owner] = w
 				r.watchers = append(r.watchers, w)
 			}
@@ -140,6 +140,17 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	return nil
 }
 
+// Anew has everything looked at as at the start: what an installation of the App covers
+// is other than before, and while it was suspended GitHub told of nothing. It never blocks.
+func (r *Reconciler) Anew() {
+	for _, w := range r.watchers {
+		select {
+		case w.anew <- struct{}{}:
+		default:
+		}
+	}
+}
+
 // watcher asks about one owner.
 type watcher struct {
 	*Reconciler
@@ -147,6 +158,7 @@ type watcher struct {
 	scopes []fleet.Scope // of the pools
 	budget *budget
 	fresh  atomic.Bool
+	anew   chan struct{} // holds one element when everything is to be looked at again
 
 	// Of the one goroutine that runs it:
 	chores   map[string]*chore
@@ -176,6 +188,9 @@ func (w *watcher) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
+			continue
+		case <-w.anew:
+			w.chores, w.covered, w.planned = map[string]*chore{}, nil, time.Time{}
 			continue
 		case <-changed:
 		}

@@ -72,6 +72,21 @@ func TestLooksAgain(t *testing.T) {
 }
 
 // One 404 proves nothing, neither of a job nor of anything else.
+// News of an installation is a new start.
+func TestAnew(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run(2*time.Minute, func(r *reconcile.Reconciler) {
+			r.Anew()
+			synctest.Wait()
+			if !slices.Contains(w.calls, "2m0s list octo/demo") {
+				t.Errorf("looked at %q", w.calls)
+			}
+		})
+	})
+}
+
 func TestAJobThatGitHubHasNot(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.told(1, fleet.ToldInProgress)

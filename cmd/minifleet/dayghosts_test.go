@@ -54,7 +54,6 @@ func TestGhostsOnTheClock(t *testing.T) {
 			d.served(d.job(), 8*time.Minute)
 		}},
 		{"the installation is suspended, and resumed", dayPlan{}, func(d *day) {
-			d.served(d.job(), 2*time.Minute)
 			d.must(d.sim.Suspend(d.installs["octo"], true))
 			job := d.job()
 			time.Sleep(20 * time.Minute)
@@ -70,7 +69,6 @@ func TestGhostsOnTheClock(t *testing.T) {
 			d.served(d.job(), 5*time.Minute)
 		}},
 		{"GitHub is away for most of an hour", dayPlan{}, func(d *day) {
-			d.served(d.job(), 2*time.Minute)
 			d.must(d.sim.Inject(githubsim.Fault{Kind: githubsim.FaultStatus, Status: 503, Count: -1}))
 			d.must(d.sim.Inject(githubsim.Fault{Kind: githubsim.DeliveryLost, Count: -1}))
 			job := d.job()

@@ -178,6 +178,7 @@ type ingest struct {
 	*store.Store
 	app  *githubapp.App
 	news chan<- struct{} // written to when an installation changed
+	anew func()          // called then
 }
 
 // Ingest stores a delivery.
@@ -185,6 +186,7 @@ func (i ingest) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, er
 	done, err := i.Store.Ingest(ctx, in)
 	if err == nil && in.Installation != nil {
 		i.app.ForgetInstallation(in.Installation.ID)
+		i.anew()
 		select {
 		case i.news <- struct{}{}:
 		default:

@@ -245,7 +245,7 @@ func (c *controller) webhooks(pools []fleet.Pool) (*webhook.Handler, error) {
 		}
 	}
 	return webhook.New(webhook.Config{
-		Secrets: secrets, Pulled: c.cfg.GitHub.Deliveries == byPull, AppID: c.cfg.GitHub.AppID, Store: ingest{c.store, c.app, c.installed}, Wake: c.loop.Wake, Log: c.log.With("part", "webhook"),
+		Secrets: secrets, Pulled: c.cfg.GitHub.Deliveries == byPull, AppID: c.cfg.GitHub.AppID, Store: ingest{c.store, c.app, c.installed, func() { c.lists.Anew() }}, Wake: c.loop.Wake, Log: c.log.With("part", "webhook"),
 		Claimed: claimed(pools),
 		Serves: func(owner, repo string) bool {
 			for _, p := range pools {
