@@ -40,6 +40,7 @@ func TestVirtualDay(t *testing.T) {
 		}})
 		defer d.close()
 		d.live()
+		d.last()
 		d.rest()
 		d.hold()
 	})
@@ -189,6 +190,17 @@ func (d *day) live() {
 	d.work(ctx)
 	d.trouble(ctx)
 	d.busy.Wait()
+}
+
+// last asks for jobs of which nothing is ever told, and after which nothing comes that
+// could make up for it by chance.
+func (d *day) last() {
+	d.must(d.sim.Inject(githubsim.Fault{Kind: githubsim.DeliveryLost, Path: "workflow_job.queued", Count: -1}))
+	for _, repo := range []string{"octo/ios", "acme/lib", "kim/app"} {
+		_, err := d.sim.QueueRun(githubsim.Workflow{Repo: repo, Jobs: []githubsim.JobSpec{{Name: "last", Labels: []string{"self-hosted", "macOS"}}}})
+		d.must(err)
+	}
+	d.count("jobs asked for", 3)
 }
 
 // rest ends all trouble, and gives the site time to come to rest.

@@ -53,6 +53,17 @@ func TestGhostsOnTheClock(t *testing.T) {
 			}))
 			d.served(d.job(), 8*time.Minute)
 		}},
+		{"a guest is silent, and GitHub tells only that its runner cannot be deleted (ubicloud#2957)", dayPlan{}, func(d *day) {
+			d.next, d.fixed = []flaw{deaf}, 15*time.Minute
+			for _, f := range []githubsim.Fault{
+				{Kind: githubsim.DeliveryLost, Path: "workflow_job.in_progress"},
+				{Kind: githubsim.FaultStatus, Path: "/actions/jobs/"}, {Kind: githubsim.FaultStatus, Path: "/actions/runs"},
+			} {
+				f.Count = -1
+				d.must(d.sim.Inject(f))
+			}
+			d.ends(d.job(), 20*time.Minute, "success")
+		}},
 		{"the installation is suspended, and resumed", dayPlan{}, func(d *day) {
 			d.must(d.sim.Suspend(d.installs["octo"], true))
 			job := d.job()

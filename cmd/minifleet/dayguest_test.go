@@ -87,7 +87,7 @@ func (v *dayVM) work(l *githubsim.Listener, id int64) {
 	v.mu.Lock()
 	v.running = id
 	if v.flaw == deaf {
-		v.deafTill = time.Now().Add(between(v.rng, time.Minute, 5*time.Minute))
+		v.deafTill = time.Now().Add(between(v.rng, 5*time.Minute, 8*time.Minute))
 	}
 	v.mu.Unlock()
 	v.host.day.ran(v, id)
