@@ -23,7 +23,7 @@ import (
 
 var (
 	daySeed  = flag.Uint64("seed", 1, "of the virtual day's jobs and faults")
-	dayHours = flag.Float64("hours", 0.4, "length of the virtual day, without the quiet time that follows")
+	dayHours = flag.Float64("hours", 0.25, "length of the virtual day, without the quiet time that follows")
 	dayLog   = flag.String("daylog", "", "file for the programs' log of the virtual day")
 )
 
