@@ -89,6 +89,7 @@ type Config struct {
 	Pools        []fleet.Pool
 	HostDeadline time.Duration                   // without a word from a host until it is unreachable; 0 means one minute
 	Ready        func(ctx context.Context) error // nil means always ready
+	Metrics      http.Handler                    // answers /metrics, nil means that there is none
 	Version      string                          // "" means (devel)
 	Now          func() time.Time                // nil means time.Now
 	Log          *slog.Logger                    // nil discards
@@ -149,10 +150,10 @@ func New(cfg Config) (*Server, error) {
 }
 
 // Routes adds the API's paths to the root router of a listener, which may serve
-// others beside them. The profiles of the running program are Go's own, for the
-// operator's token alone.
+// others beside them. The profiles of the running program, which are Go's own, and its
+// metrics are for the operator's token alone, on loopback too: jobs run there as well.
 func (s *Server) Routes(r chi.Router) {
-	for _, pattern := range []string{"/healthz", "/readyz", "/api/v1", "/api/v1/*", "/debug/pprof/*"} {
+	for _, pattern := range []string{"/healthz", "/readyz", "/api/v1", "/api/v1/*", "/debug/pprof/*", "/metrics"} {
 		r.Handle(pattern, s.handler)
 	}
 }
@@ -175,6 +176,9 @@ func (s *Server) build() http.Handler {
 		w.Header().Set("Allow", strings.Join(allowed, ", "))
 		writeError(w, http.StatusMethodNotAllowed, "this path takes "+strings.Join(allowed, ", "))
 	})
+	if s.cfg.Metrics != nil {
+		mux.Method(http.MethodGet, "/metrics", s.cfg.Metrics)
+	}
 	mux.Get("/debug/pprof/profile", pprof.Profile)
 	mux.Get("/debug/pprof/{name}", pprof.Index)
 	strict := api.NewStrictHandlerWithOptions(handlers{s.cfg, s}, []api.StrictMiddlewareFunc{knownParameters},

@@ -48,7 +48,9 @@ type Config struct {
 	Deletes int
 	// Repair is how long the loop sleeps at most without any event. 0 means 30 s.
 	Repair time.Duration
-	Log    *slog.Logger
+	// Decided is called with the time that each decision took; must not block. nil: nobody
+	Decided func(time.Duration)
+	Log     *slog.Logger
 }
 
 // Loop decides again whenever something changed or is due.
@@ -75,6 +77,9 @@ func New(c Config) *Loop {
 	}
 	if c.Fresh == nil {
 		c.Fresh = func() bool { return true }
+	}
+	if c.Decided == nil {
+		c.Decided = func(time.Duration) {}
 	}
 	if c.Repair == 0 {
 		c.Repair = 30 * time.Second
@@ -158,6 +163,7 @@ func (l *Loop) once(ctx context.Context) (due time.Time, took time.Duration, del
 	}
 	plan := Decide(s)
 	took = time.Since(began)
+	l.c.Decided(took)
 	l.hold(&plan)
 	if plan.Empty() {
 		return plan.WakeAt, took, nil, nil
@@ -214,18 +220,32 @@ func (l *Loop) snapshot(ctx context.Context) (Snapshot, error) {
 // decision is made anew when the state has changed or is a second old, once for all
 // who ask at that moment.
 func (l *Loop) Explain(ctx context.Context, id fleet.JobID) (fleet.Wait, bool, error) {
-	waits, ok := l.explained()
-	if !ok {
-		made, err, _ := l.explaining.Do("", func() (any, error) {
-			return l.explainAll(context.WithoutCancel(ctx)) // others may wait for it too
-		})
-		if err != nil {
-			return fleet.Wait{}, false, err
-		}
-		waits = made.(map[fleet.JobID]fleet.Wait)
-	}
+	waits, err := l.waits(ctx)
 	w, ok := waits[id]
-	return w, ok, nil
+	return w, ok, err
+}
+
+// Waits counts the queued jobs by why they wait.
+func (l *Loop) Waits(ctx context.Context) (map[fleet.WaitCode]int, error) {
+	waits, err := l.waits(ctx)
+	count := map[fleet.WaitCode]int{}
+	for _, w := range waits {
+		count[w.Code]++
+	}
+	return count, err
+}
+
+func (l *Loop) waits(ctx context.Context) (map[fleet.JobID]fleet.Wait, error) {
+	if waits, ok := l.explained(); ok {
+		return waits, nil
+	}
+	made, err, _ := l.explaining.Do("", func() (any, error) {
+		return l.explainAll(context.WithoutCancel(ctx)) // others may wait for it too
+	})
+	if err != nil {
+		return nil, err
+	}
+	return made.(map[fleet.JobID]fleet.Wait), nil
 }
 
 // explanation is the newest decision that was made for Explain.

@@ -10,6 +10,7 @@ import (
 	"github.com/minifleet/minifleet/docs/page"
 	"github.com/minifleet/minifleet/imagecache/layout"
 	"github.com/minifleet/minifleet/imagecache/manifest"
+	"github.com/minifleet/minifleet/metrics"
 )
 
 // TestImagePage holds docs/configuration.md to image.json.
@@ -24,6 +25,21 @@ func TestImagePage(t *testing.T) {
 		table.Rows = append(table.Rows, []string{"`" + key + "`", typeName(f.Type), required})
 	}
 	if err := table.Keep("configuration.md"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestMetricsPage holds docs/operations.md to the metrics of the controller.
+func TestMetricsPage(t *testing.T) {
+	table := page.Table{Name: "metrics", Columns: []string{"metric", "kind", "labels"}, Written: "meaning"}
+	for _, m := range metrics.List() {
+		labels := ""
+		if len(m.Labels) > 0 {
+			labels = "`" + strings.Join(m.Labels, "`, `") + "`"
+		}
+		table.Rows = append(table.Rows, []string{"`" + m.Name + "`", m.Kind, labels})
+	}
+	if err := table.Keep("operations.md"); err != nil {
 		t.Error(err)
 	}
 }

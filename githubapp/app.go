@@ -38,6 +38,7 @@ type Config struct {
 	MintTimeout time.Duration     // for a registration; 0: 60 s
 	Log         *slog.Logger      // nil: discard
 	Now         func() time.Time  // nil: time.Now
+	Observe     func(Call)        // called after each request; must not block. nil: nobody
 }
 
 // Validate returns all that is wrong with the configuration.
@@ -70,6 +71,7 @@ type App struct {
 	mintTimeout time.Duration
 	log         *slog.Logger
 	now         func() time.Time
+	observe     func(Call)
 
 	wire     http.RoundTripper
 	owned    *http.Transport // nil if the transport is another's
@@ -98,7 +100,7 @@ func New(c Config) (*App, error) {
 	a := &App{
 		id: c.AppID, base: base, userAgent: cmp.Or(c.UserAgent, "minifleet"),
 		callTimeout: cmp.Or(c.CallTimeout, 30*time.Second), mintTimeout: cmp.Or(c.MintTimeout, time.Minute),
-		log: c.Log, now: c.Now, wire: c.Transport,
+		log: c.Log, now: c.Now, observe: c.Observe, wire: c.Transport,
 		slots:   make(chan struct{}, maxConcurrent),
 		clients: map[int64]*installation{}, scopes: map[string]scopeEntry{}, groups: map[string]groupEntry{},
 	}
@@ -107,6 +109,9 @@ func New(c Config) (*App, error) {
 	}
 	if a.now == nil {
 		a.now = time.Now
+	}
+	if a.observe == nil {
+		a.observe = func(Call) {}
 	}
 	if a.wire == nil {
 		a.owned = &http.Transport{

@@ -49,6 +49,12 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	mark := markOf(req)
 	mark.sent()
+	call := Call{Installation: t.installation, Class: classOf(out.Method, out.URL.Path)}
+	began := t.app.now()
+	defer func() {
+		call.Took = t.app.now().Sub(began)
+		t.app.observe(call)
+	}()
 	resp, err := t.app.wire.RoundTrip(out)
 	if err != nil {
 		if dial := (*net.OpError)(nil); errors.As(err, &dial) && dial.Op == "dial" {
@@ -61,6 +67,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the answer: %w", err)
 	}
+	call.Status = resp.StatusCode
 	if len(body) > maxAnswer {
 		return nil, errAnswerSize
 	}

@@ -247,6 +247,27 @@ func (s *Store) RunnerCounts(ctx context.Context) (map[string]map[fleet.Phase]in
 	return out, nil
 }
 
+// OpenJobs counts the jobs that are not completed, by state.
+func (s *Store) OpenJobs(ctx context.Context) (map[fleet.JobState]int, error) {
+	type count struct {
+		state string
+		n     int
+	}
+	rows, err := s.read.QueryContext(ctx, `SELECT state, COUNT(*) FROM jobs WHERE state IN ('waiting', 'queued', 'in_progress') GROUP BY state`)
+	list, err := collect(rows, err, func(row scanner) (c count, err error) {
+		err = row.Scan(&c.state, &c.n)
+		return c, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count jobs: %w", err)
+	}
+	out := map[fleet.JobState]int{}
+	for _, c := range list {
+		out[fleet.JobState(c.state)] = c.n
+	}
+	return out, nil
+}
+
 // SlotsTaken counts the slots in use on each host.
 func (s *Store) SlotsTaken(ctx context.Context) (map[fleet.HostID]int, error) {
 	live, err := s.live(ctx)

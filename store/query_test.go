@@ -260,6 +260,11 @@ func testState(t *testing.T, open opener) {
 	w.job(3, fleet.ToldQueued, "")
 	w.job(5, fleet.ToldWaiting, "")
 	w.job(6, fleet.ToldInProgress, "x")
+	jobs, err := w.s.OpenJobs(w.ctx())
+	w.must(err)
+	if diff := cmp.Diff(map[fleet.JobState]int{fleet.JobQueued: 3, fleet.JobWaiting: 1, fleet.JobInProgress: 1}, jobs); diff != "" {
+		t.Error(diff)
+	}
 	w.job(7, fleet.ToldCompleted, "x")
 	st := w.state()
 	var ids []fleet.JobID

@@ -6,10 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/githubapp"
+	"github.com/minifleet/minifleet/metrics"
 	"github.com/minifleet/minifleet/store"
 	"github.com/minifleet/minifleet/webhook"
 )
@@ -176,14 +178,18 @@ func inDomain(err error) error {
 // installation that there is news of.
 type ingest struct {
 	*store.Store
-	app  *githubapp.App
-	news chan<- struct{} // written to when an installation changed
-	anew func()          // called then
+	app     *githubapp.App
+	news    chan<- struct{} // written to when an installation changed
+	anew    func()          // called then
+	metrics *metrics.Metrics
 }
 
 // Ingest stores a delivery.
 func (i ingest) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, error) {
 	done, err := i.Store.Ingest(ctx, in)
+	if err == nil && in.Delivery.Status != "" && !done.Duplicate {
+		i.metrics.Delivered(in.Delivery.Status)
+	}
 	if err == nil && in.Installation != nil {
 		i.app.ForgetInstallation(in.Installation.ID)
 		i.anew()
@@ -193,4 +199,24 @@ func (i ingest) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, er
 		}
 	}
 	return done, err
+}
+
+// rates are GitHub's last words on its limits, for the metrics.
+func (p gitHubPort) rates() []metrics.Rate {
+	var out []metrics.Rate
+	for _, r := range p.app.Rates() {
+		out = append(out, metrics.Rate{Installation: r.InstallationID, Resource: r.Resource, Limit: r.Limit, Remaining: r.Remaining, Reset: r.Reset})
+	}
+	return out
+}
+
+// observe counts the App's calls.
+func observe(m *metrics.Metrics) func(githubapp.Call) {
+	return func(c githubapp.Call) {
+		status := "none"
+		if c.Status != 0 {
+			status = strconv.Itoa(c.Status)
+		}
+		m.Called(c.Installation, string(c.Class), status, c.Took)
+	}
 }

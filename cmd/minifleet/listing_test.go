@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -221,6 +222,45 @@ func TestAddressInUse(t *testing.T) {
 			if out.Len() > 0 {
 				t.Errorf("addresses announced by a controller that does not start: %s", &out)
 			}
+		})
+	}
+}
+
+// Prometheus sees the fleet and the calls, with the operator's token only.
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	c := s.serve()
+	s.queue(macLabels())
+	s.delivered()
+	scrape := func(token string) (int, string) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, c.admin+"/metrics", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(text)
+	}
+	if status, text := scrape("guessed"); status != http.StatusUnauthorized {
+		t.Errorf("without the token: %d %s", status, text)
+	}
+	for _, line := range []string{
+		`minifleet_jobs{state="queued"} 1`, `minifleet_job_waits{reason="no_host"} 1`, `minifleet_deliveries_total{status="processed"} `,
+		`minifleet_decision_seconds_count `, `minifleet_github_calls_total{class="installation",installation="0",status="200"} `,
+		`minifleet_github_rate_limit{installation="0",resource="core"} 5000`,
+	} {
+		eventually(t, line, func() bool {
+			status, text := scrape(operatorToken)
+			return status == http.StatusOK && strings.Contains(text, "\n"+line)
 		})
 	}
 }

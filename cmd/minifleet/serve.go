@@ -29,6 +29,7 @@ import (
 	"github.com/minifleet/minifleet/githubapp"
 	"github.com/minifleet/minifleet/hosts"
 	"github.com/minifleet/minifleet/hosts/protocol"
+	"github.com/minifleet/minifleet/metrics"
 	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/reconcile"
 	"github.com/minifleet/minifleet/releases"
@@ -112,7 +113,8 @@ type controller struct {
 	tags  *rollout.Tracker
 	ages  *releases.Watch
 	// images finds what the tags name.
-	images *resolver
+	images  *resolver
+	metrics *metrics.Metrics
 	// installed is written to when a delivery told of an installation.
 	installed chan struct{}
 	doors     []*door
@@ -151,9 +153,14 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 		before = time.Now()
 		log.Error("the database is a copy: registrations from before are left alone until serve is told what it is", "do", "give --replaces-old or --new-site")
 	}
+	c.metrics = metrics.New(metrics.Config{
+		Store: c.store, HostDeadline: cfg.Timing.HostDeadline, Version: program.Version(),
+		Waits: func(ctx context.Context) (map[fleet.WaitCode]int, error) { return c.loop.Waits(ctx) },
+		Rates: func() []metrics.Rate { return gitHubPort{c.app}.rates() },
+	})
 	if c.app, err = githubapp.New(githubapp.Config{
 		AppID: cfg.GitHub.AppID, PrivateKey: cfg.GitHub.PrivateKey, BaseURL: cfg.GitHub.URL, Transport: with.github,
-		UserAgent: "minifleet/" + program.Version(), Log: log.With("part", "github"),
+		UserAgent: "minifleet/" + program.Version(), Observe: observe(c.metrics), Log: log.With("part", "github"),
 	}); err != nil {
 		return nil, err
 	}
@@ -170,10 +177,10 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 	}
 	c.loop = autoscaler.New(autoscaler.Config{
 		Store: c.store, GitHub: sparing{gitHubPort{c.app}, before}, Pools: pools, Repair: cfg.Timing.Repair,
-		Rules:  autoscaler.Rules{HostDeadline: cfg.Timing.HostDeadline, MintsPerMinute: cfg.GitHub.MintsPerMinute, Images: cfg.Images.rules()},
-		Fresh:  func() bool { return fresh(c.lists, c.sets) },
-		Policy: func(st fleet.State) map[fleet.JobID]fleet.Verdict { return c.runs.Verdicts(st) },
-		Log:    log.With("part", "autoscaler"),
+		Rules:   autoscaler.Rules{HostDeadline: cfg.Timing.HostDeadline, MintsPerMinute: cfg.GitHub.MintsPerMinute, Images: cfg.Images.rules()},
+		Fresh:   func() bool { return fresh(c.lists, c.sets) },
+		Policy:  func(st fleet.State) map[fleet.JobID]fleet.Verdict { return c.runs.Verdicts(st) },
+		Decided: c.metrics.Decided, Log: log.With("part", "autoscaler"),
 	})
 	if c.hooks, err = c.webhooks(pools); err != nil {
 		return nil, err
@@ -213,7 +220,7 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 	}
 	api, err := admin.New(admin.Config{
 		Token: cfg.Admin.Token, Store: c.store, Explainer: c.loop, Enroller: fleetHosts, Roller: c.tags, Runners: c.ages, Pools: pools,
-		HostDeadline: cfg.Timing.HostDeadline, Ready: (&readiness{ping: c.store.Ping}).ready, Version: program.Version(), Log: log.With("part", "admin"),
+		HostDeadline: cfg.Timing.HostDeadline, Ready: (&readiness{ping: c.store.Ping}).ready, Metrics: c.metrics.Handler(), Version: program.Version(), Log: log.With("part", "admin"),
 	})
 	if err != nil {
 		return nil, err
@@ -245,7 +252,7 @@ func (c *controller) webhooks(pools []fleet.Pool) (*webhook.Handler, error) {
 		}
 	}
 	return webhook.New(webhook.Config{
-		Secrets: secrets, Pulled: c.cfg.GitHub.Deliveries == byPull, AppID: c.cfg.GitHub.AppID, Store: ingest{c.store, c.app, c.installed, func() { c.lists.Anew() }}, Wake: c.loop.Wake, Log: c.log.With("part", "webhook"),
+		Secrets: secrets, Pulled: c.cfg.GitHub.Deliveries == byPull, AppID: c.cfg.GitHub.AppID, Store: ingest{c.store, c.app, c.installed, func() { c.lists.Anew() }, c.metrics}, Wake: c.loop.Wake, Log: c.log.With("part", "webhook"),
 		Claimed: claimed(pools),
 		Serves: func(owner, repo string) bool {
 			for _, p := range pools {

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT
+
+package metrics
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/minifleet/minifleet/fleet"
+)
+
+// Config says where what is shown comes from. Store and Waits have no default.
+type Config struct {
+	Store Store
+	// Waits counts the queued jobs by the reason for which they wait.
+	Waits func(context.Context) (map[fleet.WaitCode]int, error)
+	// Rates are GitHub's last words on its limits. nil: none
+	Rates        func() []Rate
+	HostDeadline time.Duration // after which a silent host is unreachable; 0 means one minute
+	Version      string
+	Now          func() time.Time // nil means time.Now
+}
+
+// Store is what is read of the books at each scrape.
+type Store interface {
+	State(context.Context) (fleet.State, error)
+	// OpenJobs counts the jobs that are not completed.
+	OpenJobs(context.Context) (map[fleet.JobState]int, error)
+}
+
+// Rate is GitHub's last word on one limit of an installation; 0 is the App itself.
+type Rate struct {
+	Installation     int64
+	Resource         string
+	Limit, Remaining int
+	Reset            time.Time
+}
+
+// Metrics counts, and answers scrapes. Its methods are safe for concurrent use.
+type Metrics struct {
+	registry   *prometheus.Registry
+	deliveries *prometheus.CounterVec
+	decisions  *prometheus.HistogramVec
+	calls      *prometheus.CounterVec
+	callTime   *prometheus.HistogramVec
+}
+
+// New returns metrics for Handler.
+func New(c Config) *Metrics {
+	if c.HostDeadline == 0 {
+		c.HostDeadline = time.Minute
+	}
+	if c.Rates == nil {
+		c.Rates = func() []Rate { return nil }
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	m := &Metrics{
+		registry:   prometheus.NewRegistry(),
+		deliveries: deliveries.counter(),
+		decisions:  decisions.histogram(.0001, .0005, .001, .005, .01, .05, .1, .5, 1, 5),
+		calls:      calls.counter(),
+		callTime:   callSeconds.histogram(.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30),
+	}
+	for _, s := range []fleet.DeliveryStatus{fleet.DeliveryProcessed, fleet.DeliveryIgnored, fleet.DeliveryFailed} {
+		m.deliveries.WithLabelValues(string(s))
+	}
+	m.registry.MustRegister(
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		m.deliveries, m.decisions, m.calls, m.callTime, books{c},
+	)
+	return m
+}
+
+// Handler answers a scrape. What cannot be read is missing from the answer, which is
+// an error then.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second})
+}
+
+// Decided notes how long a decision took.
+func (m *Metrics) Decided(took time.Duration) {
+	m.decisions.WithLabelValues().Observe(took.Seconds())
+}
+
+// Delivered notes what became of a delivery.
+func (m *Metrics) Delivered(status fleet.DeliveryStatus) {
+	m.deliveries.WithLabelValues(string(status)).Inc()
+}
+
+// Called notes a call of GitHub's API: for which installation, 0 for the App itself,
+// the class of its endpoint, and the status of the answer or a word for why there is none.
+func (m *Metrics) Called(installation int64, class, status string, took time.Duration) {
+	m.calls.WithLabelValues(strconv.FormatInt(installation, 10), class, status).Inc()
+	if took > 0 {
+		m.callTime.WithLabelValues(class).Observe(took.Seconds())
+	}
+}
