@@ -42,9 +42,16 @@ var (
 	ErrRefused = errors.New("GitHub refused")
 )
 
-// RateLimited says that GitHub wants no more calls before Until.
-type RateLimited struct{ Until time.Time }
+// RateLimited says that no call is made before Until: GitHub wants none, or it cannot be
+// reached. What was asked for has not been done.
+type RateLimited struct {
+	Until  time.Time
+	Outage time.Time // since when GitHub cannot be reached; zero: it is a limit
+}
 
 func (e *RateLimited) Error() string {
+	if !e.Outage.IsZero() {
+		return fmt.Sprintf("GitHub cannot be reached since %s; the next try is at %s", e.Outage.UTC().Format(time.RFC3339), e.Until.UTC().Format(time.RFC3339))
+	}
 	return fmt.Sprintf("GitHub's rate limit is used up until %s", e.Until.UTC().Format(time.RFC3339))
 }

@@ -38,8 +38,24 @@ type Config struct {
 	MintTimeout time.Duration     // for a registration; 0: 60 s
 	Log         *slog.Logger      // nil: discard
 	Now         func() time.Time  // nil: time.Now
-	Observe     func(Call)        // called after each request; must not block. nil: nobody
+	Limits      Limits            // "": LimitsAuto
+	// Registrations is shared by several Apps of one server. nil: an own one
+	Registrations *Registrations
+	Changed       func()     // called when GitHub is lost or reached again; must not block. nil: nobody
+	Observe       func(Call) // called after each request; must not block. nil: nobody
 }
+
+// Limits says whether GitHub's rate limits hold.
+type Limits string
+
+// The limits.
+const (
+	// LimitsAuto paces calls at GitHub itself, and elsewhere once an answer tells of a limit.
+	LimitsAuto Limits = "auto"
+	// LimitsOff paces nothing: for an Enterprise Server whose limits are off. What an
+	// answer asks for is still done.
+	LimitsOff Limits = "off"
+)
 
 // Validate returns all that is wrong with the configuration.
 func (c Config) Validate() error {
@@ -54,6 +70,9 @@ func (c Config) Validate() error {
 	}
 	if _, err := baseURL(c.BaseURL); err != nil {
 		errs = append(errs, err)
+	}
+	if c.Limits != "" && c.Limits != LimitsAuto && c.Limits != LimitsOff {
+		errs = append(errs, fmt.Errorf("limits %q: want %s or %s", c.Limits, LimitsAuto, LimitsOff))
 	}
 	if c.CallTimeout < 0 || c.MintTimeout < 0 {
 		errs = append(errs, errors.New("timeouts must not be negative"))
@@ -75,7 +94,9 @@ type App struct {
 
 	wire     http.RoundTripper
 	owned    *http.Transport // nil if the transport is another's
-	slots    chan struct{}   // one for each request under way
+	limits   Limits
+	changed  func()
+	gate     gate
 	rates    rates
 	answers  answers
 	self     *github.Client // signed in as the App itself
@@ -101,7 +122,7 @@ func New(c Config) (*App, error) {
 		id: c.AppID, base: base, userAgent: cmp.Or(c.UserAgent, "minifleet"),
 		callTimeout: cmp.Or(c.CallTimeout, 30*time.Second), mintTimeout: cmp.Or(c.MintTimeout, time.Minute),
 		log: c.Log, now: c.Now, observe: c.Observe, wire: c.Transport,
-		slots:   make(chan struct{}, maxConcurrent),
+		limits: cmp.Or(c.Limits, LimitsAuto), changed: c.Changed,
 		clients: map[int64]*installation{}, scopes: map[string]scopeEntry{}, groups: map[string]groupEntry{},
 	}
 	if a.log == nil {
@@ -112,6 +133,12 @@ func New(c Config) (*App, error) {
 	}
 	if a.observe == nil {
 		a.observe = func(Call) {}
+	}
+	if a.changed == nil {
+		a.changed = func() {}
+	}
+	a.gate = gate{
+		app: a, paced: a.limits == LimitsAuto && atGitHub(base), registrations: cmp.Or(c.Registrations, &Registrations{}), lanes: map[int64]*lane{},
 	}
 	if a.wire == nil {
 		a.owned = &http.Transport{
@@ -136,6 +163,7 @@ func New(c Config) (*App, error) {
 
 // Close closes idle connections. Calls under way go on.
 func (a *App) Close() {
+	a.gate.close()
 	if a.owned != nil {
 		a.owned.CloseIdleConnections()
 	}
@@ -199,4 +227,14 @@ func loopback(host string) bool {
 	}
 	ip := net.ParseIP(host)
 	return ip != nil && ip.IsLoopback()
+}
+
+// atGitHub reports whether a base URL is of GitHub's own service.
+func atGitHub(base string) bool {
+	u, err := url.Parse(base)
+	if err != nil {
+		return false
+	}
+	host := strings.ToLower(u.Hostname())
+	return host == "api.github.com" || strings.HasPrefix(host, "api.") && strings.HasSuffix(host, ".ghe.com")
 }

@@ -22,10 +22,9 @@ var (
 // maxPages is far beyond what GitHub can hold: 10,000 runners in a group.
 const maxPages = 10_000
 
-// request makes one call to GitHub under a time limit.
+// request makes one call to GitHub under a time limit, which begins when it is sent.
 func (a *App) request(ctx context.Context, what string, timeout time.Duration, fn func(context.Context) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errTimeout)
-	defer cancel()
+	ctx = withTimeout(ctx, timeout)
 	if err := explain(ctx, fn(ctx), a.now()); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}

@@ -71,6 +71,7 @@ func classOf(method, path string) Class {
 type Call struct {
 	Installation int64 // 0: as the App itself
 	Class        Class
-	Status       int // 0: there was no answer
+	Status       int  // 0: there was no answer
+	Held         bool // it was not sent: GitHub's limits, or an outage
 	Took         time.Duration
 }

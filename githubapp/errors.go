@@ -33,12 +33,18 @@ var (
 	ErrRefused = errors.New("GitHub refused")
 )
 
-// RateLimited is GitHub's order to make no more requests for a while. What was
-// asked for has not been done.
-type RateLimited struct{ Until time.Time }
+// RateLimited says that no request is made before Until: GitHub wants none, or it cannot
+// be reached. What was asked for has not been done.
+type RateLimited struct {
+	Until  time.Time
+	Outage time.Time // since when GitHub cannot be reached; zero: it is a limit
+}
 
 // Error implements error.
 func (e *RateLimited) Error() string {
+	if !e.Outage.IsZero() {
+		return "GitHub cannot be reached since " + e.Outage.UTC().Format(time.RFC3339) + "; the next try is at " + e.Until.UTC().Format(time.RFC3339)
+	}
 	return "GitHub's rate limit is used up until " + e.Until.UTC().Format(time.RFC3339)
 }
 

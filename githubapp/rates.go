@@ -70,6 +70,14 @@ func (r *rates) note(installation int64, h http.Header, now time.Time) {
 	r.last[key] = rate
 }
 
+// get returns the last word on one limit.
+func (r *rates) get(installation int64, resource string) (Rate, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rate, ok := r.last[rateKey{installation, resource}]
+	return rate, ok
+}
+
 // Rates returns the last known state of every limit that GitHub has named.
 func (a *App) Rates() []Rate {
 	a.rates.mu.Lock()
@@ -92,8 +100,14 @@ const (
 	longestPause = time.Hour
 )
 
-// rateLimited returns an error if the answer is one about a limit.
-func rateLimited(resp *http.Response, body []byte, now time.Time) *RateLimited {
+// limitAnswer is an answer about a limit.
+type limitAnswer struct {
+	primary bool      // the period's calls are used up, of one resource
+	until   time.Time // zero: it does not say
+}
+
+// rateLimited returns what an answer says of a limit, nil if it is about none.
+func rateLimited(resp *http.Response, body []byte, now time.Time) *limitAnswer {
 	h := resp.Header
 	spent := h.Get("X-Ratelimit-Remaining") == "0"
 	switch resp.StatusCode {
@@ -105,21 +119,21 @@ func rateLimited(resp *http.Response, body []byte, now time.Time) *RateLimited {
 	default:
 		return nil
 	}
-	until := now.Add(defaultPause)
+	var out limitAnswer
 	if at, ok := retryAfter(h.Get("Retry-After"), now); ok {
-		until = at
+		out.until = at
 	} else if reset, err := strconv.ParseInt(h.Get("X-Ratelimit-Reset"), 10, 64); err == nil && spent {
 		if at := time.Unix(reset, 0); at.After(now) {
-			until = at
+			out.primary, out.until = true, at
 		}
 	}
-	if until.Before(now.Add(time.Second)) {
-		until = now.Add(time.Second)
+	if earliest := now.Add(time.Second); !out.until.IsZero() && out.until.Before(earliest) {
+		out.until = earliest
 	}
-	if latest := now.Add(longestPause); until.After(latest) {
-		until = latest
+	if latest := now.Add(longestPause); out.until.After(latest) {
+		out.until = latest
 	}
-	return &RateLimited{Until: until}
+	return &out
 }
 
 // namesLimit reports whether an answer points to GitHub's pages about limits.

@@ -57,6 +57,7 @@ func (r RegisterRequest) validate() error {
 // open whether a registration exists; with any other there is none.
 func (a *App) Register(ctx context.Context, r RegisterRequest) (Registered, error) {
 	what := fmt.Sprintf("register runner %s at %s", r.Name, r.Scope)
+	ctx = prefer(ctx, PriorityMint)
 	if err := r.validate(); err != nil {
 		return Registered{}, fmt.Errorf("%s: %w", what, err)
 	}

@@ -36,6 +36,7 @@ func (a *App) ListRunners(ctx context.Context, scope fleet.Scope, yield func(Run
 func (a *App) FindRunner(ctx context.Context, scope fleet.Scope, name string) (Runner, bool, error) {
 	var found Runner
 	var ok bool
+	ctx = prefer(ctx, PriorityAsk)
 	// GitHub's filter is not said to be exact, so each result is compared.
 	err := a.runners(ctx, scope, fmt.Sprintf("find runner %s of %s", name, scope), &name, func(r Runner) bool {
 		if strings.EqualFold(r.Name, name) {
@@ -99,6 +100,7 @@ func (a *App) GetRunner(ctx context.Context, scope fleet.Scope, id int64) (Runne
 // that runs a job is ErrBusy.
 func (a *App) DeleteRunner(ctx context.Context, scope fleet.Scope, id int64) error {
 	what := fmt.Sprintf("delete runner %d of %s", id, scope)
+	ctx = prefer(ctx, PriorityEnd)
 	if id <= 0 {
 		return fmt.Errorf("%s: not an id", what)
 	}

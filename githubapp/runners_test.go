@@ -190,20 +190,26 @@ func TestRates(t *testing.T) {
 	}
 	o.on("GET /orgs/acme/actions/runners/4", at("core", 4711, runnerHandler(4)))
 	o.on("GET /orgs/acme/actions/runners/5", at("core", 4712, runnerHandler(5))) // an older answer, overtaken
-	o.on("GET /orgs/acme/actions/runners/6", at("actions_runner_registration", 0, runnerHandler(6)))
+	o.on("GET /repos/acme/rockets/actions/jobs/6", at("actions_runner_registration", 0, replying(404, `{}`)))
 	o.on("GET /orgs/acme/actions/runners/7", at("core", 0, runnerHandler(7)))
 	a := o.app()
-	for id := range int64(3) {
+	for id := range int64(2) {
 		if _, _, err := a.GetRunner(t.Context(), org, id+4); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if _, _, err := a.GetJob(t.Context(), "acme", "rockets", 6); err != nil {
+		t.Fatal(err)
 	}
 	got := a.Rates()
 	if len(got) != 2 || got[0].Resource != "actions_runner_registration" || got[0].Remaining != 0 || got[0].InstallationID != 7 ||
 		got[1].Resource != "core" || got[1].Remaining != 4711 || got[1].Used != 289 || got[1].Limit != 5000 || !got[1].Reset.Equal(reset) || got[1].SeenAt.IsZero() {
 		t.Errorf("rates %+v", got)
 	}
-	// The registration limit being used up must not hold back the rest; core must.
+	// A limit that is used up holds back what is charged to it, and not the rest.
+	if _, _, err := a.GetJob(t.Context(), "acme", "rockets", 6); !errors.As(err, new(*githubapp.RateLimited)) {
+		t.Errorf("sent although its limit is used up: %v", err)
+	}
 	if _, _, err := a.GetRunner(t.Context(), org, 7); err != nil {
 		t.Errorf("held back: %v", err)
 	}

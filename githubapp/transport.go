@@ -35,27 +35,52 @@ type transport struct {
 }
 
 // RoundTrip implements http.RoundTripper.
-func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	select {
-	case t.app.slots <- struct{}{}:
-		defer func() { <-t.app.slots }()
-	case <-req.Context().Done():
-		closeBody(req)
-		return nil, req.Context().Err()
+func (t *transport) RoundTrip(req *http.Request) (resp *http.Response, err error) {
+	class := classOf(req.Method, req.URL.Path)
+	p := &pass{lane: t.installation, class: class, path: req.URL.Path, priority: priorityOf(req.Context(), class), points: writePoints}
+	if req.Method == http.MethodGet || req.Method == http.MethodHead {
+		p.points = readPoints
 	}
-	out := req.Clone(req.Context()) // a RoundTripper must not change what it is given
-	if out.Header.Get("User-Agent") == "" {
-		out.Header.Set("User-Agent", t.app.userAgent)
+	if class == ClassToken {
+		p.lane = 0 // the App itself asks for it
+	}
+	if err := t.app.gate.enter(req.Context(), p); err != nil {
+		closeBody(req)
+		t.app.observe(Call{Installation: p.lane, Class: class, Held: true})
+		return nil, err
+	}
+	out := outcomeFailed
+	defer func() { t.app.gate.leave(p, out) }()
+	ctx, cancel := req.Context(), context.CancelFunc(func() {})
+	if d := timeoutOf(ctx); d > 0 {
+		ctx, cancel = context.WithTimeoutCause(ctx, d, errTimeout)
+	}
+	defer cancel()
+	if resp, err = t.send(ctx, req, p, &out); err != nil {
+		if req.Context().Err() != nil {
+			out = outcomeDropped
+		} else if context.Cause(ctx) == errTimeout { //nolint:errorlint // it is this very one
+			err = fmt.Errorf("%w: %w", errTimeout, err)
+		}
+	}
+	return resp, err
+}
+
+// send makes a request and reads its answer.
+func (t *transport) send(ctx context.Context, req *http.Request, p *pass, out *outcome) (*http.Response, error) {
+	made := req.Clone(ctx) // a RoundTripper must not change what it is given
+	if made.Header.Get("User-Agent") == "" {
+		made.Header.Set("User-Agent", t.app.userAgent)
 	}
 	mark := markOf(req)
 	mark.sent()
-	call := Call{Installation: t.installation, Class: classOf(out.Method, out.URL.Path)}
+	call := Call{Installation: p.lane, Class: p.class}
 	began := t.app.now()
 	defer func() {
 		call.Took = t.app.now().Sub(began)
 		t.app.observe(call)
 	}()
-	resp, err := t.app.wire.RoundTrip(out)
+	resp, err := t.app.wire.RoundTrip(made)
 	if err != nil {
 		if dial := (*net.OpError)(nil); errors.As(err, &dial) && dial.Op == "dial" {
 			mark.notSent()
@@ -68,6 +93,9 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("read the answer: %w", err)
 	}
 	call.Status = resp.StatusCode
+	if resp.StatusCode < 500 {
+		*out = outcomeAnswered
+	}
 	if len(body) > maxAnswer {
 		return nil, errAnswerSize
 	}
@@ -75,9 +103,10 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		mark.notSent() // it was, and GitHub has refused it
 	}
 	now := t.app.now()
-	t.app.rates.note(t.installation, resp.Header, now)
-	if limited := rateLimited(resp, body, now); limited != nil {
-		return nil, limited
+	t.app.rates.note(p.lane, resp.Header, now)
+	limit := rateLimited(resp, body, now)
+	if until := t.app.gate.charged(p, resp.Header.Get("X-Ratelimit-Resource"), limit, now); limit != nil {
+		return nil, &RateLimited{Until: until}
 	}
 	if isTokenRequest(req) && resp.StatusCode/100 == 2 {
 		if err := checkToken(body); err != nil {

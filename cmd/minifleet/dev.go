@@ -73,8 +73,12 @@ type githubsimCommand struct {
 	Seed    uint64 `default:"1" help:"Seed of all randomness."`
 	Kind    bool   `help:"No misbehaviour."`
 	Prompt  bool   `help:"Answer at once: runners share one key, and no rate limit refuses a call."`
+	Limits  bool   `help:"With --prompt: rate limits refuse calls all the same."`
 	Acquire bool   `help:"Scale sets have to ask for jobs, as on older servers."`
 	Flow    string `default:"v1" enum:"v1,migrate" help:"Actions service offered to runners."`
+
+	Enterprise string        `placeholder:"VERSION" help:"Be an Enterprise Server of that version, below /api/v3 and without rate limits."`
+	Latency    time.Duration `help:"Added to every answer."`
 
 	RunnerURL string `placeholder:"URL" help:"How runners reach it, where that differs from the address it listens on: from inside a VM."`
 
@@ -88,7 +92,7 @@ func (c githubsimCommand) Run(s *surroundings) error {
 		return err
 	}
 	settings := githubsim.Settings{
-		Listen: c.Listen, Seed: c.Seed, Kind: c.Kind, Prompt: c.Prompt, Acquire: c.Acquire, Flow: githubsim.Flow(c.Flow),
+		Listen: c.Listen, Seed: c.Seed, Kind: c.Kind, Prompt: c.Prompt, Limited: c.Limits, Acquire: c.Acquire, Enterprise: c.Enterprise, Latency: c.Latency, Flow: githubsim.Flow(c.Flow),
 		RunnerURL: c.RunnerURL, Timing: githubsim.Timing{Lease: c.Lease},
 	}
 	stop := program.Stop{Finishing: "requests under way; its state is forgotten", Within: 10 * time.Second, Log: log}

@@ -160,7 +160,7 @@ func inDomain(err error) error {
 	}
 	var limited *githubapp.RateLimited
 	if errors.As(err, &limited) {
-		return &fleet.RateLimited{Until: limited.Until}
+		return &fleet.RateLimited{Until: limited.Until, Outage: limited.Outage}
 	}
 	switch {
 	case errors.Is(err, githubapp.ErrNameTaken):

@@ -226,13 +226,17 @@ func (e *hookEngine) deliver(ctx context.Context, out outgoing) {
 }
 
 func (e *hookEngine) headers(out outgoing, key secret.Text) map[string]string {
-	return map[string]string{
+	headers := map[string]string{
 		"Accept": "*/*", "Content-Type": "application/json", "User-Agent": "GitHub-Hookshot/5f0dcc1",
 		"X-GitHub-Delivery": out.guid, "X-GitHub-Event": out.event, "X-GitHub-Hook-ID": fmt.Sprint(hookID),
 		"X-GitHub-Hook-Installation-Target-ID": fmt.Sprint(e.sim.opt.AppID), "X-GitHub-Hook-Installation-Target-Type": "integration",
 		"X-Hub-Signature":     "sha1=" + sign(sha1.New, key, out.body),
 		"X-Hub-Signature-256": "sha256=" + sign(sha256.New, key, out.body),
 	}
+	if v := e.sim.opt.Enterprise; v != "" {
+		headers["X-GitHub-Enterprise-Host"], headers["X-GitHub-Enterprise-Version"] = "github.example.com", v
+	}
+	return headers
 }
 
 func sign(h func() hash.Hash, key secret.Text, body []byte) string {

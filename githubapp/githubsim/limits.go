@@ -24,7 +24,8 @@ const (
 
 // limits enforces GitHub's rate limits.
 type limits struct {
-	none bool // nothing is refused, and there is always more
+	none   bool // nothing is refused, and there is always more
+	silent bool // and no answer tells of it
 
 	mu            sync.Mutex // guards everything below
 	buckets       map[string]*bucket
@@ -132,6 +133,9 @@ func (l *limits) register(scope string) *answer {
 
 // headers shows the state of a bucket on an answer.
 func (l *limits) headers(name string, h http.Header) {
+	if l.silent {
+		return
+	}
 	v := l.view(name)
 	h.Set("X-RateLimit-Resource", "core")
 	for field, header := range map[string]string{"limit": "Limit", "remaining": "Remaining", "used": "Used", "reset": "Reset"} {

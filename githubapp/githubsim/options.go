@@ -39,14 +39,18 @@ type Options struct {
 	// RunnerURL is how runners reach the Sim, where that differs: from inside a VM.
 	RunnerURL string
 
-	Seed    uint64        // of all randomness; default 1
-	Kind    bool          // no misbehaviour but what Inject asks for
-	OneKey  bool          // all runners share one RSA key, which spares much time
-	Prompt  bool          // answers at once: all runners share one RSA key, and no rate limit refuses a call
-	Latency time.Duration // added to every REST answer
-	Flow    Flow          // default FlowV1
-	Acquire bool          // scale sets have to ask for jobs that are available, as on older servers; default: they are given them
-	Timing  Timing
+	Seed    uint64 // of all randomness; default 1
+	Kind    bool   // no misbehaviour but what Inject asks for
+	OneKey  bool   // all runners share one RSA key, which spares much time
+	Prompt  bool   // answers at once: all runners share one RSA key, and no rate limit refuses a call
+	Limited bool   // when Prompt: rate limits refuse calls all the same
+	// Enterprise is the version of an Enterprise Server, such as 3.15.0; empty: github.com. Its
+	// API is below /api/v3 only, it knows no rate limits, and says its version.
+	Enterprise string
+	Latency    time.Duration // added to every REST answer
+	Flow       Flow          // default FlowV1
+	Acquire    bool          // scale sets have to ask for jobs that are available, as on older servers; default: they are given them
+	Timing     Timing
 
 	RepeatRate float64 // share of deliveries sent twice; default 0.05, none when Kind; negative: none
 	FaultRate  float64 // share of REST calls that fail at random; default none
@@ -147,6 +151,9 @@ func (o Options) Validate() error {
 		if ip := net.ParseIP(host); err != nil || (host != "localhost" && (ip == nil || !ip.IsLoopback())) {
 			errs = append(errs, fmt.Errorf("listen address %q: the simulated GitHub gives its keys to every caller, so use a loopback address such as 127.0.0.1:0", o.Listen))
 		}
+	}
+	if _, _, ok := enterpriseVersion(o.Enterprise); o.Enterprise != "" && !ok {
+		errs = append(errs, fmt.Errorf("enterprise version %q: give one such as 3.15.0", o.Enterprise))
 	}
 	if o.FaultRate < 0 || o.FaultRate > 1 || o.RepeatRate > 1 {
 		errs = append(errs, errors.New("fault rate and repeat rate are shares between 0 and 1"))

@@ -70,6 +70,8 @@ func (s *Sim) routes() http.Handler {
 			s.serveService(w, r, service)
 		case isPage(path):
 			pages.ServeHTTP(w, r)
+		case s.opt.Enterprise != "":
+			s.enterprise(http.StripPrefix(enterprisePrefix, rest)).ServeHTTP(w, r)
 		default:
 			http.StripPrefix(strings.TrimSuffix(apiPrefix(path), "/"), rest).ServeHTTP(w, r)
 		}

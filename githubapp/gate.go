@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: MIT
+
+package githubapp
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+)
+
+// gate lets requests through, by priority: not more at once than GitHub takes of one
+// App, not more a minute and an hour than it allows an installation, and one at a time
+// while GitHub cannot be reached. What cannot go soon enough is refused before it is
+// sent, with the time at which it could.
+type gate struct {
+	app           *App
+	paced         bool // GitHub's limits are known to hold
+	registrations *Registrations
+
+	mu      sync.Mutex
+	open    int // requests under way
+	lanes   map[int64]*lane
+	breaker breaker
+	queue   []*pass // that wait: by priority, then in the order in which they came
+	timer   *time.Timer
+}
+
+// pass is one request on its way through the gate.
+type pass struct {
+	lane     int64
+	class    Class
+	path     string
+	priority Priority
+	points   int
+	deadline time.Time // for waiting
+	resource string    // that it is expected to be charged to
+	probe    bool      // it tries whether GitHub can be reached again
+
+	settled chan struct{} // closed when it may go, or may not
+	refused *RateLimited
+	at      time.Time // when it can go, as far as that is known
+}
+
+func (g *gate) lane(id int64) *lane {
+	l := g.lanes[id]
+	if l == nil {
+		l = newLane()
+		g.lanes[id] = l
+	}
+	return l
+}
+
+// enter waits until the request may go. Whoever enters leaves.
+func (g *gate) enter(ctx context.Context, p *pass) error {
+	now := g.app.now()
+	patience := shares[p.priority].patience
+	if p.class == ClassToken {
+		patience = time.Second // whoever needs the token waits for it with a lock held
+	}
+	p.deadline = now.Add(patience)
+	if d, ok := ctx.Deadline(); ok && d.Before(p.deadline) {
+		p.deadline = d
+	}
+	p.settled = make(chan struct{})
+	g.mu.Lock()
+	at, _ := slices.BinarySearchFunc(g.queue, p.priority, func(have *pass, want Priority) int {
+		if have.priority <= want {
+			return -1
+		}
+		return 1
+	})
+	g.queue = slices.Insert(g.queue, at, p)
+	g.pump(now)
+	g.mu.Unlock()
+	timer := time.NewTimer(p.deadline.Sub(now))
+	defer timer.Stop()
+	var over error
+	select {
+	case <-p.settled:
+	case <-ctx.Done():
+		over = context.Cause(ctx)
+	case <-timer.C:
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if i := slices.Index(g.queue, p); i >= 0 {
+		g.queue = slices.Delete(g.queue, i, i+1)
+		g.pump(g.app.now()) // it may have held others back
+		if over == nil {
+			g.refuse(p, g.app.now())
+			over = p.refused
+		}
+		return over
+	}
+	if p.refused != nil {
+		return p.refused
+	}
+	return nil
+}
+
+// pump settles what can be settled. The caller holds mu.
+func (g *gate) pump(now time.Time) {
+	var next time.Time
+	full := map[int64]time.Time{} // lanes in which one of a higher priority waits for points
+	kept := g.queue[:0]
+	for _, p := range g.queue {
+		at, wait := full[p.lane]
+		if !wait {
+			var points bool
+			if at, wait, points = g.obstacle(p, now); points {
+				full[p.lane] = at
+			}
+		}
+		switch {
+		case !wait:
+			g.begin(p)
+			close(p.settled)
+			continue
+		case at.After(p.deadline):
+			p.at = at
+			g.refuse(p, now)
+			close(p.settled)
+			continue
+		}
+		p.at = at
+		if !at.IsZero() && (next.IsZero() || at.Before(next)) {
+			next = at
+		}
+		kept = append(kept, p)
+	}
+	clear(g.queue[len(kept):])
+	g.queue = kept
+	if g.timer != nil {
+		g.timer.Stop()
+	}
+	if !next.IsZero() {
+		g.timer = time.AfterFunc(next.Sub(now), func() {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.pump(g.app.now())
+		})
+	}
+}
+
+// obstacle says what keeps a request from going, and until when; the zero time is until
+// another is over. Points tells that it is the minute's.
+func (g *gate) obstacle(p *pass, now time.Time) (at time.Time, wait, points bool) {
+	if b := &g.breaker; b.open && (b.probing || b.next.After(now)) {
+		return b.next, true, false
+	}
+	l := g.lane(p.lane)
+	p.resource = l.resourceOf(p.class)
+	for _, until := range []time.Time{l.shut, l.spent[p.resource]} {
+		if until.After(now) {
+			return until, true, false
+		}
+	}
+	if g.paced {
+		if until := g.reserved(p, l, now); until.After(now) {
+			return until, true, false
+		}
+		if until := l.minute.room(p.points, int(shares[p.priority].minute*minutePoints), now); !until.IsZero() {
+			return until, true, true
+		}
+		if p.class == ClassRegister {
+			if until := g.registrations.room(p.path, now); !until.IsZero() {
+				return until, true, false
+			}
+		}
+	}
+	return time.Time{}, g.open >= maxConcurrent, false
+}
+
+// reserved returns when the hourly limit begins anew, if what is left of it is kept for
+// higher priorities.
+func (g *gate) reserved(p *pass, l *lane, now time.Time) time.Time {
+	r, ok := g.app.rates.get(p.lane, p.resource)
+	if !ok || r.Limit <= 0 || !r.Reset.After(now) {
+		return time.Time{}
+	}
+	if left := r.Remaining - l.calls[p.resource]; float64(left) > shares[p.priority].hour*float64(r.Limit) {
+		return time.Time{}
+	}
+	return r.Reset
+}
+
+// soon is when a request that could not go may be tried again where nothing says when.
+const soon = 2 * time.Second
+
+func (g *gate) refuse(p *pass, now time.Time) {
+	p.refused = &RateLimited{Until: p.at}
+	if !p.at.After(now) {
+		p.refused.Until = now.Add(soon)
+	}
+	if g.breaker.open {
+		p.refused.Outage = g.breaker.began
+	}
+}
+
+func (g *gate) begin(p *pass) {
+	l := g.lane(p.lane)
+	g.open++
+	l.calls[p.resource]++
+	l.minute.begin(p.points)
+	if p.class == ClassRegister {
+		g.registrations.begin(p.path)
+	}
+	if g.breaker.open {
+		p.probe, g.breaker.probing = true, true
+	}
+}
+
+// outcome is how a request ended.
+type outcome int
+
+const (
+	outcomeAnswered outcome = iota // GitHub is there, whatever it said
+	outcomeFailed                  // a server's error, or no answer
+	outcomeDropped                 // its caller gave up
+)
+
+// leave ends what enter began.
+func (g *gate) leave(p *pass, o outcome) {
+	now := g.app.now()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	l := g.lane(p.lane)
+	g.open--
+	l.calls[p.resource]--
+	l.minute.end(p.points, now)
+	if p.class == ClassRegister {
+		g.registrations.end(p.path, now)
+	}
+	switch o {
+	case outcomeAnswered:
+		since := g.breaker.began
+		if g.breaker.answered(now) {
+			g.app.log.Info("GitHub is reached again", slog.Duration("after", now.Sub(since)))
+			g.app.changed()
+		}
+	case outcomeFailed:
+		if g.breaker.failed(p.probe, now) {
+			g.app.log.Warn("GitHub cannot be reached: calls are tried one at a time until one is answered",
+				slog.Int("failures", g.breaker.failures), slog.Time("next", g.breaker.next))
+			g.app.changed()
+		}
+	case outcomeDropped:
+		g.breaker.dropped(p.probe)
+	}
+	g.pump(now)
+}
+
+// Outage reports whether GitHub cannot be reached, since when, and when the next try is.
+func (a *App) Outage() (since, next time.Time, out bool) {
+	a.gate.mu.Lock()
+	defer a.gate.mu.Unlock()
+	b := a.gate.breaker
+	return b.began, b.next, b.open
+}
+
+// close stops the clock. Who waits still ends by its own.
+func (g *gate) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.timer != nil {
+		g.timer.Stop()
+	}
+}
+
+// charged notes what an answer said of limits: which resource it was charged to, and
+// that nothing is to be sent for a while if it says so. It returns until when.
+func (g *gate) charged(p *pass, resource string, limit *limitAnswer, now time.Time) (until time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	l := g.lane(p.lane)
+	if resource != "" && len(resource) <= 64 {
+		l.resource[p.class] = resource
+		g.paced = g.paced || g.app.limits == LimitsAuto
+	}
+	switch {
+	case limit == nil:
+		l.strikes = 0
+		return until
+	case limit.primary:
+		l.spent[l.resourceOf(p.class)] = limit.until
+		return limit.until
+	case limit.until.IsZero(): // GitHub wants a minute at least, and longer each time
+		until = now.Add(min(defaultPause<<min(l.strikes, 10), longestPause))
+		l.strikes++
+	default:
+		until = limit.until
+	}
+	if until.After(l.shut) {
+		l.shut = until
+	}
+	return until
+}
