@@ -384,6 +384,13 @@ func (d *decision) settleOverdue(r fleet.Runner) {
 		if since.IsZero() {
 			since = r.Since
 		}
+		if t, ok := d.troubleOf(r); ok { // nor while no registration can be made
+			d.wakeAt(t.Until)
+			return
+		}
+		if at := d.Troubled[fleet.PoolScope{Pool: r.Pool, Scope: r.Scope.Key()}]; at.After(since) {
+			since = at
+		}
 	case fleet.PhaseRegistering:
 		limit = l.Registering
 	case fleet.PhaseBusy:
@@ -414,6 +421,12 @@ func (d *decision) settleLong(r fleet.Runner, limit time.Duration) {
 	d.whenDue(r.Since.Add(limit), func() {
 		d.retire(r, false, false, fmt.Sprintf("its job ran for longer than %s, the limit of pool %s (limits.job)", limit, r.Pool))
 	})
+}
+
+// troubleOf is what keeps a runner that is armed from being registered.
+func (d *decision) troubleOf(r fleet.Runner) (fleet.Trouble, bool) {
+	t, ok := d.Troubles[fleet.PoolScope{Pool: r.Pool, Scope: r.Scope.Key()}]
+	return t, ok
 }
 
 // heardSince is when a limit began to run: not while the host was silent, as

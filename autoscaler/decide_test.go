@@ -300,19 +300,21 @@ func TestWaitSaysTheNearestObstacle(t *testing.T) {
 	}
 }
 
+// crowd is so many standbys and jobs for them.
+func crowd(s *snap, ready, jobs int) {
+	s.pool("a", mac, scopes("acme", "beta"))
+	s.host("1", 20)
+	for i := range ready {
+		s.runner(string(rune('a'+i)), "a", "1", fleet.PhaseStandby)
+	}
+	for i := range jobs {
+		s.job(i+1, "app", "macos")
+	}
+	s.Rules.MintsPerMinute = 3
+}
+
 func TestMintBudget(t *testing.T) {
 	t.Parallel()
-	crowd := func(s *snap, ready, jobs int) {
-		s.pool("a", mac, scopes("acme", "beta"))
-		s.host("1", 20)
-		for i := range ready {
-			s.runner(string(rune('a'+i)), "a", "1", fleet.PhaseStandby)
-		}
-		for i := range jobs {
-			s.job(i+1, "app", "macos")
-		}
-		s.Rules.MintsPerMinute = 3
-	}
 	for name, c := range map[string]struct {
 		make func(*snap)
 		arms int
@@ -322,15 +324,15 @@ func TestMintBudget(t *testing.T) {
 		"up to the limit in one plan": {func(s *snap) { crowd(s, 5, 5) }, 3, time.Minute},
 		"what was begun counts": {func(s *snap) {
 			crowd(s, 5, 5)
-			s.State.Mints["acme"] = fleet.MintUse{LastMinute: 2, Oldest: now.Add(-20 * time.Second)}
+			s.State.Mints["acme"] = begun(2, now.Add(-20*time.Second))
 		}, 1, 40 * time.Second},
 		"grants not used yet count": {func(s *snap) { crowd(s, 5, 6); s.runner("x", "a", "1", fleet.PhaseArmed) }, 2, time.Minute},
-		"another owner has its own": {func(s *snap) { crowd(s, 5, 5); s.State.Mints["beta"] = fleet.MintUse{LastMinute: 9, Oldest: now} }, 3, time.Minute},
+		"another owner has its own": {func(s *snap) { crowd(s, 5, 5); s.State.Mints["beta"] = begun(9, now) }, 3, time.Minute},
 		"used up, the owner's case": {func(s *snap) {
 			crowd(s, 5, 5)
-			s.State.Mints["acme"] = fleet.MintUse{LastMinute: 3, Oldest: now.Add(-59 * time.Second)}
+			s.State.Mints["acme"] = begun(3, now.Add(-59*time.Second))
 		}, 0, time.Second},
-		"the limit holds back no boot": {func(s *snap) { crowd(s, 0, 5); s.State.Mints["acme"] = fleet.MintUse{LastMinute: 3, Oldest: now} }, 0, 0},
+		"the limit holds back no boot": {func(s *snap) { crowd(s, 0, 5); s.State.Mints["acme"] = begun(3, now) }, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -350,7 +352,7 @@ func TestMintBudget(t *testing.T) {
 	}
 	s := newSnap()
 	crowd(s, 0, 5)
-	s.State.Mints["acme"] = fleet.MintUse{LastMinute: 3, Oldest: now}
+	s.State.Mints["acme"] = begun(3, now)
 	if p := s.decide(); len(p.Places) != 5 {
 		t.Errorf("%d placed, want 5", len(p.Places))
 	}
@@ -1239,5 +1241,79 @@ func TestDecideDoesNotWriteToItsSnapshot(t *testing.T) {
 	}
 	if !slices.EqualFunc(s.State.Jobs, before.State.Jobs, func(a, b fleet.Job) bool { return a.ID == b.ID }) {
 		t.Error("jobs were reordered")
+	}
+}
+
+// What is beyond the limit is told its place in the queue as a time.
+func TestExpectedTurns(t *testing.T) {
+	t.Parallel()
+	s := newSnap()
+	crowd(s, 8, 8)
+	s.Rules.MintsPerMinute = 3
+	s.State.Mints["acme"] = fleet.MintUse{Begun: []time.Time{now.Add(-40 * time.Second), now.Add(-20 * time.Second)}}
+	var got []string
+	for _, w := range s.decide().Waits {
+		if w.Code == fleet.WaitMintBudget {
+			_, turn, _ := strings.Cut(w.Reason, "expected at ")
+			got = append(got, turn)
+		}
+	}
+	want := []string{
+		"12:00:20 UTC", "12:00:40 UTC", "12:01:00 UTC", // those begun, and the one that is granted now
+		"12:01:20 UTC", "12:01:40 UTC", "12:02:00 UTC", "12:02:20 UTC",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// While no registration can be made, one runner tries and the others stay clean; no limit
+// runs, and nothing is ended for it.
+func TestTrouble(t *testing.T) {
+	t.Parallel()
+	out := fleet.Trouble{Code: fleet.WaitGitHub, Reason: "GitHub cannot be reached", Until: now.Add(30 * time.Second)}
+	for name, c := range map[string]struct {
+		trouble fleet.Trouble
+		armed   bool // there is one already
+		arms    int
+		places  int
+	}{
+		"an outage":           {trouble: out},
+		"with one armed":      {trouble: out, armed: true},
+		"a limit says when":   {trouble: fleet.Trouble{Code: fleet.WaitRateLimit, Reason: "x", Until: now.Add(time.Minute)}},
+		"the App was removed": {trouble: fleet.Trouble{Code: fleet.WaitInstallation, Reason: "x", Barred: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSnap()
+			crowd(s, 3, 4)
+			s.Rules.MintsPerMinute = 0
+			if c.armed {
+				s.runner("x", "a", "1", fleet.PhaseArmed, func(r *fleet.Runner) { r.ArmedAt = now.Add(-time.Hour) })
+			}
+			s.trouble(c.trouble)
+			p := s.decide()
+			if len(p.Arms) != c.arms {
+				t.Errorf("%d armed, want %d", len(p.Arms), c.arms)
+			}
+			if len(p.Retires)+len(p.Deletes)+len(p.Disarms) > 0 {
+				t.Errorf("ended for it: %q", brief(p))
+			}
+			if c.trouble.Barred && len(p.Places) > 0 {
+				t.Errorf("%d VMs are made in vain", len(p.Places))
+			}
+		})
+	}
+	// Afterwards the limit begins anew.
+	s := newSnap()
+	crowd(s, 0, 1)
+	s.runner("x", "a", "1", fleet.PhaseArmed, func(r *fleet.Runner) { r.ArmedAt = now.Add(-time.Hour) })
+	s.Troubled = map[fleet.PoolScope]time.Time{{Pool: "a", Scope: "acme"}: now.Add(-time.Second)}
+	if p := s.decide(); len(p.Retires)+len(p.Deletes) > 0 {
+		t.Errorf("ended for an outage that is over: %q", brief(p))
+	}
+	s.Troubled = nil
+	if p := s.decide(); len(p.Retires)+len(p.Deletes) != 1 {
+		t.Errorf("kept for ever: %q", brief(p))
 	}
 }

@@ -40,47 +40,6 @@ func (d *decision) doubt(m *matching) {
 	}
 }
 
-// arm grants registrations to the standbys that demand calls for, as far as the
-// policy and GitHub's limits allow.
-func (d *decision) arm(m *matching) {
-	granted := map[string]int{} // grants not used yet, by owner
-	for _, r := range d.State.Runners {
-		if r.Phase() == fleet.PhaseArmed {
-			granted[strings.ToLower(r.Scope.Owner)]++
-		}
-	}
-	for i, j := range m.jobs { // oldest first
-		n := m.nodeOf[i]
-		if n == nil || n.tier != tierStandby {
-			continue
-		}
-		r := n.runner(i)
-		if v := d.Verdicts[j.ID].In(n.pool.Name); !v.Allowed() {
-			d.wait(j, fleet.WaitPolicy, r.ID, "policy of pool %s: %s", n.pool.Name, v.Reason)
-			continue
-		}
-		scope, ok := n.pool.ScopeOf(j)
-		if !ok {
-			continue
-		}
-		owner := strings.ToLower(scope.Owner)
-		use := d.State.Mints[owner]
-		if d.Rules.MintsPerMinute > 0 && use.LastMinute+granted[owner] >= d.Rules.MintsPerMinute {
-			next := d.Now.Add(time.Minute) // all are granted and none is begun yet
-			if use.LastMinute > 0 {
-				next = use.Oldest.Add(time.Minute)
-			}
-			d.wakeAt(next)
-			d.wait(j, fleet.WaitMintBudget, r.ID, "standby %s is ready; %d registrations were begun for %s within a minute, which is the limit: the next after %s",
-				r.ID, use.LastMinute+granted[owner], scope.Owner, next.UTC().Format(time.TimeOnly))
-			continue
-		}
-		granted[owner]++
-		d.plan.Arms = append(d.plan.Arms, fleet.Arm{Runner: r.ID, Version: r.Version, Scope: scope, Job: j.ID})
-		d.wait(j, fleet.WaitStandby, r.ID, "standby %s is being armed", r.ID)
-	}
-}
-
 // runner returns the runner that stands for the job in the matching.
 func (n *node) runner(job int) fleet.Runner {
 	for i, taken := range n.taken {
@@ -228,6 +187,10 @@ func (d *decision) explain(m *matching) {
 		case tierIdle:
 			d.wait(j, fleet.WaitAssignment, r.ID, "runner %s listens: GitHub has yet to assign the job", r.ID)
 		case tierRegistering, tierArmed:
+			if t, ok := d.troubleOf(r); ok && (n.tier == tierArmed || r.Registration == fleet.RegMinting) {
+				d.wait(j, t.Code, r.ID, "runner %s is armed; %s", r.ID, t.Reason)
+				continue
+			}
 			d.wait(j, fleet.WaitRegistering, r.ID, "runner %s is registering", r.ID)
 		default:
 			d.wait(j, fleet.WaitBooting, r.ID, "runner %s is coming: %s%s", r.ID, r.Phase(), withProgress(r.Progress))
@@ -249,6 +212,10 @@ func (d *decision) explainUncovered(j fleet.Job, c *class) {
 		d.wait(j, c.held.code, "", "%s", c.held.reason)
 		return
 	}
+	if c.barred != nil && len(c.pools) == 0 {
+		d.wait(j, c.barred.Code, "", "%s", c.barred.Reason)
+		return
+	}
 	var nearest *obstacle
 	for _, p := range c.pools {
 		if p.obstacle == nil {
@@ -265,6 +232,13 @@ func (d *decision) explainUncovered(j fleet.Job, c *class) {
 	if nearest == nil {
 		d.wait(j, fleet.WaitNoPool, "", "%s", d.noPool(j))
 		return
+	}
+	for _, p := range c.pools {
+		scope, _ := p.ScopeFor(j.Owner, j.Repo)
+		if t := d.Troubles[fleet.PoolScope{Pool: p.Name, Scope: scope.Key()}]; t.Code == fleet.WaitGitHub { // which lets no slot go
+			d.wait(j, t.Code, "", "%s; %s", nearest.reason, t.Reason)
+			return
+		}
 	}
 	d.wait(j, nearest.code, "", "%s", nearest.reason)
 }

@@ -153,13 +153,42 @@ func reasons() map[fleet.WaitCode]reason {
 			make: func(s *snap) {
 				with(1, fleet.PhaseStandby)(s)
 				s.Rules.MintsPerMinute = 5
-				s.State.Mints["acme"] = fleet.MintUse{LastMinute: 5, Oldest: now.Add(-50 * time.Second)}
+				s.State.Mints["acme"] = begun(5, now.Add(-50*time.Second))
 			},
 			says: "12:00:10",
 			clear: func(s *snap) {
-				s.Now, s.State.Mints["acme"] = now.Add(10*time.Second), fleet.MintUse{LastMinute: 4, Oldest: now}
+				s.Now, s.State.Mints["acme"] = now.Add(10*time.Second), begun(4, now)
 			},
 			next: fleet.WaitStandby,
+		},
+		fleet.WaitGitHub: {
+			make: func(s *snap) {
+				with(1, fleet.PhaseArmed)(s)
+				s.trouble(fleet.Trouble{Code: fleet.WaitGitHub, Reason: "GitHub cannot be reached since 11:58:00 UTC", Until: now.Add(time.Second)})
+			},
+			says:  "since 11:58:00",
+			clear: func(s *snap) { s.Troubles = nil },
+			next:  fleet.WaitRegistering,
+		},
+		fleet.WaitRateLimit: {
+			make: func(s *snap) {
+				with(1, fleet.PhaseStandby)(s)
+				s.trouble(fleet.Trouble{Code: fleet.WaitRateLimit, Reason: "the next call is at 12:07:00", Until: now.Add(7 * time.Minute)})
+			},
+			says:  "12:07:00",
+			clear: func(s *snap) { s.Troubles = nil },
+			next:  fleet.WaitStandby,
+		},
+		fleet.WaitInstallation: {
+			make: func(s *snap) {
+				s.pool("a", mac)
+				s.host("1", 1)
+				s.job(1, "app", "macos")
+				s.trouble(fleet.Trouble{Code: fleet.WaitInstallation, Barred: true, Reason: "the App is suspended in acme"})
+			},
+			says:  "suspended",
+			clear: func(s *snap) { s.Troubles = nil },
+			next:  fleet.WaitBooting,
 		},
 		fleet.WaitRegistering: {
 			make: with(1, fleet.PhaseArmed),

@@ -44,6 +44,8 @@ type Config struct {
 	// Fresh reports whether GitHub's own lists of jobs were read since the start: until
 	// then jobs may be queued or over that no delivery told of. nil: always.
 	Fresh func() bool
+	// Trouble says why no registration can be asked for in a scope. nil: none
+	Trouble func(scope fleet.Scope) (fleet.Trouble, bool)
 	// Deletes bounds the DELETE calls under way at once. 0 means 8.
 	Deletes int
 	// Repair is how long the loop sleeps at most without any event. 0 means 30 s.
@@ -59,7 +61,8 @@ type Loop struct {
 	wake    chan struct{}
 	started time.Time
 
-	mu          sync.Mutex // guards the three below
+	mu          sync.Mutex // guards the four below
+	troubled    map[fleet.PoolScope]time.Time
 	deleting    map[fleet.RunnerID]bool
 	reported    map[fleet.HostID]bool
 	explanation explanation
@@ -89,7 +92,7 @@ func New(c Config) *Loop {
 	}
 	return &Loop{
 		c: c, wake: make(chan struct{}, 1), started: time.Now(),
-		deleting: map[fleet.RunnerID]bool{}, reported: map[fleet.HostID]bool{},
+		troubled: map[fleet.PoolScope]time.Time{}, deleting: map[fleet.RunnerID]bool{}, reported: map[fleet.HostID]bool{},
 	}
 }
 
@@ -210,10 +213,32 @@ func (l *Loop) snapshot(ctx context.Context) (Snapshot, error) {
 		s.Fresh.Reported = maps.Clone(l.reported)
 		l.mu.Unlock()
 	}
+	l.troubles(&s)
 	if l.c.Policy != nil {
 		s.Verdicts = l.c.Policy(state)
 	}
 	return s, nil
+}
+
+// troubles gathers where no registration can be made, and where none could be.
+func (l *Loop) troubles(s *Snapshot) {
+	if l.c.Trouble == nil {
+		return
+	}
+	s.Troubles = map[fleet.PoolScope]fleet.Trouble{}
+	for _, p := range l.c.Pools {
+		for _, scope := range p.Scopes {
+			if t, ok := l.c.Trouble(scope); ok {
+				s.Troubles[fleet.PoolScope{Pool: p.Name, Scope: scope.Key()}] = t
+			}
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for at := range s.Troubles {
+		l.troubled[at] = s.Now
+	}
+	s.Troubled = maps.Clone(l.troubled)
 }
 
 // Explain says why a queued job waits, from a decision on the present state. The

@@ -53,6 +53,7 @@ type class struct {
 	refusing    []*poolSheet   // that could serve it, and whose policy refuses it
 	failed      [tiers]bool    // no place is left up to that tier
 	held        *hold          // why it is no demand now, nil if it is
+	barred      *fleet.Trouble // why a pool for it is left out
 }
 
 // matching is the result: for each queued job the node that covers it.
@@ -317,6 +318,7 @@ func (d *decision) classify(m *matching, look lookup) {
 			} else if p := d.pools[j.Pool]; p != nil && p.ScaleSet != "" {
 				c.findSet(look, p)
 			}
+			d.bar(c, j)
 			c.exclude(without, why)
 			classes[k] = c
 		}
@@ -427,6 +429,26 @@ func (c *class) findSet(look lookup, p *poolSheet) {
 	for _, n := range look.open[p] {
 		c.nodes[n.tier] = append(c.nodes[n.tier], n)
 	}
+}
+
+// bar leaves out the pools of which no runner could register for the class: nothing is
+// booted or armed in vain.
+func (d *decision) bar(c *class, j fleet.Job) {
+	if len(d.Troubles) == 0 {
+		return
+	}
+	c.pools = slices.DeleteFunc(c.pools, func(p *poolSheet) bool {
+		scope, _ := p.ScopeOf(j)
+		t, ok := d.Troubles[fleet.PoolScope{Pool: p.Name, Scope: scope.Key()}]
+		if !ok || !t.Barred {
+			return false
+		}
+		c.barred = &t
+		for k := tierStandby; k < tiers; k++ {
+			c.nodes[k] = slices.DeleteFunc(c.nodes[k], func(n *node) bool { return n.pool == p })
+		}
+		return true
+	})
 }
 
 // exclude keeps for a job of a pool that cannot register anything for it what listens already.

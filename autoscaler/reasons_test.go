@@ -206,7 +206,7 @@ func counts(s autoscaler.Snapshot, r fleet.Runner) bool {
 
 // grants used within a minute or not yet, for the job's owner, after the plan.
 func (o oracle) grants() int {
-	n := o.State.Mints[strings.ToLower(o.job.Owner)].LastMinute + len(o.plan.Arms)
+	n := len(o.State.Mints[strings.ToLower(o.job.Owner)].Begun) + len(o.plan.Arms)
 	for _, r := range o.State.Runners {
 		if r.Phase() == fleet.PhaseArmed {
 			n++

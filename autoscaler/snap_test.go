@@ -17,6 +17,11 @@ func TestMain(m *testing.M) { leakcheck.Main(m) }
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
+// begun are so many registrations that were begun at a moment.
+func begun(n int, at time.Time) fleet.MintUse {
+	return fleet.MintUse{Begun: slices.Repeat([]time.Time{at}, n)}
+}
+
 // snap builds a snapshot in few words.
 type snap struct{ autoscaler.Snapshot }
 
@@ -167,4 +172,14 @@ func brief(p fleet.Plan) []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// trouble keeps every pool from registering a runner in any of its scopes.
+func (s *snap) trouble(t fleet.Trouble) {
+	s.Troubles = map[fleet.PoolScope]fleet.Trouble{}
+	for _, p := range s.Pools {
+		for _, scope := range p.Scopes {
+			s.Troubles[fleet.PoolScope{Pool: p.Name, Scope: scope.Key()}] = t
+		}
+	}
 }

@@ -22,6 +22,10 @@ type Snapshot struct {
 	// Verdicts are of the pools' policies on jobs; a job without one is allowed.
 	Verdicts map[fleet.JobID]fleet.Verdict
 	Fresh    Fresh
+	// Troubles are of pools and scopes in which no registration can be made now.
+	Troubles map[fleet.PoolScope]fleet.Trouble
+	// Troubled is when those were in trouble last that are or were.
+	Troubled map[fleet.PoolScope]time.Time
 }
 
 // Fresh says which sources of knowledge can be trusted to be up to date. What is

@@ -36,11 +36,17 @@ type Refusals struct {
 	Reason string // of the last of them
 }
 
-// MintUse is how many registrations of one owner were begun within the last
-// minute, and when the oldest of them was.
-type MintUse struct {
-	LastMinute int
-	Oldest     time.Time
+// MintUse is when the registrations of one owner that are not older than a minute were
+// begun, the oldest first.
+type MintUse struct{ Begun []time.Time }
+
+// Trouble is why no registration can be made in a scope for a pool, as GitHub or the way
+// to it showed last.
+type Trouble struct {
+	Code   WaitCode
+	Reason string    // a sentence without its end
+	Until  time.Time // when it is tried again; zero: that is not known
+	Barred bool      // nothing is tried before GitHub tells otherwise: the App was removed, or suspended
 }
 
 // Plan is a decision: what to do now, why each job that waits does so, and when
@@ -149,9 +155,12 @@ const (
 	WaitBackoff     WaitCode = "backoff"     // its pool failed several times in a row
 	WaitUnreachable WaitCode = "unreachable" // the only fitting hosts are not heard from
 
-	WaitNotAssigned WaitCode = "not_assigned" // runners listened for it, and GitHub gave it to none
-	WaitRefused     WaitCode = "refused"      // GitHub refuses the pool's registrations where the job is
-	WaitQueueLimit  WaitCode = "queue_limit"  // queued for so long that GitHub has cancelled it, or will
+	WaitNotAssigned  WaitCode = "not_assigned" // runners listened for it, and GitHub gave it to none
+	WaitRefused      WaitCode = "refused"      // GitHub refuses the pool's registrations where the job is
+	WaitQueueLimit   WaitCode = "queue_limit"  // queued for so long that GitHub has cancelled it, or will
+	WaitGitHub       WaitCode = "github"       // GitHub cannot be reached
+	WaitRateLimit    WaitCode = "rate_limit"   // GitHub wants no calls for a while
+	WaitInstallation WaitCode = "installation" // the App is not installed there, or suspended
 )
 
 // Carried says how much of a plan still held when it was recorded.

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bradleyfalzon/ghinstallation/v2"
@@ -97,6 +98,7 @@ type App struct {
 	limits   Limits
 	changed  func()
 	gate     gate
+	version  atomic.Pointer[string] // of the Enterprise Server; nil: it has not said
 	rates    rates
 	answers  answers
 	self     *github.Client // signed in as the App itself
@@ -107,6 +109,7 @@ type App struct {
 	clients map[int64]*installation
 	scopes  map[string]scopeEntry // by key of the scope
 	groups  map[string]groupEntry // by organization and name
+	places  places
 }
 
 // New returns an App. It does not call GitHub.
@@ -204,37 +207,10 @@ func sameHost(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-func baseURL(s string) (string, error) {
-	s = cmp.Or(s, DefaultBaseURL)
-	u, err := url.Parse(s)
-	if err != nil {
-		return "", errors.New("base URL: not a URL, want for instance " + DefaultBaseURL)
-	}
-	switch {
-	case u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "":
-		return "", fmt.Errorf("base URL %s: want scheme, host and path only, for instance %s or https://HOST/api/v3", u.Redacted(), DefaultBaseURL)
-	case u.Scheme == "https":
-	case u.Scheme == "http" && loopback(u.Hostname()):
-	default:
-		return "", fmt.Errorf("base URL %s: use https; plain http would show the App's credentials to the network and is taken for loopback only", s)
-	}
-	return strings.TrimRight(s, "/"), nil
-}
-
 func loopback(host string) bool {
 	if strings.EqualFold(host, "localhost") {
 		return true
 	}
 	ip := net.ParseIP(host)
 	return ip != nil && ip.IsLoopback()
-}
-
-// atGitHub reports whether a base URL is of GitHub's own service.
-func atGitHub(base string) bool {
-	u, err := url.Parse(base)
-	if err != nil {
-		return false
-	}
-	host := strings.ToLower(u.Hostname())
-	return host == "api.github.com" || strings.HasPrefix(host, "api.") && strings.HasSuffix(host, ".ghe.com")
 }

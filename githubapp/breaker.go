@@ -3,42 +3,45 @@
 package githubapp
 
 import (
+	"context"
+	"log/slog"
 	"math/rand/v2"
+	"net/http"
+	"strings"
 	"time"
 )
 
 const (
-	breakAfter  = 5 // failures in a row, without any answer between them
+	breakAfter  = 3 // failures in a row, without any answer between them
 	firstPause  = time.Second
 	breakerMost = time.Minute
 )
 
 // breaker knows whether GitHub can be reached. Server errors, broken connections and
-// answers that do not come, several in a row, open it: then one call at a time is let
-// through, after pauses that grow. The first answer closes it.
+// answers that do not come, several in a row, open it: then calls wait, and one harmless
+// question is asked after pauses that grow. The first answer closes it.
 type breaker struct {
 	failures int           // in a row
 	began    time.Time     // the first of them
 	open     bool          // calls are held back
-	probing  bool          // one is under way
-	pause    time.Duration // before the next one
-	next     time.Time     // not before
-	ended    time.Time     // when it was closed last
+	pause    time.Duration // before the next question
+	next     time.Time     // when it is asked
+	lane     int64         // of the call that failed last
+	path     string
 }
 
 // failed notes a call that GitHub did not answer. It reports whether that opened it.
-func (b *breaker) failed(probe bool, now time.Time) (opened bool) {
+func (b *breaker) failed(p *pass, now time.Time) (opened bool) {
 	if b.failures++; b.failures == 1 {
 		b.began = now
 	}
-	switch {
-	case b.open && !probe:
-		return false // it began before
-	case !b.open && b.failures < breakAfter:
+	if b.open && !p.probe || !b.open && b.failures < breakAfter {
 		return false
 	}
-	opened = !b.open
-	b.open, b.probing = true, false
+	if opened = !b.open; opened {
+		b.lane, b.path = p.lane, p.path
+	}
+	b.open = true
 	b.pause = min(max(firstPause, 2*b.pause), breakerMost)
 	// Between half of the pause and all of it, so that sites do not come back together.
 	b.next = now.Add(b.pause/2 + rand.N(b.pause/2))
@@ -46,17 +49,31 @@ func (b *breaker) failed(probe bool, now time.Time) (opened bool) {
 }
 
 // answered notes that GitHub is there. It reports whether that closed it.
-func (b *breaker) answered(now time.Time) (closed bool) {
-	if closed = b.open; closed {
-		b.ended = now
-	}
-	*b = breaker{ended: b.ended}
+func (b *breaker) answered() (closed bool) {
+	closed = b.open
+	*b = breaker{}
 	return closed
 }
 
-// dropped notes that the caller of a probe gave up: it says nothing of GitHub.
-func (b *breaker) dropped(probe bool) {
-	if probe {
-		b.probing = false
+type probeKey struct{}
+
+// probe asks GitHub something harmless, near to what failed, to find out whether it can be
+// reached again: a registration that gets no answer would be in doubt for long.
+func (a *App) probe(ctx context.Context, lane int64, path string) {
+	ctx = context.WithValue(withTimeout(ctx, a.callTimeout), probeKey{}, true)
+	client, what := a.self, "app"
+	if place, _, ok := strings.Cut(path, "/actions/"); ok && lane != 0 {
+		in, err := a.installation(lane)
+		if err != nil {
+			return
+		}
+		base := strings.TrimPrefix(place, a.self.BaseURL.Path)
+		client, what = in.client, strings.TrimPrefix(base, "/")+"/actions/runners?per_page=1"
 	}
+	req, err := client.NewRequest(http.MethodGet, what, nil)
+	if err != nil {
+		return
+	}
+	_, err = client.Do(ctx, req, nil)
+	a.log.DebugContext(ctx, "asked whether GitHub can be reached", slog.Any("error", explain(ctx, err, a.now())))
 }

@@ -69,6 +69,7 @@ func classOf(method, path string) Class {
 
 // Call is one request that was sent to GitHub, for who counts them.
 type Call struct {
+	AppID        int64
 	Installation int64 // 0: as the App itself
 	Class        Class
 	Status       int  // 0: there was no answer

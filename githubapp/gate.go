@@ -25,6 +25,11 @@ type gate struct {
 	breaker breaker
 	queue   []*pass // that wait: by priority, then in the order in which they came
 	timer   *time.Timer
+	prober  *time.Timer
+	closing context.CancelFunc // ends a question under way
+	asking  sync.WaitGroup
+	probing bool // a question is under way
+	closed  bool
 }
 
 // pass is one request on its way through the gate.
@@ -36,7 +41,7 @@ type pass struct {
 	points   int
 	deadline time.Time // for waiting
 	resource string    // that it is expected to be charged to
-	probe    bool      // it tries whether GitHub can be reached again
+	probe    bool      // it asks whether GitHub can be reached again
 
 	settled chan struct{} // closed when it may go, or may not
 	refused *RateLimited
@@ -125,7 +130,7 @@ func (g *gate) pump(now time.Time) {
 			continue
 		}
 		p.at = at
-		if !at.IsZero() && (next.IsZero() || at.Before(next)) {
+		if at.After(now) && (next.IsZero() || at.Before(next)) {
 			next = at
 		}
 		kept = append(kept, p)
@@ -147,8 +152,8 @@ func (g *gate) pump(now time.Time) {
 // obstacle says what keeps a request from going, and until when; the zero time is until
 // another is over. Points tells that it is the minute's.
 func (g *gate) obstacle(p *pass, now time.Time) (at time.Time, wait, points bool) {
-	if b := &g.breaker; b.open && (b.probing || b.next.After(now)) {
-		return b.next, true, false
+	if g.breaker.open && !p.probe {
+		return g.breaker.next, true, false
 	}
 	l := g.lane(p.lane)
 	p.resource = l.resourceOf(p.class)
@@ -207,9 +212,6 @@ func (g *gate) begin(p *pass) {
 	if p.class == ClassRegister {
 		g.registrations.begin(p.path)
 	}
-	if g.breaker.open {
-		p.probe, g.breaker.probing = true, true
-	}
 }
 
 // outcome is how a request ended.
@@ -233,23 +235,36 @@ func (g *gate) leave(p *pass, o outcome) {
 	if p.class == ClassRegister {
 		g.registrations.end(p.path, now)
 	}
-	switch o {
-	case outcomeAnswered:
+	switch {
+	case o == outcomeAnswered && p.class != ClassToken: // which another part of GitHub gives
 		since := g.breaker.began
-		if g.breaker.answered(now) {
+		if g.breaker.answered() {
 			g.app.log.Info("GitHub is reached again", slog.Duration("after", now.Sub(since)))
 			g.app.changed()
 		}
-	case outcomeFailed:
-		if g.breaker.failed(p.probe, now) {
-			g.app.log.Warn("GitHub cannot be reached: calls are tried one at a time until one is answered",
+	case o == outcomeFailed:
+		if g.breaker.failed(p, now) {
+			g.app.log.Warn("GitHub cannot be reached: calls wait until it answers",
 				slog.Int("failures", g.breaker.failures), slog.Time("next", g.breaker.next))
 			g.app.changed()
 		}
-	case outcomeDropped:
-		g.breaker.dropped(p.probe)
 	}
+	g.ask(now)
 	g.pump(now)
+}
+
+// Queued counts the requests that wait, by priority: mint, end, ask, poll.
+func (a *App) Queued() map[string]int {
+	out := map[string]int{}
+	for _, name := range priorityNames {
+		out[name] = 0
+	}
+	a.gate.mu.Lock()
+	defer a.gate.mu.Unlock()
+	for _, p := range a.gate.queue {
+		out[priorityNames[p.priority]]++
+	}
+	return out
 }
 
 // Outage reports whether GitHub cannot be reached, since when, and when the next try is.
@@ -260,13 +275,54 @@ func (a *App) Outage() (since, next time.Time, out bool) {
 	return b.began, b.next, b.open
 }
 
-// close stops the clock. Who waits still ends by its own.
+// ask has it asked when it is time whether GitHub can be reached. The caller holds mu.
+func (g *gate) ask(now time.Time) {
+	if g.prober != nil {
+		g.prober.Stop()
+		g.prober = nil
+	}
+	if !g.breaker.open || g.closed || g.probing {
+		return
+	}
+	lane, path := g.breaker.lane, g.breaker.path
+	g.prober = time.AfterFunc(g.breaker.next.Sub(now), func() {
+		g.mu.Lock()
+		if g.closed {
+			g.mu.Unlock()
+			return
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		g.closing, g.probing = cancel, true
+		g.asking.Add(1)
+		g.mu.Unlock()
+		defer g.asking.Done()
+		defer cancel()
+		g.app.probe(ctx, lane, path)
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.probing = false
+		now := g.app.now()
+		if g.breaker.open && !g.breaker.next.After(now) { // it got no further than here
+			g.breaker.next = now.Add(g.breaker.pause)
+		}
+		g.ask(now)
+	})
+}
+
+// close stops the clocks. Who waits still ends by its own.
 func (g *gate) close() {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.timer != nil {
-		g.timer.Stop()
+	g.closed = true
+	for _, t := range []*time.Timer{g.timer, g.prober} {
+		if t != nil {
+			t.Stop()
+		}
 	}
+	if g.closing != nil {
+		g.closing()
+	}
+	g.mu.Unlock()
+	g.asking.Wait()
 }
 
 // charged notes what an answer said of limits: which resource it was charged to, and

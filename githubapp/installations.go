@@ -98,6 +98,11 @@ func (a *App) InstallationID(ctx context.Context, scope fleet.Scope) (int64, err
 func (a *App) ForgetInstallation(id int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.forget(id)
+}
+
+// forget drops all that is cached of an installation. The caller holds mu.
+func (a *App) forget(id int64) {
 	delete(a.clients, id)
 	for key, e := range a.scopes {
 		if e.id == id || e.absent != nil {
@@ -137,7 +142,11 @@ func (a *App) installationOf(ctx context.Context, scope fleet.Scope) (*installat
 func (a *App) cached(scope fleet.Scope) (*installation, error) {
 	a.mu.Lock()
 	e, ok := a.scopes[scope.Key()]
+	gone := a.absent(scope)
 	a.mu.Unlock()
+	if gone != nil {
+		return nil, gone // GitHub has told so: no call is made
+	}
 	age := a.now().Sub(e.checkedAt)
 	switch {
 	case !ok, e.absent == nil && age >= installationLife, e.absent != nil && age >= absenceLife:

@@ -20,6 +20,8 @@ const (
 	priorities
 )
 
+var priorityNames = [priorities]string{"mint", "end", "ask", "poll"}
+
 // share says what a priority may use of GitHub's limits: what is left over is kept for
 // those above it.
 type share struct {

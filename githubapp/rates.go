@@ -16,6 +16,7 @@ import (
 
 // Rate is GitHub's last word on one of its limits.
 type Rate struct {
+	AppID          int64
 	InstallationID int64  // 0: of the App itself
 	Resource       string // GitHub's name of the limit, such as core
 	Limit          int
@@ -84,6 +85,7 @@ func (a *App) Rates() []Rate {
 	defer a.rates.mu.Unlock()
 	out := make([]Rate, 0, len(a.rates.last))
 	for _, r := range a.rates.last {
+		r.AppID = a.id
 		out = append(out, r)
 	}
 	slices.SortFunc(out, func(x, y Rate) int {

@@ -56,18 +56,14 @@ func (r RegisterRequest) validate() error {
 // request that may have been granted. Only an error that is ErrUncertain leaves
 // open whether a registration exists; with any other there is none.
 func (a *App) Register(ctx context.Context, r RegisterRequest) (Registered, error) {
-	what := fmt.Sprintf("register runner %s at %s", r.Name, r.Scope)
 	ctx = prefer(ctx, PriorityMint)
+	what := fmt.Sprintf("register runner %s at %s", r.Name, r.Scope)
 	if err := r.validate(); err != nil {
 		return Registered{}, fmt.Errorf("%s: %w", what, err)
 	}
-	group, err := a.groupID(ctx, r.Scope, r.Group)
+	made, err := a.inGroup(ctx, what, r)
 	if err != nil {
-		return Registered{}, fmt.Errorf("%s: %w", what, err)
-	}
-	made, err := a.generate(ctx, what, r, group)
-	if err != nil {
-		return Registered{}, a.registerError(what, r, group, err)
+		return Registered{}, err
 	}
 	id, config := made.GetRunner().GetID(), made.GetEncodedJITConfig()
 	if id <= 0 || config == "" {
@@ -77,6 +73,30 @@ func (a *App) Register(ctx context.Context, r RegisterRequest) (Registered, erro
 		return Registered{}, a.takeBack(ctx, what, r.Scope, id, err)
 	}
 	return Registered{ID: id, Config: secret.New(config)}, nil
+}
+
+// inGroup makes the request with the id of the group, and once more if the group of that
+// name has become another: GitHub has refused the first then.
+func (a *App) inGroup(ctx context.Context, what string, r RegisterRequest) (*github.JITRunnerConfig, error) {
+	_, known := a.cachedGroup(groupKey(r.Scope, r.Group))
+	for {
+		group, err := a.groupID(ctx, r.Scope, r.Group)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", what, err)
+		}
+		made, err := a.generate(ctx, what, r, group)
+		if err == nil {
+			return made, nil
+		}
+		err = a.registerError(what, r, group, err)
+		if !errors.Is(err, ErrGroup) || !known {
+			return nil, err
+		}
+		known = false
+		if again, lookErr := a.groupID(ctx, r.Scope, r.Group); lookErr != nil || again == group {
+			return nil, err
+		}
+	}
 }
 
 // generate makes the one request. What comes back as an error wraps ErrUncertain
@@ -114,6 +134,8 @@ func (a *App) registerError(what string, r RegisterRequest, group int64, err err
 		return err
 	case status == http.StatusConflict:
 		return fmt.Errorf("%w: %w", ErrNameTaken, err)
+	case status == http.StatusNotFound && a.tooOld():
+		return fmt.Errorf("%s: %w: this GitHub Enterprise Server is %s, and just-in-time runners came with 3.10: upgrade the server", what, ErrRefused, a.enterprise())
 	case group != defaultGroup && (status == http.StatusForbidden || status == http.StatusNotFound):
 		a.forgetGroup(r.Scope, r.Group) // it may be a new one of the same name now
 		return fmt.Errorf("%w: check that group %q exists, is not one of GitHub's own and that the App may use it: %w", ErrGroup, r.Group, err)

@@ -41,12 +41,13 @@ func (t *transport) RoundTrip(req *http.Request) (resp *http.Response, err error
 	if req.Method == http.MethodGet || req.Method == http.MethodHead {
 		p.points = readPoints
 	}
+	p.probe = req.Context().Value(probeKey{}) != nil
 	if class == ClassToken {
 		p.lane = 0 // the App itself asks for it
 	}
 	if err := t.app.gate.enter(req.Context(), p); err != nil {
 		closeBody(req)
-		t.app.observe(Call{Installation: p.lane, Class: class, Held: true})
+		t.app.observe(Call{AppID: t.app.id, Installation: p.lane, Class: class, Held: true})
 		return nil, err
 	}
 	out := outcomeFailed
@@ -74,7 +75,7 @@ func (t *transport) send(ctx context.Context, req *http.Request, p *pass, out *o
 	}
 	mark := markOf(req)
 	mark.sent()
-	call := Call{Installation: p.lane, Class: p.class}
+	call := Call{AppID: t.app.id, Installation: p.lane, Class: p.class}
 	began := t.app.now()
 	defer func() {
 		call.Took = t.app.now().Sub(began)
@@ -102,6 +103,7 @@ func (t *transport) send(ctx context.Context, req *http.Request, p *pass, out *o
 	if resp.StatusCode >= 300 && resp.StatusCode < 500 {
 		mark.notSent() // it was, and GitHub has refused it
 	}
+	t.app.noteVersion(resp.Header.Get("X-Github-Enterprise-Version"))
 	now := t.app.now()
 	t.app.rates.note(p.lane, resp.Header, now)
 	limit := rateLimited(resp, body, now)

@@ -56,6 +56,9 @@ type Config struct {
 	Pools  []fleet.Pool
 	// Name makes a runner's name at GitHub, new and random at each call.
 	Name func(site, pool string) string
+	// Held returns an error, a *fleet.RateLimited, where no registration would be asked for
+	// now: then none is begun. nil: never
+	Held func(fleet.Scope) error
 	// Poll is how long an agent is asked to leave a desired call open. 0 means 20 s.
 	Poll time.Duration
 	// Live is how long a silent host still counts as live. 0 means one minute.

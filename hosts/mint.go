@@ -108,6 +108,11 @@ func (s *Server) begin(ctx context.Context, host fleet.HostID, id fleet.RunnerID
 	if err != nil {
 		return fleet.Mint{}, err
 	}
+	if s.c.Held != nil && !r.Scope.IsZero() {
+		if err := s.c.Held(r.Scope); err != nil {
+			return fleet.Mint{}, err
+		}
+	}
 	return s.c.Store.BeginMint(ctx, host, id, s.c.Name(s.c.Store.Site(), r.Pool))
 }
 

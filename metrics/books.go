@@ -65,7 +65,7 @@ func (b books) demand(ctx context.Context, s sheet, state fleet.State) {
 	}
 	s.set(jobOldest, oldest)
 	for owner, use := range state.Mints {
-		s.set(mints, float64(use.LastMinute), owner)
+		s.set(mints, float64(len(use.Begun)), owner)
 	}
 	waits, err := b.Waits(ctx)
 	if err != nil {
@@ -115,10 +115,20 @@ func (b books) supply(s sheet, state fleet.State) {
 }
 
 func (b books) github(s sheet) {
+	for _, a := range b.Apps() {
+		id, out := strconv.FormatInt(a.ID, 10), 0.0
+		if a.Unreachable {
+			out = 1
+		}
+		s.set(unreachable, out, id)
+		for priority, n := range a.Queued {
+			s.set(queued, float64(n), id, priority)
+		}
+	}
 	for _, r := range b.Rates() {
-		at := strconv.FormatInt(r.Installation, 10)
-		s.set(rateLimit, float64(r.Limit), at, r.Resource)
-		s.set(rateRemaining, float64(r.Remaining), at, r.Resource)
-		s.set(rateReset, float64(r.Reset.Unix()), at, r.Resource)
+		app, at := strconv.FormatInt(r.App, 10), strconv.FormatInt(r.Installation, 10)
+		s.set(rateLimit, float64(r.Limit), app, at, r.Resource)
+		s.set(rateRemaining, float64(r.Remaining), app, at, r.Resource)
+		s.set(rateReset, float64(r.Reset.Unix()), app, at, r.Resource)
 	}
 }

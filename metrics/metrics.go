@@ -21,7 +21,9 @@ type Config struct {
 	// Waits counts the queued jobs by the reason for which they wait.
 	Waits func(context.Context) (map[fleet.WaitCode]int, error)
 	// Rates are GitHub's last words on its limits. nil: none
-	Rates        func() []Rate
+	Rates func() []Rate
+	// Apps are the GitHub Apps. nil: none
+	Apps         func() []App
 	HostDeadline time.Duration // after which a silent host is unreachable; 0 means one minute
 	Version      string
 	Now          func() time.Time // nil means time.Now
@@ -34,8 +36,16 @@ type Store interface {
 	OpenJobs(context.Context) (map[fleet.JobState]int, error)
 }
 
+// App is how one GitHub App fares.
+type App struct {
+	ID          int64
+	Unreachable bool
+	Queued      map[string]int // calls, by priority
+}
+
 // Rate is GitHub's last word on one limit of an installation; 0 is the App itself.
 type Rate struct {
+	App              int64
 	Installation     int64
 	Resource         string
 	Limit, Remaining int
@@ -58,6 +68,9 @@ func New(c Config) *Metrics {
 	}
 	if c.Rates == nil {
 		c.Rates = func() []Rate { return nil }
+	}
+	if c.Apps == nil {
+		c.Apps = func() []App { return nil }
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -95,10 +108,10 @@ func (m *Metrics) Delivered(status fleet.DeliveryStatus) {
 	m.deliveries.WithLabelValues(string(status)).Inc()
 }
 
-// Called notes a call of GitHub's API: for which installation, 0 for the App itself,
+// Called notes a call of GitHub's API: by which App and for which installation, 0 for the App itself,
 // the class of its endpoint, and the status of the answer or a word for why there is none.
-func (m *Metrics) Called(installation int64, class, status string, took time.Duration) {
-	m.calls.WithLabelValues(strconv.FormatInt(installation, 10), class, status).Inc()
+func (m *Metrics) Called(app, installation int64, class, status string, took time.Duration) {
+	m.calls.WithLabelValues(strconv.FormatInt(app, 10), strconv.FormatInt(installation, 10), class, status).Inc()
 	if took > 0 {
 		m.callTime.WithLabelValues(class).Observe(took.Seconds())
 	}

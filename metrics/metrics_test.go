@@ -46,7 +46,7 @@ func fill() fleet.State {
 			{ID: "h-3", Slots: 8, SeenAt: now.Add(-time.Hour)},
 		},
 		Pools: map[string]fleet.PoolHealth{"mac": {Failures: 3}},
-		Mints: map[string]fleet.MintUse{"acme": {LastMinute: 7}},
+		Mints: map[string]fleet.MintUse{"acme": {Begun: make([]time.Time, 7)}},
 	}
 }
 
@@ -56,8 +56,11 @@ func newMetrics(b books) *metrics.Metrics {
 		Waits: func(context.Context) (map[fleet.WaitCode]int, error) {
 			return map[fleet.WaitCode]int{fleet.WaitNoSlot: 2}, nil
 		},
+		Apps: func() []metrics.App {
+			return []metrics.App{{ID: 4, Unreachable: true, Queued: map[string]int{"mint": 3}}}
+		},
 		Rates: func() []metrics.Rate {
-			return []metrics.Rate{{Installation: 9, Resource: "core", Limit: 5000, Remaining: 4321, Reset: now}}
+			return []metrics.Rate{{App: 4, Installation: 9, Resource: "core", Limit: 5000, Remaining: 4321, Reset: now}}
 		},
 	})
 }
@@ -73,8 +76,8 @@ func TestScrape(t *testing.T) {
 	m := newMetrics(books{state: fill()})
 	m.Decided(2 * time.Millisecond)
 	m.Delivered(fleet.DeliveryIgnored)
-	m.Called(9, "register", "201", 150*time.Millisecond)
-	m.Called(0, "installation", "none", 0)
+	m.Called(4, 9, "register", "201", 150*time.Millisecond)
+	m.Called(4, 0, "installation", "none", 0)
 	status, text := scrape(t, m)
 	if status != http.StatusOK {
 		t.Fatalf("status %d: %s", status, text)
@@ -89,10 +92,11 @@ func TestScrape(t *testing.T) {
 		`minifleet_host_slots 6`, `minifleet_host_slots_taken 2`, `minifleet_mints_last_minute{owner="acme"} 7`,
 		`minifleet_deliveries_total{status="ignored"} 1`, `minifleet_deliveries_total{status="failed"} 0`,
 		`minifleet_decision_seconds_count 1`,
-		`minifleet_github_calls_total{class="register",installation="9",status="201"} 1`,
-		`minifleet_github_calls_total{class="installation",installation="0",status="none"} 1`,
+		`minifleet_github_calls_total{app="4",class="register",installation="9",status="201"} 1`,
+		`minifleet_github_calls_total{app="4",class="installation",installation="0",status="none"} 1`,
 		`minifleet_github_call_seconds_count{class="register"} 1`,
-		`minifleet_github_rate_remaining{installation="9",resource="core"} 4321`,
+		`minifleet_github_unreachable{app="4"} 1`, `minifleet_github_calls_queued{app="4",priority="mint"} 3`,
+		`minifleet_github_rate_remaining{app="4",installation="9",resource="core"} 4321`,
 	} {
 		if !strings.Contains(text, "\n"+line+"\n") {
 			t.Errorf("the answer lacks %s", line)

@@ -36,11 +36,13 @@ var (
 	mints         = gauge("minifleet_mints_last_minute", "registrations begun within the last minute", "owner")
 	deliveries    = counter("minifleet_deliveries_total", "deliveries taken, duplicates apart", "status")
 	decisions     = histogram("minifleet_decision_seconds", "time that a decision took")
-	calls         = counter("minifleet_github_calls_total", "calls of GitHub's API", "installation", "class", "status")
+	calls         = counter("minifleet_github_calls_total", "calls of GitHub's API", "app", "installation", "class", "status")
 	callSeconds   = histogram("minifleet_github_call_seconds", "time until GitHub's answer was read", "class")
-	rateLimit     = gauge("minifleet_github_rate_limit", "GitHub's limit of calls in a period, as its last answer said", "installation", "resource")
-	rateRemaining = gauge("minifleet_github_rate_remaining", "what is left of it", "installation", "resource")
-	rateReset     = gauge("minifleet_github_rate_reset_timestamp_seconds", "when the period ends", "installation", "resource")
+	unreachable   = gauge("minifleet_github_unreachable", "1 while GitHub cannot be reached and calls wait", "app")
+	queued        = gauge("minifleet_github_calls_queued", "calls that wait for GitHub's limits", "app", "priority")
+	rateLimit     = gauge("minifleet_github_rate_limit", "GitHub's limit of calls in a period, as its last answer said", "app", "installation", "resource")
+	rateRemaining = gauge("minifleet_github_rate_remaining", "what is left of it", "app", "installation", "resource")
+	rateReset     = gauge("minifleet_github_rate_reset_timestamp_seconds", "when the period ends", "app", "installation", "resource")
 )
 
 // List returns all metrics of Minifleet, in the order of the documentation. Those of Go
@@ -48,7 +50,7 @@ var (
 func List() []Metric {
 	return []Metric{
 		build, jobs, jobOldest, jobWaits, runners, poolFailures, hosts, hostSlots, hostSlotsUsed, mints, deliveries, decisions,
-		calls, callSeconds, rateLimit, rateRemaining, rateReset,
+		calls, callSeconds, unreachable, queued, rateLimit, rateRemaining, rateReset,
 	}
 }
 

@@ -164,6 +164,7 @@ type watcher struct {
 	chores   map[string]*chore
 	planned  time.Time                 // when the chores were gathered
 	paused   time.Time                 // nothing is asked before: GitHub's rate limit
+	rested   time.Time                 // no chore is begun before: the rate limit of lists
 	asked    map[fleet.JobID]time.Time // when jobs in doubt were asked for
 	askAfter time.Time                 // no single job is asked for before: that went wrong
 	wrong    map[string]bool           // what goes wrong, and is in the log
@@ -242,8 +243,8 @@ func (w *watcher) step(ctx context.Context) (next time.Time) {
 	if c == nil {
 		return next
 	}
-	if c.next.After(now) {
-		return earlier(next, c.next)
+	if at := slices.MaxFunc([]time.Time{c.next, w.rested}, time.Time.Compare); at.After(now) {
+		return earlier(next, at)
 	}
 	if ready := w.budget.ready(now); ready.After(now) {
 		w.held = true
@@ -357,7 +358,7 @@ func (w *watcher) do(ctx context.Context, c *chore) {
 	c.fails = true
 	switch limited := (*fleet.RateLimited)(nil); {
 	case errors.As(err, &limited):
-		c.next, w.paused = limited.Until, limited.Until
+		c.next, w.rested = limited.Until, limited.Until // a limit of lists need not be one of single questions
 	case errors.Is(err, fleet.ErrRefused):
 		c.done = true
 		w.refresh()

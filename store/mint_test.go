@@ -106,7 +106,7 @@ func testMint(t *testing.T, open opener) {
 		lost := w.armed(a, 3)
 		w.report(a, w.others(a, said(lost, fleet.ObservedGone))...)
 		begin(a, lost, fleet.ErrNoGrant)
-		if use := w.state().Mints["acme"]; use.LastMinute != 0 {
+		if use := w.state().Mints["acme"]; len(use.Begun) != 0 {
 			t.Errorf("refused mints count: %+v", use)
 		}
 	})

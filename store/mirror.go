@@ -246,7 +246,7 @@ func (m *mirror) state(now time.Time) fleet.State {
 			continue
 		}
 		m.mints[owner] = list[from:]
-		st.Mints[owner] = fleet.MintUse{LastMinute: len(list) - from, Oldest: list[from]}
+		st.Mints[owner] = fleet.MintUse{Begun: list[from:]}
 	}
 	return st
 }

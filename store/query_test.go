@@ -283,11 +283,11 @@ func testState(t *testing.T, open opener) {
 		w.minted(h, 20, "mf-20")
 		w.Add(30 * time.Second)
 		w.minted(h, 21, "mf-21")
-		if diff := cmp.Diff(map[string]fleet.MintUse{"acme": {LastMinute: 2, Oldest: first}}, w.state().Mints); diff != "" {
+		if diff := cmp.Diff(map[string]fleet.MintUse{"acme": {Begun: []time.Time{first, first.Add(30 * time.Second)}}}, w.state().Mints); diff != "" {
 			t.Errorf("%s", diff)
 		}
 		w.Add(30 * time.Second) // the first is a minute old now
-		if use := w.state().Mints["acme"]; use.LastMinute != 1 {
+		if use := w.state().Mints["acme"]; len(use.Begun) != 1 {
 			t.Errorf("%+v", use)
 		}
 		w.Add(30 * time.Second)

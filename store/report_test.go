@@ -312,7 +312,7 @@ func testAdopt(t *testing.T, open opener) {
 		if r := w.runner(id); r.Registration != fleet.RegMinted || r.RunnerName != s.RunnerName {
 			t.Errorf("%+v", r)
 		}
-		if use := w.state().Mints["acme"]; use.LastMinute != 0 {
+		if use := w.state().Mints["acme"]; len(use.Begun) != 0 {
 			t.Errorf("it counts against the budget: %+v", use)
 		}
 		w.job(1, fleet.ToldInProgress, s.RunnerName)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -41,6 +42,7 @@ type Config struct {
 	Secrets []secret.Text // one, or two during a rotation: either is accepted
 	Pulled  bool          // nothing is pushed: there may be no secret, and without one post answers 401
 	AppID   int64
+	More    []App // further Apps whose webhooks come here
 	Store   Store
 	Wake    func()                        // called after each change; must not block. nil: nobody
 	Serves  func(owner, repo string) bool // whether any pool serves the repository. nil: all
@@ -51,26 +53,25 @@ type Config struct {
 	Now     func() time.Time // nil: time.Now
 }
 
+// App is one whose deliveries are taken, and what they are signed with.
+type App struct {
+	ID      int64
+	Secrets []secret.Text // one, or two during a rotation
+}
+
+// apps returns all Apps, the first one first.
+func (c Config) apps() []App { return append([]App{{c.AppID, c.Secrets}}, c.More...) }
+
 // Validate returns all that is wrong with the configuration.
 func (c Config) Validate() error {
 	var errs []error
-	switch len(c.Secrets) {
-	case 1, 2:
-		for i, s := range c.Secrets {
-			if s.Empty() {
-				errs = append(errs, fmt.Errorf("webhook secret %d is empty: without a secret anyone could send deliveries", i+1))
-			}
+	seen := map[int64]bool{}
+	for _, a := range c.apps() {
+		errs = append(errs, a.validate(c.Pulled))
+		if seen[a.ID] {
+			errs = append(errs, fmt.Errorf("GitHub App %d stands twice", a.ID))
 		}
-	case 0:
-		if c.Pulled {
-			break
-		}
-		errs = append(errs, errors.New("no webhook secret: set the secret of the GitHub App's webhook, without one anyone could send deliveries"))
-	default:
-		errs = append(errs, fmt.Errorf("%d webhook secrets: give one, or two during a rotation", len(c.Secrets)))
-	}
-	if c.AppID <= 0 {
-		errs = append(errs, fmt.Errorf("GitHub App id %d: set the id that the App's settings page shows", c.AppID))
+		seen[a.ID] = true
 	}
 	if c.Store == nil {
 		errs = append(errs, errors.New("no store for deliveries"))
@@ -78,10 +79,33 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
+func (a App) validate(pulled bool) error {
+	var errs []error
+	switch len(a.Secrets) {
+	case 1, 2:
+		for i, s := range a.Secrets {
+			if s.Empty() {
+				errs = append(errs, fmt.Errorf("webhook secret %d is empty: without a secret anyone could send deliveries", i+1))
+			}
+		}
+	case 0:
+		if pulled {
+			break
+		}
+		errs = append(errs, errors.New("no webhook secret: set the secret of the GitHub App's webhook, without one anyone could send deliveries"))
+	default:
+		errs = append(errs, fmt.Errorf("%d webhook secrets: give one, or two during a rotation", len(a.Secrets)))
+	}
+	if a.ID <= 0 {
+		errs = append(errs, fmt.Errorf("GitHub App id %d: set the id that the App's settings page shows", a.ID))
+	}
+	return errors.Join(errs...)
+}
+
 // Handler takes deliveries.
 type Handler struct {
-	secrets []secret.Text
-	appID   int64
+	apps    []App
+	appID   int64 // of the first
 	store   Store
 	wake    func()
 	serves  func(owner, repo string) bool
@@ -97,7 +121,7 @@ func New(c Config) (*Handler, error) {
 		return nil, err
 	}
 	h := &Handler{
-		secrets: append([]secret.Text(nil), c.Secrets...), appID: c.AppID, store: c.Store,
+		apps: c.apps(), appID: c.AppID, store: c.Store,
 		wake: c.Wake, serves: c.Serves, claimed: c.Claimed, log: c.Log, now: c.Now,
 		large: make(chan struct{}, largeBodies),
 	}
@@ -137,11 +161,15 @@ func (h *Handler) post(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer release()
-	if !signedByAny(h.secrets, body, claimed) {
+	if !slices.ContainsFunc(h.apps, func(a App) bool { return signedByAny(a.Secrets, body, claimed) }) {
 		h.refuse(w, r, http.StatusUnauthorized, errSignature)
 		return
 	}
 	env, err := envelope(r.Header, body)
+	if i := h.app(env.TargetID); err == nil && i >= 0 && !signedByAny(h.apps[i].Secrets, body, claimed) {
+		h.refuse(w, r, http.StatusUnauthorized, errSignature) // one App cannot speak for another
+		return
+	}
 	if err != nil {
 		h.refuse(w, r, http.StatusBadRequest, err)
 		return
@@ -162,6 +190,14 @@ func (h *Handler) post(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusAccepted, answer{Status: out.Status, Reason: out.Reason, Duplicate: out.Duplicate})
 	}
 }
+
+// app returns the index of an App whose deliveries are taken, -1 for others.
+func (h *Handler) app(id int64) int {
+	return slices.IndexFunc(h.apps, func(a App) bool { return a.ID == id })
+}
+
+// knows reports whether an App is one of those whose deliveries are taken.
+func (h *Handler) knows(app int64) bool { return h.app(app) >= 0 }
 
 var errStoreSlow = errors.New("the store did not answer in time")
 

@@ -152,7 +152,7 @@ func (h *Handler) judge(ctx context.Context, env Envelope) (fleet.Ingest, error)
 		InstallationID: read.installationID, Repository: read.repo.String(),
 		Payload: env.Payload, ReceivedAt: h.now(),
 	}}
-	if env.TargetType != appTarget || env.TargetID != h.appID || (read.appID != 0 && read.appID != h.appID) {
+	if env.TargetType != appTarget || !h.knows(env.TargetID) || (read.appID != 0 && read.appID != env.TargetID) {
 		v = h.notOurs(env, read)
 	} else if v.status == fleet.DeliveryProcessed && (read.job != nil || read.run != nil) {
 		var err error
@@ -176,10 +176,10 @@ func (h *Handler) notOurs(env Envelope, read reading) verdict {
 	switch {
 	case env.TargetType != appTarget:
 		return ignored("its target type is %q, not %q: point only the GitHub App's own webhook here", clean(env.TargetType, 32), appTarget)
-	case env.TargetID != h.appID:
+	case !h.knows(env.TargetID):
 		return ignored("it is meant for App %d, this is App %d", env.TargetID, h.appID)
 	default:
-		return ignored("it tells of an installation of App %d, this is App %d", read.appID, h.appID)
+		return ignored("it tells of an installation of App %d, this is App %d", read.appID, env.TargetID)
 	}
 }
 

@@ -117,7 +117,7 @@ func (b *Books) State(context.Context) (fleet.State, error) {
 			old++
 		}
 		if at = at[old:]; len(at) > 0 {
-			st.Mints[owner] = fleet.MintUse{LastMinute: len(at), Oldest: at[0]}
+			st.Mints[owner] = fleet.MintUse{Begun: at[:len(at):len(at)]}
 		}
 		b.mints[owner] = at
 	}

@@ -24,7 +24,7 @@ func TestCopySparesRegistrations(t *testing.T) {
 	}
 	t.Cleanup(app.Close)
 	scope := fleet.Scope{Owner: "octo", Repo: "demo"}
-	github := gitHubPort{app}
+	github := gitHubPort{githubapp.NewApps(app)}
 	made, err := github.Register(t.Context(), fleet.Pool{LabelNames: []string{"demo"}, RunnerGroup: "default"}, scope, githubapp.RunnerName("s1te", "mac"))
 	if err != nil {
 		t.Fatal(err)

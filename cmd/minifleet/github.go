@@ -6,18 +6,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net/http"
 	"strconv"
 	"time"
 
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/githubapp"
 	"github.com/minifleet/minifleet/metrics"
+	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/store"
 	"github.com/minifleet/minifleet/webhook"
 )
 
 // gitHubPort is the App as the domain sees it: its words, its errors.
-type gitHubPort struct{ app *githubapp.App }
+type gitHubPort struct{ app *githubapp.Apps }
 
 // Register makes a registration.
 func (p gitHubPort) Register(ctx context.Context, pool fleet.Pool, scope fleet.Scope, name string) (fleet.Registered, error) {
@@ -44,6 +47,7 @@ const tooEarly = 20 * time.Second
 // Unregister deletes a registration, found by name where its id was never known.
 // That there is none is success.
 func (p gitHubPort) Unregister(ctx context.Context, ref fleet.RegistrationRef) error {
+	ctx = githubapp.WithPriority(ctx, githubapp.PriorityEnd)
 	if ref.ID == 0 {
 		if ref.Name == "" {
 			return fmt.Errorf("%w: a registration without id and name cannot be found", fleet.ErrRefused)
@@ -178,7 +182,7 @@ func inDomain(err error) error {
 // installation that there is news of.
 type ingest struct {
 	*store.Store
-	app     *githubapp.App
+	app     *githubapp.Apps
 	news    chan<- struct{} // written to when an installation changed
 	anew    func()          // called then
 	metrics *metrics.Metrics
@@ -191,7 +195,7 @@ func (i ingest) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, er
 		i.metrics.Delivered(in.Delivery.Status)
 	}
 	if err == nil && in.Installation != nil {
-		i.app.ForgetInstallation(in.Installation.ID)
+		i.app.NoteInstallation(*in.Installation)
 		i.anew()
 		select {
 		case i.news <- struct{}{}:
@@ -205,7 +209,7 @@ func (i ingest) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, er
 func (p gitHubPort) rates() []metrics.Rate {
 	var out []metrics.Rate
 	for _, r := range p.app.Rates() {
-		out = append(out, metrics.Rate{Installation: r.InstallationID, Resource: r.Resource, Limit: r.Limit, Remaining: r.Remaining, Reset: r.Reset})
+		out = append(out, metrics.Rate{App: r.AppID, Installation: r.InstallationID, Resource: r.Resource, Limit: r.Limit, Remaining: r.Remaining, Reset: r.Reset})
 	}
 	return out
 }
@@ -214,9 +218,47 @@ func (p gitHubPort) rates() []metrics.Rate {
 func observe(m *metrics.Metrics) func(githubapp.Call) {
 	return func(c githubapp.Call) {
 		status := "none"
-		if c.Status != 0 {
+		switch {
+		case c.Held:
+			status = "held"
+		case c.Status != 0:
 			status = strconv.Itoa(c.Status)
 		}
-		m.Called(c.Installation, string(c.Class), status, c.Took)
+		m.Called(c.AppID, c.Installation, string(c.Class), status, c.Took)
 	}
+}
+
+// apps are how the Apps fare, for the metrics.
+func (p gitHubPort) apps() []metrics.App {
+	var out []metrics.App
+	for _, a := range p.app.All() {
+		_, _, unreachable := a.Outage()
+		out = append(out, metrics.App{ID: a.ID(), Unreachable: unreachable, Queued: a.Queued()})
+	}
+	return out
+}
+
+// held returns an error where no registration would be asked for now.
+func (p gitHubPort) held(scope fleet.Scope) error {
+	if limited := p.app.Held(scope); limited != nil {
+		return inDomain(limited)
+	}
+	return nil
+}
+
+// newApps makes the Apps of the configuration.
+func (s *settings) newApps(m *metrics.Metrics, changed func(), wire http.RoundTripper, log *slog.Logger) (*githubapp.Apps, error) {
+	var all []*githubapp.App
+	shared := &githubapp.Registrations{}
+	for _, c := range s.GitHub.apps() {
+		a, err := githubapp.New(githubapp.Config{
+			AppID: c.AppID, PrivateKey: c.PrivateKey, BaseURL: s.GitHub.URL, Transport: wire, UserAgent: "minifleet/" + program.Version(),
+			Limits: githubapp.Limits(s.GitHub.Limits), Registrations: shared, Changed: changed, Observe: observe(m), Log: log,
+		})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, a)
+	}
+	return githubapp.NewApps(all[0], all[1:]...), nil
 }

@@ -255,8 +255,9 @@ func TestMetrics(t *testing.T) {
 	}
 	for _, line := range []string{
 		`minifleet_jobs{state="queued"} 1`, `minifleet_job_waits{reason="no_host"} 1`, `minifleet_deliveries_total{status="processed"} `,
-		`minifleet_decision_seconds_count `, `minifleet_github_calls_total{class="installation",installation="0",status="200"} `,
-		`minifleet_github_rate_limit{installation="0",resource="core"} 5000`,
+		`minifleet_decision_seconds_count `, fmt.Sprintf(`minifleet_github_calls_total{app="%d",class="installation",installation="0",status="200"} `, s.sim.AppID()),
+		fmt.Sprintf(`minifleet_github_rate_limit{app="%d",installation="0",resource="core"} 5000`, s.sim.AppID()),
+		fmt.Sprintf(`minifleet_github_unreachable{app="%d"} 0`, s.sim.AppID()),
 	} {
 		eventually(t, line, func() bool {
 			status, text := scrape(operatorToken)

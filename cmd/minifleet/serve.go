@@ -35,7 +35,6 @@ import (
 	"github.com/minifleet/minifleet/releases"
 	"github.com/minifleet/minifleet/rollout"
 	"github.com/minifleet/minifleet/scalesets"
-	"github.com/minifleet/minifleet/secret"
 	"github.com/minifleet/minifleet/store"
 	"github.com/minifleet/minifleet/webhook"
 )
@@ -103,7 +102,7 @@ type controller struct {
 	net   network
 	log   *slog.Logger
 	store *store.Store
-	app   *githubapp.App
+	app   *githubapp.Apps
 	loop  *autoscaler.Loop
 	hooks *webhook.Handler
 	lists *reconcile.Reconciler
@@ -157,11 +156,10 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 		Store: c.store, HostDeadline: cfg.Timing.HostDeadline, Version: program.Version(),
 		Waits: func(ctx context.Context) (map[fleet.WaitCode]int, error) { return c.loop.Waits(ctx) },
 		Rates: func() []metrics.Rate { return gitHubPort{c.app}.rates() },
+		Apps:  func() []metrics.App { return gitHubPort{c.app}.apps() },
 	})
-	if c.app, err = githubapp.New(githubapp.Config{
-		AppID: cfg.GitHub.AppID, PrivateKey: cfg.GitHub.PrivateKey, BaseURL: cfg.GitHub.URL, Transport: with.github,
-		UserAgent: "minifleet/" + program.Version(), Observe: observe(c.metrics), Log: log.With("part", "github"),
-	}); err != nil {
+	wake := func() { c.loop.Wake() } // not before the first call, which the loop precedes
+	if c.app, err = cfg.newApps(c.metrics, wake, with.github, log.With("part", "github")); err != nil {
 		return nil, err
 	}
 	pools := cfg.pools()
@@ -177,9 +175,13 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 	}
 	c.loop = autoscaler.New(autoscaler.Config{
 		Store: c.store, GitHub: sparing{gitHubPort{c.app}, before}, Pools: pools, Repair: cfg.Timing.Repair,
-		Rules:   autoscaler.Rules{HostDeadline: cfg.Timing.HostDeadline, MintsPerMinute: cfg.GitHub.MintsPerMinute, Images: cfg.Images.rules()},
-		Fresh:   func() bool { return fresh(c.lists, c.sets) },
+		Rules: autoscaler.Rules{HostDeadline: cfg.Timing.HostDeadline, MintsPerMinute: cfg.GitHub.MintsPerMinute, Images: cfg.Images.rules()},
+		Fresh: func() bool { // while GitHub cannot be reached, nobody knows what it has queued
+			_, _, out := c.app.Outage()
+			return !out && fresh(c.lists, c.sets)
+		},
 		Policy:  func(st fleet.State) map[fleet.JobID]fleet.Verdict { return c.runs.Verdicts(st) },
+		Trouble: c.app.Trouble,
 		Decided: c.metrics.Decided, Log: log.With("part", "autoscaler"),
 	})
 	if c.hooks, err = c.webhooks(pools); err != nil {
@@ -211,7 +213,7 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 		log.Warn("the key for hosts' tokens is not kept; until the next start another one does", slog.Any("error", err))
 	}
 	fleetHosts, err := hosts.New(hosts.Config{
-		Store: c.store, GitHub: mintPort{sparing{gitHubPort{c.app}, before}, c.sets}, Pools: pools, Name: githubapp.RunnerName, Reported: c.loop.Reported,
+		Store: c.store, GitHub: mintPort{sparing{gitHubPort{c.app}, before}, c.sets}, Pools: pools, Name: githubapp.RunnerName, Reported: c.loop.Reported, Held: gitHubPort{c.app}.held,
 		Poll: cfg.Timing.Poll, Live: cfg.Timing.HostDeadline, Lease: cfg.Timing.Lease, EndGrace: cfg.Timing.EndGrace,
 		CertificatePin: pin, PeerKey: peerKey, Log: log.With("part", "hosts"),
 	})
@@ -245,14 +247,14 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 }
 
 func (c *controller) webhooks(pools []fleet.Pool) (*webhook.Handler, error) {
-	var secrets []secret.Text
-	for _, s := range []secret.Text{c.cfg.GitHub.WebhookSecret, c.cfg.GitHub.PreviousSecret} {
-		if !s.Empty() {
-			secrets = append(secrets, s)
-		}
+	apps := c.cfg.GitHub.apps()
+	var more []webhook.App
+	for _, a := range apps[1:] {
+		more = append(more, webhook.App{ID: a.AppID, Secrets: a.secrets()})
 	}
 	return webhook.New(webhook.Config{
-		Secrets: secrets, Pulled: c.cfg.GitHub.Deliveries == byPull, AppID: c.cfg.GitHub.AppID, Store: ingest{c.store, c.app, c.installed, func() { c.lists.Anew() }, c.metrics}, Wake: c.loop.Wake, Log: c.log.With("part", "webhook"),
+		Secrets: apps[0].secrets(), Pulled: c.cfg.GitHub.Deliveries == byPull, AppID: apps[0].AppID, More: more,
+		Store: ingest{c.store, c.app, c.installed, func() { c.lists.Anew() }, c.metrics}, Wake: c.loop.Wake, Log: c.log.With("part", "webhook"),
 		Claimed: claimed(pools),
 		Serves: func(owner, repo string) bool {
 			for _, p := range pools {
@@ -471,6 +473,7 @@ func (c *controller) refreshInstallations(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.loop.Wake() // where the App is gone or back, jobs wait for another reason
 	crashpoint.Reached(crashpoint.InstallationsListed)
 	if err := c.store.SetInstallations(ctx, list, before); err != nil {
 		return err

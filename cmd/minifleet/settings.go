@@ -14,6 +14,7 @@ import (
 	"github.com/minifleet/minifleet/autoscaler"
 	"github.com/minifleet/minifleet/config"
 	"github.com/minifleet/minifleet/fleet"
+	"github.com/minifleet/minifleet/githubapp"
 	"github.com/minifleet/minifleet/imagecache/manifest"
 	"github.com/minifleet/minifleet/program"
 	"github.com/minifleet/minifleet/secret"
@@ -81,7 +82,9 @@ type gitHub struct {
 	WebhookSecretFile   string        `yaml:"webhook_secret_file" help:"file that holds it"`
 	PreviousSecret      secret.Text   `yaml:"webhook_secret_previous" help:"the secret before, while GitHub changes over"`
 	PreviousSecretFile  string        `yaml:"webhook_secret_previous_file" help:"file that holds it"`
-	MintsPerMinute      int           `yaml:"mints_per_minute" default:"120" help:"registrations begun per owner and minute; GitHub allows 180"`
+	MintsPerMinute      int           `yaml:"mints_per_minute" default:"180" help:"registrations begun per owner and minute; GitHub allows 180 for one App, and 300 for several; 0 sets no limit"`
+	Limits              string        `yaml:"limits" default:"auto" help:"auto keeps to GitHub's rate limits, at other servers once an answer tells of one; off never does"`
+	MoreApps            []gitHubApp   `yaml:"more_apps" help:"further Apps, each with limits of its own"`
 	Deliveries          string        `yaml:"deliveries" default:"push" help:"push: GitHub delivers to the webhook listener; pull: nothing listens, and deliveries are read from GitHub"`
 	PollPercent         int           `yaml:"poll_percent" default:"30" help:"share of each installation's hourly calls that reading GitHub's lists may take"`
 	InstallationRefresh time.Duration `yaml:"installation_refresh" default:"15m" help:"how often the list of installations is read again"`
@@ -92,6 +95,54 @@ const (
 	byPush = "push"
 	byPull = "pull"
 )
+
+// gitHubApp is one App beside the first.
+type gitHubApp struct {
+	AppID              int64       `yaml:"app_id" required:"true" help:"id of the GitHub App"`
+	PrivateKey         secret.Text `yaml:"private_key" help:"its private key, PEM"`
+	PrivateKeyFile     string      `yaml:"private_key_file" help:"file that holds it"`
+	WebhookSecret      secret.Text `yaml:"webhook_secret" help:"its webhook secret"`
+	WebhookSecretFile  string      `yaml:"webhook_secret_file" help:"file that holds it"`
+	PreviousSecret     secret.Text `yaml:"webhook_secret_previous" help:"the secret before, while GitHub changes over"`
+	PreviousSecretFile string      `yaml:"webhook_secret_previous_file" help:"file that holds it"`
+}
+
+// apps returns all Apps, the first one first.
+func (g gitHub) apps() []gitHubApp {
+	first := gitHubApp{AppID: g.AppID, PrivateKey: g.PrivateKey, WebhookSecret: g.WebhookSecret, PreviousSecret: g.PreviousSecret}
+	return append([]gitHubApp{first}, g.MoreApps...)
+}
+
+func (a gitHubApp) secrets() (out []secret.Text) {
+	for _, s := range []secret.Text{a.WebhookSecret, a.PreviousSecret} {
+		if !s.Empty() {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// validateMore checks what goes beyond the first App.
+func (g gitHub) validateMore() error {
+	var errs []error
+	if g.Limits != string(githubapp.LimitsAuto) && g.Limits != string(githubapp.LimitsOff) {
+		errs = append(errs, fmt.Errorf("github.limits is %q: want auto or off", g.Limits))
+	}
+	seen := map[int64]bool{g.AppID: true}
+	for i, a := range g.MoreApps {
+		switch {
+		case a.AppID <= 0:
+			errs = append(errs, fmt.Errorf("github.more_apps[%d].app_id is %d: give the id that the App's settings page shows", i, a.AppID))
+		case seen[a.AppID]:
+			errs = append(errs, fmt.Errorf("github.more_apps[%d]: App %d stands twice", i, a.AppID))
+		}
+		seen[a.AppID] = true
+		if a.PrivateKey.Empty() || a.WebhookSecret.Empty() && g.Deliveries != byPull {
+			errs = append(errs, fmt.Errorf("github.more_apps[%d]: App %d needs its own private_key and webhook_secret, or the files that hold them", i, a.AppID))
+		}
+	}
+	return errors.Join(errs...)
+}
 
 type timing struct {
 	HostDeadline time.Duration `yaml:"host_deadline" default:"1m" help:"silence after which a host is unreachable"`
@@ -235,6 +286,7 @@ func (s *settings) Validate() error {
 	if s.GitHub.WebhookSecret.Empty() && s.GitHub.Deliveries != byPull {
 		errs = append(errs, errors.New("github.webhook_secret or github.webhook_secret_file is required: without it anybody could start runners"))
 	}
+	errs = append(errs, s.GitHub.validateMore())
 	if s.Admin.Token.Empty() {
 		errs = append(errs, errors.New("admin.token or admin.token_file is required"))
 	}
