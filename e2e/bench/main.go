@@ -74,6 +74,7 @@ func figures() []figure {
 	return []figure{
 		{"webhook", "deliveries stored and answered", measureWebhook},
 		{"assign", "webhook to assignment, 200 hosts", measureAssign},
+		{"mint200", "200 registrations at once, 150 ms each, without and with GitHub's limits", measureMints},
 		{"listener", "webhook to listener and back, process backend", measureListener},
 		{"lost", "lost webhook to job running, process backend", measureLost},
 		{"thousand", "1,000 jobs at once on 500 hosts, and the same fleet idle", measureThousand},

@@ -56,6 +56,7 @@ type siteOf struct {
 	pool      string   // what VMs the pool has; those of the process backend if ""
 	app       string   // further keys of the section github
 	github    []string // further arguments of the simulated GitHub
+	limits    string   // keys of the section github that say what is kept to; nothing is if ""
 }
 
 // newSite starts GitHub and the controller, which does not ask GitHub about jobs that are
@@ -93,12 +94,12 @@ func newSite(ctx context.Context, b *bencher, o siteOf) (_ *site, err error) {
 webhook: {address: "127.0.0.1:0"}
 agents: {address: "127.0.0.1:0"}
 admin: {address: "127.0.0.1:0", token_file: admin.token}
-github: {url: %q, app_id: %d, private_key_file: app.pem, webhook_secret_file: webhook.secret, mints_per_minute: 1000000%s}
+github: {url: %q, app_id: %d, private_key_file: app.pem, webhook_secret_file: webhook.secret, %s%s}
 pools:
   - {name: bench, labels: [%s], scopes: [%s/%s], trust: {public: true, forks: true}, %s}
 timing: {reconcile: %s%s}
 %s
-`, s.sim.BaseURL, app.ID, ticks, strings.Join(poolLabels(), ", "), owner, repo,
+`, s.sim.BaseURL, app.ID, cmp.Or(o.limits, `mints_per_minute: 0, limits: "off"`), ticks, strings.Join(poolLabels(), ", "), owner, repo,
 			cmp.Or(o.pool, "image: bench, backend: process, cpus: 1, memory_mib: 256"), cmp.Or(o.reconcile, "24h"), timing, o.settings),
 	} {
 		if err := os.WriteFile(filepath.Join(s.dir, file), []byte(text), 0o600); err != nil {
