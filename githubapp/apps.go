@@ -183,6 +183,24 @@ func (s *Apps) GetJob(ctx context.Context, owner, repo string, id fleet.JobID) (
 	return news, ok, err
 }
 
+// Repositories is that of an App.
+func (s *Apps) Repositories(ctx context.Context, scope fleet.Scope) (list []fleet.Scope, err error) {
+	err = s.anyOf(scope, func(a *App) (err error) {
+		list, err = a.Repositories(ctx, scope)
+		return err
+	})
+	return list, err
+}
+
+// InstallationID is that of an App.
+func (s *Apps) InstallationID(ctx context.Context, scope fleet.Scope) (id int64, err error) {
+	err = s.anyOf(scope, func(a *App) (err error) {
+		id, err = a.InstallationID(ctx, scope)
+		return err
+	})
+	return id, err
+}
+
 // Installations lists where any App is installed, and has each App take note of its own.
 func (s *Apps) Installations(ctx context.Context) ([]fleet.Installation, error) {
 	var out []fleet.Installation
