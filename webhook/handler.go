@@ -161,15 +161,11 @@ func (h *Handler) post(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer release()
-	if !slices.ContainsFunc(h.apps, func(a App) bool { return signedByAny(a.Secrets, body, claimed) }) {
+	if !slices.ContainsFunc(h.speakers(r.Header), func(a App) bool { return signedByAny(a.Secrets, body, claimed) }) {
 		h.refuse(w, r, http.StatusUnauthorized, errSignature)
 		return
 	}
 	env, err := envelope(r.Header, body)
-	if i := h.app(env.TargetID); err == nil && i >= 0 && !signedByAny(h.apps[i].Secrets, body, claimed) {
-		h.refuse(w, r, http.StatusUnauthorized, errSignature) // one App cannot speak for another
-		return
-	}
 	if err != nil {
 		h.refuse(w, r, http.StatusBadRequest, err)
 		return
@@ -189,6 +185,17 @@ func (h *Handler) post(w http.ResponseWriter, r *http.Request) {
 		crashpoint.Reached(crashpoint.DeliveryTaken)
 		writeJSON(w, http.StatusAccepted, answer{Status: out.Status, Reason: out.Reason, Duplicate: out.Duplicate})
 	}
+}
+
+// speakers returns the Apps that may have signed a delivery: the one that it is said to be
+// for, as no App can speak for another, or all where that is none of them.
+func (h *Handler) speakers(header http.Header) []App {
+	target, _ := single(header, "X-GitHub-Hook-Installation-Target-ID")
+	id, _ := strconv.ParseInt(target, 10, 64) // 0 is no App's id
+	if i := h.app(id); i >= 0 {
+		return h.apps[i : i+1]
+	}
+	return h.apps
 }
 
 // app returns the index of an App whose deliveries are taken, -1 for others.
