@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/minifleet/minifleet/fleet"
+	"github.com/minifleet/minifleet/secret"
 )
 
 // Apps are several GitHub Apps of one server, each with its own limits. A call goes to an
@@ -199,6 +200,51 @@ func (s *Apps) InstallationID(ctx context.Context, scope fleet.Scope) (id int64,
 		return err
 	})
 	return id, err
+}
+
+// GetRun is that of an App.
+func (s *Apps) GetRun(ctx context.Context, owner, repo string, k fleet.RunKey) (run fleet.Run, ok bool, err error) {
+	err = s.anyOf(fleet.Scope{Owner: owner, Repo: repo}, func(a *App) (err error) {
+		run, ok, err = a.GetRun(ctx, owner, repo, k)
+		return err
+	})
+	return run, ok, err
+}
+
+// RunJobs is that of an App.
+func (s *Apps) RunJobs(ctx context.Context, repo fleet.Scope, run int64) (list []fleet.JobNews, err error) {
+	err = s.anyOf(repo, func(a *App) (err error) {
+		list, err = a.RunJobs(ctx, repo, run)
+		return err
+	})
+	return list, err
+}
+
+// Token is that of an App.
+func (s *Apps) Token(ctx context.Context, scope fleet.Scope) (token secret.Text, err error) {
+	err = s.anyOf(scope, func(a *App) (err error) {
+		token, err = a.Token(ctx, scope)
+		return err
+	})
+	return token, err
+}
+
+// OfferedRunners is that of an App.
+func (s *Apps) OfferedRunners(ctx context.Context, scope fleet.Scope) (versions []string, err error) {
+	err = s.anyOf(scope, func(a *App) (err error) {
+		versions, err = a.OfferedRunners(ctx, scope)
+		return err
+	})
+	return versions, err
+}
+
+// RunnerReleases is that of an App.
+func (s *Apps) RunnerReleases(ctx context.Context, scope fleet.Scope) (list []fleet.RunnerRelease, err error) {
+	err = s.anyOf(scope, func(a *App) (err error) {
+		list, err = a.RunnerReleases(ctx, scope)
+		return err
+	})
+	return list, err
 }
 
 // Installations lists where any App is installed, and has each App take note of its own.
