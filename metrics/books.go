@@ -22,6 +22,7 @@ func (b books) Describe(out chan<- *prometheus.Desc) {
 			out <- m.desc()
 		}
 	}
+	out <- caughtUp.desc()
 }
 
 // scrapeTime bounds the reading of the books.
@@ -34,6 +35,9 @@ func (b books) Collect(out chan<- prometheus.Metric) {
 	s := sheet{out}
 	s.set(build, 1, b.Version)
 	b.github(s)
+	for outcome, n := range b.CaughtUp() {
+		out <- prometheus.MustNewConstMetric(caughtUp.desc(), prometheus.CounterValue, float64(n), outcome)
+	}
 	state, err := b.Store.State(ctx)
 	if err != nil {
 		out <- prometheus.NewInvalidMetric(jobs.desc(), err)
@@ -41,6 +45,7 @@ func (b books) Collect(out chan<- prometheus.Metric) {
 	}
 	b.demand(ctx, s, state)
 	b.supply(s, state)
+	b.releases(ctx, s)
 }
 
 // sheet takes what is collected.
@@ -112,6 +117,24 @@ func (b books) supply(s sheet, state fleet.State) {
 	s.set(hosts, float64(unreachable), "unreachable")
 	s.set(hostSlots, float64(slots))
 	s.set(hostSlotsUsed, float64(taken))
+}
+
+func (b books) releases(ctx context.Context, s sheet) {
+	all, err := b.Runners(ctx)
+	if err != nil {
+		s.out <- prometheus.NewInvalidMetric(runnerBehind.desc(), err)
+		return
+	}
+	for pool, h := range all {
+		refused := 0.0
+		if h.Refused {
+			refused = 1
+		}
+		s.set(runnerRefused, refused, pool)
+		if h.Version != "" {
+			s.set(runnerBehind, h.Behind(b.Now()).Seconds(), pool, h.Version)
+		}
+	}
 }
 
 func (b books) github(s sheet) {

@@ -23,7 +23,11 @@ type Config struct {
 	// Rates are GitHub's last words on its limits. nil: none
 	Rates func() []Rate
 	// Apps are the GitHub Apps. nil: none
-	Apps         func() []App
+	Apps func() []App
+	// CaughtUp counts the deliveries that did not come, by what was done. nil: none
+	CaughtUp func() map[string]int
+	// Runners compares each pool's runner with GitHub's releases. nil: nothing is known
+	Runners      func(context.Context) (map[string]fleet.RunnerHealth, error)
 	HostDeadline time.Duration // after which a silent host is unreachable; 0 means one minute
 	Version      string
 	Now          func() time.Time // nil means time.Now
@@ -71,6 +75,12 @@ func New(c Config) *Metrics {
 	}
 	if c.Apps == nil {
 		c.Apps = func() []App { return nil }
+	}
+	if c.CaughtUp == nil {
+		c.CaughtUp = func() map[string]int { return nil }
+	}
+	if c.Runners == nil {
+		c.Runners = func(context.Context) (map[string]fleet.RunnerHealth, error) { return nil, nil }
 	}
 	if c.Now == nil {
 		c.Now = time.Now

@@ -53,6 +53,10 @@ func fill() fleet.State {
 func newMetrics(b books) *metrics.Metrics {
 	return metrics.New(metrics.Config{
 		Store: b, Now: func() time.Time { return now }, Version: "v1",
+		CaughtUp: func() map[string]int { return map[string]int{"taken": 5} },
+		Runners: func(context.Context) (map[string]fleet.RunnerHealth, error) {
+			return map[string]fleet.RunnerHealth{"mac": {Version: "2.330.0", BehindSince: now.Add(-time.Hour), Refused: true}}, nil
+		},
 		Waits: func(context.Context) (map[fleet.WaitCode]int, error) {
 			return map[fleet.WaitCode]int{fleet.WaitNoSlot: 2}, nil
 		},
@@ -91,6 +95,8 @@ func TestScrape(t *testing.T) {
 		`minifleet_hosts{state="online"} 1`, `minifleet_hosts{state="degraded"} 1`, `minifleet_hosts{state="unreachable"} 1`,
 		`minifleet_host_slots 6`, `minifleet_host_slots_taken 2`, `minifleet_mints_last_minute{owner="acme"} 7`,
 		`minifleet_deliveries_total{status="ignored"} 1`, `minifleet_deliveries_total{status="failed"} 0`,
+		`minifleet_deliveries_caught_up_total{outcome="taken"} 5`,
+		`minifleet_pool_runner_behind_seconds{pool="mac",version="2.330.0"} 3600`, `minifleet_pool_runner_refused{pool="mac"} 1`,
 		`minifleet_decision_seconds_count 1`,
 		`minifleet_github_calls_total{app="4",class="register",installation="9",status="201"} 1`,
 		`minifleet_github_calls_total{app="4",class="installation",installation="0",status="none"} 1`,

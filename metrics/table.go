@@ -35,6 +35,9 @@ var (
 	hostSlotsUsed = gauge("minifleet_host_slots_taken", "slots that runners take, on all hosts")
 	mints         = gauge("minifleet_mints_last_minute", "registrations begun within the last minute", "owner")
 	deliveries    = counter("minifleet_deliveries_total", "deliveries taken, duplicates apart", "status")
+	caughtUp      = counter("minifleet_deliveries_caught_up_total", "deliveries that did not come: taken from GitHub's copies, asked for again, vanished there, or given up", "outcome")
+	runnerBehind  = gauge("minifleet_pool_runner_behind_seconds", "for how long there has been a newer runner than that of the pool's guests; 0 if there is none", "pool", "version")
+	runnerRefused = gauge("minifleet_pool_runner_refused", "1 where GitHub refuses the pool's runner as too old", "pool")
 	decisions     = histogram("minifleet_decision_seconds", "time that a decision took")
 	calls         = counter("minifleet_github_calls_total", "calls of GitHub's API", "app", "installation", "class", "status")
 	callSeconds   = histogram("minifleet_github_call_seconds", "time until GitHub's answer was read", "class")
@@ -49,7 +52,8 @@ var (
 // and of the process come on top of them.
 func List() []Metric {
 	return []Metric{
-		build, jobs, jobOldest, jobWaits, runners, poolFailures, hosts, hostSlots, hostSlotsUsed, mints, deliveries, decisions,
+		build, jobs, jobOldest, jobWaits, runners, poolFailures, hosts, hostSlots, hostSlotsUsed, mints, deliveries, caughtUp,
+		runnerBehind, runnerRefused, decisions,
 		calls, callSeconds, unreachable, queued, rateLimit, rateRemaining, rateReset,
 	}
 }

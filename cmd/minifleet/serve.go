@@ -157,6 +157,11 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 		Waits: func(ctx context.Context) (map[fleet.WaitCode]int, error) { return c.loop.Waits(ctx) },
 		Rates: func() []metrics.Rate { return gitHubPort{c.app}.rates() },
 		Apps:  func() []metrics.App { return gitHubPort{c.app}.apps() },
+		CaughtUp: func() map[string]int {
+			n := c.pulls.Counts()
+			return map[string]int{"taken": n.Taken, "redelivered": n.Redelivered, "vanished": n.Vanished, "given_up": n.GivenUp}
+		},
+		Runners: func(ctx context.Context) (map[string]fleet.RunnerHealth, error) { return c.ages.Health(ctx) },
 	})
 	wake := func() { c.loop.Wake() } // not before the first call, which the loop precedes
 	if c.app, err = cfg.newApps(c.metrics, wake, with.github, log.With("part", "github")); err != nil {
