@@ -67,6 +67,11 @@ type Counts struct {
 	GivenUp     int // deliveries that GitHub gave no payload of, however often asked
 }
 
+// Plus adds the counts of another Puller.
+func (n Counts) Plus(m Counts) Counts {
+	return Counts{n.Looks + m.Looks, n.Taken + m.Taken, n.Redelivered + m.Redelivered, n.Vanished + m.Vanished, n.GivenUp + m.GivenUp}
+}
+
 // Puller pulls deliveries.
 type Puller struct {
 	c     Config

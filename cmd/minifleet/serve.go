@@ -106,7 +106,7 @@ type controller struct {
 	loop  *autoscaler.Loop
 	hooks *webhook.Handler
 	lists *reconcile.Reconciler
-	pulls *catchup.Puller
+	pulls []*catchup.Puller // one for each App
 	runs  *reconcile.Origins
 	sets  *scalesets.Sets
 	tags  *rollout.Tracker
@@ -158,7 +158,10 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 		Rates: func() []metrics.Rate { return gitHubPort{c.app}.rates() },
 		Apps:  func() []metrics.App { return gitHubPort{c.app}.apps() },
 		CaughtUp: func() map[string]int {
-			n := c.pulls.Counts()
+			var n catchup.Counts
+			for _, p := range c.pulls {
+				n = n.Plus(p.Counts())
+			}
 			return map[string]int{"taken": n.Taken, "redelivered": n.Redelivered, "vanished": n.Vanished, "given_up": n.GivenUp}
 		},
 		Runners: func(ctx context.Context) (map[string]fleet.RunnerHealth, error) { return c.ages.Health(ctx) },
@@ -201,7 +204,7 @@ func newController(ctx context.Context, cfg settings, dir string, with network, 
 		Every: cfg.Timing.Reconcile, Percent: cfg.GitHub.PollPercent, Absence: cfg.Timing.Absence, HostDeadline: cfg.Timing.HostDeadline,
 		Wake: c.loop.Wake, Log: log.With("part", "reconcile"),
 	})
-	c.pulls = c.puller()
+	c.pulls = c.pullers()
 	if c.sets, err = c.scaleSets(pools, log.With("part", "scalesets")); err != nil {
 		return nil, err
 	}
@@ -272,16 +275,20 @@ func (c *controller) webhooks(pools []fleet.Pool) (*webhook.Handler, error) {
 	})
 }
 
-// puller reads from GitHub what it could not deliver, or all of it where nothing listens.
-func (c *controller) puller() *catchup.Puller {
-	conf := catchup.Config{
-		App: c.cfg.GitHub.AppID, GitHub: gitHubPort{c.app}, Store: c.store, Take: pulled{c.hooks}.take, Handles: webhook.Handles,
-		Every: c.cfg.Timing.Redelivery, Log: c.log.With("part", "catchup"),
+// pullers read from GitHub what it could not deliver, or all of it where nothing listens.
+func (c *controller) pullers() []*catchup.Puller {
+	var all []*catchup.Puller
+	for _, app := range c.app.All() {
+		conf := catchup.Config{
+			App: app.ID(), GitHub: gitHubPort{githubapp.NewApps(app)}, Store: c.store, Take: pulled{c.hooks}.take, Handles: webhook.Handles,
+			Every: c.cfg.Timing.Redelivery, Log: c.log.With("part", "catchup", "app", app.ID()),
+		}
+		if c.cfg.GitHub.Deliveries == byPull {
+			conf.All, conf.Every = true, c.cfg.Timing.Pull
+		}
+		all = append(all, catchup.New(conf))
 	}
-	if c.cfg.GitHub.Deliveries == byPull {
-		conf.All, conf.Every = true, c.cfg.Timing.Pull
-	}
-	return catchup.New(conf)
+	return all
 }
 
 // readiness remembers for a moment that all was well: everybody may ask, and each
@@ -402,7 +409,9 @@ func (c *controller) run(ctx context.Context, parts *program.Parts) error {
 	}
 	run("decisions", func() error { return c.loop.Run(ctx) })
 	run("GitHub's lists", func() error { return c.lists.Run(ctx) })
-	run("GitHub's deliveries", func() error { return c.pulls.Run(ctx) })
+	for _, p := range c.pulls {
+		run("GitHub's deliveries", func() error { return p.Run(ctx) })
+	}
 	run("GitHub's runs", func() error { return c.runs.Run(ctx) })
 	run("the queues of scale sets", func() error { return c.sets.Run(ctx) })
 	run("the tags of images", func() error { return c.tags.Run(ctx) })

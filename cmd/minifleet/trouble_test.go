@@ -152,6 +152,16 @@ func TestWebhooksOfSeveralApps(t *testing.T) {
 		t.Errorf("signed with its own secret: %s", got)
 	}
 	eventually(t, "the other App's job is known", func() bool { return len(c.list("jobs")) == 1 })
+	// This GitHub knows one of them only.
+	eventually(t, "each asks for its own list of deliveries", func() bool {
+		answers := map[int]bool{}
+		for _, r := range s.sim.Requests() {
+			if r.Path == "/app/hook/deliveries" {
+				answers[r.Status] = true
+			}
+		}
+		return answers[http.StatusOK] && answers[http.StatusUnauthorized]
+	})
 }
 
 // text is a secret from a file of the site.
