@@ -312,23 +312,26 @@ func (e Step) Valid() bool {
 
 // Defines values for WaitCode.
 const (
-	WaitCodeArming      WaitCode = "arming"
-	WaitCodeAssignment  WaitCode = "assignment"
-	WaitCodeBackoff     WaitCode = "backoff"
-	WaitCodeBooting     WaitCode = "booting"
-	WaitCodeImage       WaitCode = "image"
-	WaitCodeMintBudget  WaitCode = "mint_budget"
-	WaitCodeNoHost      WaitCode = "no_host"
-	WaitCodeNoPool      WaitCode = "no_pool"
-	WaitCodeNoSlot      WaitCode = "no_slot"
-	WaitCodeNotAssigned WaitCode = "not_assigned"
-	WaitCodePolicy      WaitCode = "policy"
-	WaitCodePoolLimit   WaitCode = "pool_limit"
-	WaitCodeQueueLimit  WaitCode = "queue_limit"
-	WaitCodeRefused     WaitCode = "refused"
-	WaitCodeRegistering WaitCode = "registering"
-	WaitCodeUnnamed     WaitCode = "unnamed"
-	WaitCodeUnreachable WaitCode = "unreachable"
+	WaitCodeArming       WaitCode = "arming"
+	WaitCodeAssignment   WaitCode = "assignment"
+	WaitCodeBackoff      WaitCode = "backoff"
+	WaitCodeBooting      WaitCode = "booting"
+	WaitCodeGithub       WaitCode = "github"
+	WaitCodeImage        WaitCode = "image"
+	WaitCodeInstallation WaitCode = "installation"
+	WaitCodeMintBudget   WaitCode = "mint_budget"
+	WaitCodeNoHost       WaitCode = "no_host"
+	WaitCodeNoPool       WaitCode = "no_pool"
+	WaitCodeNoSlot       WaitCode = "no_slot"
+	WaitCodeNotAssigned  WaitCode = "not_assigned"
+	WaitCodePolicy       WaitCode = "policy"
+	WaitCodePoolLimit    WaitCode = "pool_limit"
+	WaitCodeQueueLimit   WaitCode = "queue_limit"
+	WaitCodeRateLimit    WaitCode = "rate_limit"
+	WaitCodeRefused      WaitCode = "refused"
+	WaitCodeRegistering  WaitCode = "registering"
+	WaitCodeUnnamed      WaitCode = "unnamed"
+	WaitCodeUnreachable  WaitCode = "unreachable"
 )
 
 // Valid indicates whether the value is a known member of the WaitCode enum.
@@ -342,7 +345,11 @@ func (e WaitCode) Valid() bool {
 		return true
 	case WaitCodeBooting:
 		return true
+	case WaitCodeGithub:
+		return true
 	case WaitCodeImage:
+		return true
+	case WaitCodeInstallation:
 		return true
 	case WaitCodeMintBudget:
 		return true
@@ -359,6 +366,8 @@ func (e WaitCode) Valid() bool {
 	case WaitCodePoolLimit:
 		return true
 	case WaitCodeQueueLimit:
+		return true
+	case WaitCodeRateLimit:
 		return true
 	case WaitCodeRefused:
 		return true
@@ -642,7 +651,7 @@ type Job struct {
 	// Repository `owner/name`.
 	Repository string `json:"repository"`
 
-	// RunAttempt Which attempt of the run, from 1.
+	// RunAttempt Which attempt of the run, from 1; 0 for a job of a scale set, whose messages do not tell.
 	RunAttempt int `json:"run_attempt"`
 
 	// RunID GitHub's id of the workflow run.
@@ -1029,7 +1038,8 @@ type Wait struct {
 	// times in a row and is left alone for a while. `unreachable`: the only fitting hosts are not
 	// heard from. `not_assigned`: runners listened for it and GitHub gave it to none. `refused`: GitHub
 	// refuses the pool's registrations where the job is. `queue_limit`: it is queued for so long that
-	// GitHub has cancelled it, or will.
+	// GitHub has cancelled it, or will. `github`: GitHub cannot be reached. `rate_limit`: GitHub wants
+	// no calls for a while. `installation`: the App is not installed there, or is suspended.
 	Code WaitCode `json:"code"`
 
 	// Reason The reason as a sentence.
@@ -1050,7 +1060,8 @@ type Wait struct {
 // times in a row and is left alone for a while. `unreachable`: the only fitting hosts are not
 // heard from. `not_assigned`: runners listened for it and GitHub gave it to none. `refused`: GitHub
 // refuses the pool's registrations where the job is. `queue_limit`: it is queued for so long that
-// GitHub has cancelled it, or will.
+// GitHub has cancelled it, or will. `github`: GitHub cannot be reached. `rate_limit`: GitHub wants
+// no calls for a while. `installation`: the App is not installed there, or is suspended.
 type WaitCode string
 
 // Wanted What the controller wants of a runner. `up`: a VM without a registration. `armed`: one with a
