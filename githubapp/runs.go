@@ -13,7 +13,9 @@ import (
 )
 
 // GetRun returns what GitHub says of one attempt of a run, and false if there is none: each
-// attempt has an actor of its own.
+// attempt has an actor of its own. Attempt 0 is that of a job whose attempt nobody told, as
+// those of scale sets: then it is the run as it is now, and of a fork nobody is named who
+// began that attempt.
 func (a *App) GetRun(ctx context.Context, owner, repo string, k fleet.RunKey) (fleet.Run, bool, error) {
 	scope := fleet.Scope{Owner: owner, Repo: repo}
 	what := fmt.Sprintf("get attempt %d of run %d of %s", k.Attempt, k.ID, scope)
@@ -22,6 +24,10 @@ func (a *App) GetRun(ctx context.Context, owner, repo string, k fleet.RunKey) (f
 	}
 	var found *github.WorkflowRun
 	err := a.at(ctx, scope, what, a.callTimeout, func(ctx context.Context, in *installation) (err error) {
+		if k.Attempt == 0 {
+			found, _, err = in.client.Actions.GetWorkflowRunByID(ctx, owner, repo, k.ID)
+			return err
+		}
 		found, _, err = in.client.Actions.GetWorkflowRunAttempt(ctx, owner, repo, k.ID, k.Attempt, nil)
 		return err
 	})
@@ -31,12 +37,17 @@ func (a *App) GetRun(ctx context.Context, owner, repo string, k fleet.RunKey) (f
 	if err != nil {
 		return fleet.Run{}, false, err
 	}
-	if found.GetID() != k.ID || found.GetRunAttempt() != k.Attempt {
+	if found.GetID() != k.ID || k.Attempt != 0 && found.GetRunAttempt() != k.Attempt {
 		return fleet.Run{}, false, fmt.Errorf("%s: GitHub's answer is about attempt %d of run %d", what, found.GetRunAttempt(), found.GetID())
 	}
 	run, err := runOf(found, scope)
 	if err != nil {
 		return fleet.Run{}, false, fmt.Errorf("%s: %w", what, err)
+	}
+	if k.Attempt == 0 {
+		if run.Attempt = 0; run.Fork {
+			run.TriggeringActor = ""
+		}
 	}
 	return run, true, nil
 }

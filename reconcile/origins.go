@@ -167,7 +167,9 @@ func (o *Origins) step(ctx context.Context, calls *sync.WaitGroup) (next time.Ti
 	for k, j := range wanted {
 		q := o.asked[k]
 		if q == nil {
-			q = &question{at: j.HeardAt.Add(o.c.Grace)}
+			if q = (&question{at: j.HeardAt.Add(o.c.Grace)}); k.Attempt == 0 {
+				q.at = j.HeardAt // no delivery tells of that
+			}
 			o.asked[k] = q
 		}
 		due := latest(q.at, o.paused[strings.ToLower(j.Owner)])

@@ -175,6 +175,9 @@ func keysOf(t reflect.Type, prefix string) []string {
 	var out []string
 	for i := range t.NumField() {
 		f := t.Field(i)
+		if !f.IsExported() {
+			continue // of a flag, and not of the file
+		}
 		key := prefix + f.Tag.Get("yaml")
 		out = append(out, key)
 		switch {
@@ -224,7 +227,7 @@ func TestHelp(t *testing.T) {
 		want []string
 	}{
 		{[]string{"--help"}, []string{"serve", "dev", "get", "host token", "config check"}},
-		{[]string{"get", "--help"}, []string{"--token-file", "minifleet get explain", "table or json"}},
+		{[]string{"get", "--help"}, []string{"--token-file", "minifleet get explain", "wide (more of runners) or json"}},
 		{[]string{"dev", "--help"}, []string{"--runner", "--demo", "--keep", "no isolation"}},
 		{[]string{"serve", "--help"}, []string{"--config", "MINIFLEET_GITHUB_APP_ID"}},
 	} {
