@@ -115,7 +115,7 @@ RACE := CGO_ENABLED=1 $(GO) test -race -vet=off -count=1 $(if $(MAC),,-exec 'env
 test-quick: image-for-tests
 	@command -v $${CC:-cc} >/dev/null || { echo "make test: no C compiler, which Go's race detector needs: install gcc (Debian: apt-get install gcc libc6-dev)"; exit 1; }
 	$(GO) vet ./...
-	$(RACE) -timeout 10m -p $(TWICE) ./vm/qemu ./hosts/agent ./store ./... # the longest first
+	$(RACE) -timeout 10m -p $(TWICE) ./vm/qemu ./cmd/minifleet ./store ./hosts/agent ./... # the longest first
 	$(GO) test -count=1 -run 'TestEveryOrder|TestBooksAreTheStore|TestTenDays' ./autoscaler ./autoscaler/tendays # all 10,000 orders, and ten days: too slow with the detector
 
 test-e2e: programs runner crash-programs image-for-tests
