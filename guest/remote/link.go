@@ -109,6 +109,29 @@ func (l *link) keepAlive() {
 	}
 }
 
+// wire writes nothing any more once its end was read. x/crypto forgets a stream that is
+// being opened while it takes in the end of its connection, unless writing fails
+// (v0.58.0, ssh/mux.go: openChannel after dropAll), and whoever opens it waits for ever.
+type wire struct {
+	net.Conn
+	over atomic.Bool
+}
+
+func (w *wire) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	if err != nil {
+		w.over.Store(true)
+	}
+	return n, err
+}
+
+func (w *wire) Write(p []byte) (int, error) {
+	if w.over.Load() {
+		return 0, net.ErrClosed
+	}
+	return w.Conn.Write(p)
+}
+
 // open opens a stream to the guest's socket.
 func (l *link) open(ctx context.Context) (net.Conn, error) {
 	type opened struct {

@@ -287,7 +287,7 @@ func (g *Guest) login(ctx context.Context, conn net.Conn) (*link, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, loginTime, fmt.Errorf("it is not done within %s", loginTime))
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	sc, channels, requests, err := ssh.NewClientConn(conn, "", conf)
+	sc, channels, requests, err := ssh.NewClientConn(&wire{Conn: conn}, "", conf)
 	if !stop() && err == nil {
 		err = sc.Close()
 	}

@@ -103,9 +103,9 @@ var golden = []struct {
 		protocol.RunnerReport{
 			ID: "r-1", Observed: "busy", HoldsSlot: true, HasConfig: true, Failure: "f", Result: "succeeded", Progress: "10 %", Pool: "mac", Scope: "acme", RunnerName: "n",
 			JobRepository: "acme/app", JobRun: 7, JobRefused: "a fork",
-			Took: protocol.StepTimes{Boot: 2000000},
+			Took: protocol.StepTimes{Boot: 2000000}, RunnerVersion: "2.337.0", RunnerRefused: true,
 		},
-		`{"id":"r-1","observed":"busy","holds_slot":true,"has_config":true,"failure":"f","result":"succeeded","progress":"10 %","pool":"mac","scope":"acme","runner_name":"n","job_repository":"acme/app","job_run":7,"job_refused":"a fork","took":{"boot":2000000}}`,
+		`{"id":"r-1","observed":"busy","holds_slot":true,"has_config":true,"failure":"f","result":"succeeded","progress":"10 %","pool":"mac","scope":"acme","runner_name":"n","job_repository":"acme/app","job_run":7,"job_refused":"a fork","took":{"boot":2000000},"runner_version":"2.337.0","runner_refused":true}`,
 		`{"id":"","observed":"","holds_slot":false,"has_config":false,"pool":""}`,
 	},
 	{
