@@ -38,11 +38,13 @@ func TestScaleSetJobs(t *testing.T) {
 		},
 		"what webhooks say of them is no demand": {
 			func(s *snap) { s.job(1, "app", "mac-set") },
-			nil, map[int]fleet.WaitCode{1: fleet.WaitNoPool},
+			nil,
+			map[int]fleet.WaitCode{1: fleet.WaitNoPool},
 		},
 		"armed in the set's scope, though the repository is not known": {
 			func(s *snap) { s.runner("r", "set", "a", fleet.PhaseStandby); given(s, 1, "") },
-			[]string{"arm r for Acme"}, map[int]fleet.WaitCode{1: fleet.WaitStandby},
+			[]string{"arm r for Acme"},
+			map[int]fleet.WaitCode{1: fleet.WaitStandby},
 		},
 		"a listener of the set covers its job and no other": {
 			func(s *snap) {
@@ -60,15 +62,18 @@ func TestScaleSetJobs(t *testing.T) {
 				given(s, 1, "")
 				s.State.Refused = map[fleet.PoolScope]fleet.Refusals{{Pool: "set", Scope: "acme"}: {Times: 3, LastAt: now, Reason: "no"}}
 			},
-			nil, map[int]fleet.WaitCode{1: fleet.WaitRefused},
+			nil,
+			map[int]fleet.WaitCode{1: fleet.WaitRefused},
 		},
 		"a set that is not configured any more": {
 			func(s *snap) { given(s, 1, "app"); s.State.Jobs[0].Pool = "gone" },
-			nil, map[int]fleet.WaitCode{1: fleet.WaitNoPool},
+			nil,
+			map[int]fleet.WaitCode{1: fleet.WaitNoPool},
 		},
 		"a pool that went back to webhooks": {
 			func(s *snap) { given(s, 1, "app"); s.State.Jobs[0].Pool = "hooks" },
-			nil, map[int]fleet.WaitCode{1: fleet.WaitNoPool},
+			nil,
+			map[int]fleet.WaitCode{1: fleet.WaitNoPool},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -107,8 +107,15 @@ func TestJudge(t *testing.T) {
 // would not have left open.
 func TestKnowingMoreTakesNoRefusalBack(t *testing.T) {
 	policies := []trust.Policy{
-		{}, {Public: true}, {Forks: true}, {Public: true, Forks: true}, {Deny: []string{"octo/*"}}, {Repositories: []string{"octo/demo"}},
-		{DenyEvents: []string{"push"}}, {ForkActors: []string{"eve"}}, {Public: true, ForkActors: []string{"ann", "eve"}},
+		{},
+		{Public: true},
+		{Forks: true},
+		{Public: true, Forks: true},
+		{Deny: []string{"octo/*"}},
+		{Repositories: []string{"octo/demo"}},
+		{DenyEvents: []string{"push"}},
+		{ForkActors: []string{"eve"}},
+		{Public: true, ForkActors: []string{"ann", "eve"}},
 	}
 	facts := []trust.Facts{own(nil), own(public), own(fork), own(both(public, fork)), own(func(f *trust.Facts) { f.Head = "" })}
 	for _, p := range policies {

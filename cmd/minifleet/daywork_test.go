@@ -206,7 +206,8 @@ func (d *day) storms(ctx context.Context, r *rand.Rand) {
 			d.count("outages", 1)
 			d.weather([]githubsim.Fault{
 				{Kind: githubsim.FaultStatus, Status: http.StatusServiceUnavailable},
-				{Kind: githubsim.DeliveryLost, Rate: 0.7}, {Kind: githubsim.DeliveryFailed},
+				{Kind: githubsim.DeliveryLost, Rate: 0.7},
+				{Kind: githubsim.DeliveryFailed},
 			})
 		case p < 0.4:
 			d.count("storms of 5xx", 1)

@@ -144,8 +144,10 @@ func (c Creation) store(ctx context.Context, made githubapp.Credentials) error {
 		hook = secret.Generate() // GitHub is told of it below
 	}
 	files := []kept{
-		{KeyFile, made.PrivateKey}, {SecretFile, hook},
-		{TokenFile, secret.Generate()}, {ConfigFile, secret.New(configuration(c.Server, made.Self, c.Wish, c.scopes(made.Self)))},
+		{KeyFile, made.PrivateKey},
+		{SecretFile, hook},
+		{TokenFile, secret.Generate()},
+		{ConfigFile, secret.New(configuration(c.Server, made.Self, c.Wish, c.scopes(made.Self)))},
 	}
 	for pause := c.Pause; ; pause = min(2*pause, time.Minute) {
 		// The key first: what comes after can be made again.
