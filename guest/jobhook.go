@@ -184,8 +184,9 @@ func (h *jobHook) serve(decided func(jobAsk, string), end func()) {
 			}
 			refused, done := h.answer(conn, decided)
 			if refused {
-				conn.SetReadDeadline(time.Now().Add(toldTimeout))
-				conn.Read(make([]byte, 1)) //nolint:errcheck // with or without its word
+				if conn.SetReadDeadline(time.Now().Add(toldTimeout)) == nil {
+					conn.Read(make([]byte, 1)) //nolint:errcheck // with or without its word
+				}
 				end()
 			}
 			conn.Close()
@@ -200,9 +201,12 @@ func (h *jobHook) serve(decided func(jobAsk, string), end func()) {
 // answer judges one question. It reports whether it refuses the job, and whether it was
 // asked at all.
 func (h *jobHook) answer(conn net.Conn, decided func(jobAsk, string)) (refused, done bool) {
-	conn.SetDeadline(time.Now().Add(askTimeout))
 	var ask jobAsk
-	if err := json.NewDecoder(io.LimitReader(conn, maxAskBytes)).Decode(&ask); err != nil {
+	err := conn.SetDeadline(time.Now().Add(askTimeout))
+	if err == nil {
+		err = json.NewDecoder(io.LimitReader(conn, maxAskBytes)).Decode(&ask)
+	}
+	if err != nil {
 		h.log.Warn("the job-started hook was not understood", slog.Any("error", err))
 		return false, false
 	}

@@ -237,12 +237,10 @@ type callError struct {
 }
 
 func (e *callError) Error() string {
-	switch {
-	case e.status/100 == 2: // what it holds may be secret, and the library quotes it
+	if e.status/100 == 2 { // what it holds may be secret, and the library quotes it
 		return e.what + ": GitHub's answer is not understood"
-	default:
-		return e.what + ": " + clean(e.err.Error(), 600)
 	}
+	return e.what + ": " + clean(e.err.Error(), 600)
 }
 
 // Unwrap returns the library's error.

@@ -59,7 +59,6 @@ type dayVM struct {
 	why      string
 	ended    chan struct{}
 	running  int64 // the job that its listener has taken
-	removed  bool
 }
 
 func (v *dayVM) sleep(d time.Duration) bool { return pauseFor(v.life, d) }

@@ -97,7 +97,7 @@ func (c setupCreate) Run(s *surroundings) error {
 		return fmt.Errorf("the App is made, but its configuration is not good: %w", err)
 	}
 	creation.Say("%s is the controller's configuration", made.Config)
-	return c.install(s, creation, made, cfg, log)
+	return c.install(s, creation, made, log)
 }
 
 // appName is a name that nobody else is likely to have.
@@ -117,7 +117,7 @@ func (c setupCreate) appName() string {
 }
 
 // install waits for the App's installation and looks whether all is well.
-func (c setupCreate) install(s *surroundings, creation setup.Creation, made setup.Created, cfg settings, log *slog.Logger) error {
+func (c setupCreate) install(s *surroundings, creation setup.Creation, made setup.Created, log *slog.Logger) error {
 	later := fmt.Sprintf("when it is, run\n\n    minifleet setup check --config %s --test-delivery\n", made.Config)
 	owner := made.Self.Owner
 	if len(creation.Scopes) > 0 {
@@ -132,7 +132,8 @@ func (c setupCreate) install(s *surroundings, creation setup.Creation, made setu
 	if err := creation.FillScopes(s.ctx, made, place); err != nil {
 		return err
 	}
-	if cfg, err = loadSettings(made.Config, s.getenv); err != nil {
+	cfg, err := loadSettings(made.Config, s.getenv)
+	if err != nil {
 		return err
 	}
 	var problems []error

@@ -281,6 +281,14 @@ func endingCrashes(c *crashSite) {
 		c.crash(func() {
 			c.fault(githubsim.Fault{Kind: githubsim.FaultDelay, Delay: 15 * time.Second, Method: http.MethodGet, Path: "/message", Count: -1})
 			c.takenBack(func(r githubsim.Runner) bool { return !r.OnlineAt.IsZero() })
+			// Its first call for a message may come later than it is online.
+			eventually(c.t, "its registration is gone", func() bool {
+				names, err := c.sim.Runners(c.ctx)
+				if err != nil {
+					c.t.Fatal(err)
+				}
+				return !slices.ContainsFunc(names, func(r githubsim.Runner) bool { return r.RemovedAt.IsZero() && r.JobID == 0 && !r.OnlineAt.IsZero() })
+			})
 			if err := c.sim.ClearFaults(c.ctx); err != nil {
 				c.t.Fatal(err)
 			}

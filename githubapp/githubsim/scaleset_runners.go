@@ -64,10 +64,10 @@ func (s *Sim) agent(w http.ResponseWriter, r *http.Request, at scope) *runner {
 	return s.runners[i]
 }
 
-func (ru *runner) agentView() object {
-	view := object{"id": ru.id, "name": ru.name}
-	if ru.set != nil {
-		view["runnerScaleSetId"] = ru.set.id
+func (r *runner) agentView() object {
+	view := object{"id": r.id, "name": r.name}
+	if r.set != nil {
+		view["runnerScaleSetId"] = r.set.id
 	}
 	return view
 }

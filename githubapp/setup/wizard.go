@@ -81,7 +81,9 @@ func (w *wizard) run(ctx context.Context, log *slog.Logger) error {
 	if server.Shutdown(grace) != nil {
 		err = errors.Join(err, server.Close())
 	}
-	<-served
+	if ended := <-served; !errors.Is(ended, http.ErrServerClosed) {
+		err = errors.Join(err, ended)
+	}
 	return err
 }
 
