@@ -92,8 +92,7 @@ func (c setupCreate) Run(s *surroundings) error {
 		return err
 	}
 	defer made.App.Close()
-	cfg, err := loadSettings(made.Config, s.getenv)
-	if err != nil {
+	if _, err := loadSettings(made.Config, s.getenv); err != nil {
 		return fmt.Errorf("the App is made, but its configuration is not good: %w", err)
 	}
 	creation.Say("%s is the controller's configuration", made.Config)
