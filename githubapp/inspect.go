@@ -4,7 +4,6 @@ package githubapp
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -203,13 +202,8 @@ func (a *App) Attempts(ctx context.Context) ([]Attempt, error) {
 // Repeat asks GitHub to make a delivery again. That it was asked for is all that
 // GitHub answers.
 func (a *App) Repeat(ctx context.Context, attempt int64) error {
-	return a.request(ctx, fmt.Sprintf("redeliver %d", attempt), a.callTimeout, func(ctx context.Context) error {
-		_, _, err := a.self.Apps.RedeliverHookDelivery(ctx, attempt)
-		if accepted := (*github.AcceptedError)(nil); errors.As(err, &accepted) {
-			return nil
-		}
-		return err
-	})
+	_, err := a.asApp(ctx, fmt.Sprintf("redeliver %d", attempt), http.MethodPost, fmt.Sprintf("app/hook/deliveries/%d/attempts", attempt), nil)
+	return err
 }
 
 // Groups lists the runner groups of an organization.
