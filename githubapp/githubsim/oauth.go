@@ -3,6 +3,7 @@
 package githubsim
 
 import (
+	"maps"
 	"net/http"
 	"time"
 )
@@ -47,11 +48,11 @@ func (s *Sim) exchangeToken(w http.ResponseWriter, r *http.Request) {
 		deny(err.Error())
 		return
 	}
-	delete(s.runnerTokens, ru.token)
-	ru.token, ru.tokenExpires = newToken("run_"), now.Add(s.timing.RunnerToken)
-	s.runnerTokens[ru.token] = ru
+	maps.DeleteFunc(s.runnerTokens, func(_ string, old runnerToken) bool { return now.After(old.expires) })
+	token := newToken("run_")
+	s.runnerTokens[token] = runnerToken{of: ru, expires: now.Add(s.timing.RunnerToken)}
 	s.log.Debug("runner token issued", "runner", ru.name, "algorithm", t.algorithm)
 	reply(w, http.StatusOK, object{
-		"access_token": ru.token, "expires_in": int(s.timing.RunnerToken / time.Second), "token_type": "Bearer", "scope": "AppToken.All",
+		"access_token": token, "expires_in": int(s.timing.RunnerToken / time.Second), "token_type": "Bearer", "scope": "AppToken.All",
 	})
 }

@@ -128,12 +128,11 @@ func (s *Sim) asJob(serve func(j *job, r *http.Request, body []byte) any) http.H
 
 // callingRunner finds the runner that a token belongs to. The caller holds mu.
 func (s *Sim) callingRunner(r *http.Request) (ru *runner, bad bool) {
-	token := bearer(r)
-	ru = s.runnerTokens[token]
-	if token == "" || ru == nil || ru.removed() || time.Now().After(ru.tokenExpires) {
+	got, known := s.runnerTokens[bearer(r)]
+	if !known || got.of.removed() || time.Now().After(got.expires) {
 		return nil, true
 	}
-	return ru, false
+	return got.of, false
 }
 
 // decodeLoose reads what a runner sends; a field that does not fit stays empty,

@@ -168,12 +168,13 @@ func (s *Sim) poll(w http.ResponseWriter, r *http.Request, broker bool) {
 func (s *Sim) beginPoll(w http.ResponseWriter, r *http.Request, broker bool) (*runner, *session, int, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ru := s.runnerTokens[bearer(r)]
+	token, known := s.runnerTokens[bearer(r)]
+	ru := token.of
 	switch {
-	case ru != nil && ru.removed():
+	case known && ru.removed():
 		runnerGone(w, broker)
 		return nil, nil, 0, false
-	case ru == nil || time.Now().After(ru.tokenExpires):
+	case !known || time.Now().After(token.expires):
 		serviceError(w, http.StatusUnauthorized, "VssUnauthorizedException", "The token is unknown or has expired.")
 		return nil, nil, 0, false
 	case ru.session == nil || ru.session.id != r.URL.Query().Get("sessionId"):

@@ -58,7 +58,7 @@ type Sim struct {
 	app      identity
 	grants   map[string]grant // by code of the manifest flow
 
-	runnerTokens map[string]*runner // by the token of their OAuth exchange
+	runnerTokens map[string]runnerToken // those of their OAuth exchanges
 	jobTokens    map[string]*job
 
 	sets      []*scaleSet
@@ -83,7 +83,7 @@ func New(opt Options) (*Sim, error) {
 		nextID: 100, changed: make(chan struct{}), accounts: map[string]*account{}, repos: map[string]*repository{},
 		tokens: map[string]*accessToken{}, usedJWTs: map[[32]byte]*usedJWT{}, grants: map[string]grant{},
 		app:          identity{slug: opt.AppSlug, name: opt.AppSlug, owner: "minifleet", permissions: defaultPermissions(), events: []string{"workflow_job", "workflow_run"}},
-		runnerTokens: map[string]*runner{}, jobTokens: map[string]*job{}, setTokens: map[string]setAccess{},
+		runnerTokens: map[string]runnerToken{}, jobTokens: map[string]*job{}, setTokens: map[string]setAccess{},
 	}
 	s.faults = &faults{rng: s.rng, rate: opt.FaultRate}
 	s.limits = newLimits(opt.Prompt && !opt.Limited || opt.Enterprise != "")

@@ -79,6 +79,12 @@ func (s scope) String() string {
 	return s.owner.login
 }
 
+// runnerToken is what an OAuth exchange gives a runner. A newer one does not end it.
+type runnerToken struct {
+	of      *runner
+	expires time.Time
+}
+
 type runner struct {
 	id         int64
 	name       string
@@ -88,10 +94,8 @@ type runner struct {
 	groupName  string
 	workFolder string
 
-	clientID     string
-	key          *rsa.PrivateKey
-	token        string // of its OAuth exchange
-	tokenExpires time.Time
+	clientID string
+	key      *rsa.PrivateKey
 
 	set      *scaleSet // that it belongs to, nil if none
 	session  *session
