@@ -200,7 +200,7 @@ func TestHangingQEMU(t *testing.T) {
 	if err := m.Pause(ctx); err == nil || !strings.Contains(err.Error(), "the test's cause") {
 		t.Errorf("pause: %v", err)
 	}
-	ctx, cancel = context.WithTimeout(m.ctx, 5*time.Second)
+	ctx, cancel = context.WithTimeout(m.ctx, time.Minute)
 	defer cancel()
 	if err := m.Stop(ctx); err != nil {
 		t.Errorf("stop: %v", err)
