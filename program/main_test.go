@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
@@ -49,6 +50,9 @@ func TestMain(m *testing.M) {
 	}[os.Getenv(asProgram)]
 	if ok {
 		program.Main("a-program", does)
+	}
+	if signal.Ignored(os.Interrupt) { // as shells have it for what runs in the background, and children inherit
+		signal.Notify(make(chan os.Signal, 1), os.Interrupt)
 	}
 	leakcheck.Main(m)
 }
