@@ -25,7 +25,7 @@ import (
 )
 
 // patience is for a machine without hardware support on a busy host.
-const patience = 2 * time.Minute
+const patience = 5 * time.Minute
 
 // machine is a clone of an image under QEMU, until the test ends.
 type machine struct {
@@ -154,10 +154,11 @@ func (m *machine) ssh(ctx context.Context, t *testing.T, user, command string) s
 	if err := os.WriteFile(m.path("known"), []byte("[127.0.0.1]:"+found[1]+" "+m.images.HostKey), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for {
-		// A first try that the guest was not ready for is never answered.
+	// A first try that the guest was not ready for is never answered; one that it answers can
+	// take long.
+	for timeout := 2; ; timeout *= 2 {
 		cmd := exec.CommandContext(ctx, "ssh", "-F", "none", "-p", found[1], "-i", m.images.Key, "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes",
-			"-o", "StrictHostKeyChecking=yes", "-o", "UserKnownHostsFile="+m.path("known"), "-o", "ConnectTimeout=2", user+"@127.0.0.1", command)
+			"-o", "StrictHostKeyChecking=yes", "-o", "UserKnownHostsFile="+m.path("known"), "-o", fmt.Sprintf("ConnectTimeout=%d", timeout), user+"@127.0.0.1", command)
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		out, err := cmd.Output()
