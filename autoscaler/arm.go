@@ -13,22 +13,23 @@ import (
 // policy and GitHub allow.
 func (d *decision) arm(m *matching) {
 	budgets := map[string]*budget{} // by owner
-	for _, r := range d.State.Runners {
-		if r.Phase() == fleet.PhaseArmed {
+	for i := range d.runners {
+		if r := &d.runners[i]; r.Phase() == fleet.PhaseArmed {
 			d.budget(budgets, r.Scope).granted++
 		}
 	}
-	for i, j := range m.jobs { // oldest first
+	for i := range m.jobs { // oldest first
 		n := m.nodeOf[i]
 		if n == nil || n.tier != tierStandby {
 			continue
 		}
+		j := &m.jobs[i]
 		r := n.runner(i)
 		if v := d.Verdicts[j.ID].In(n.pool.Name); !v.Allowed() {
 			d.wait(j, fleet.WaitPolicy, r.ID, "policy of pool %s: %s", n.pool.Name, v.Reason)
 			continue
 		}
-		scope, ok := n.pool.ScopeOf(j)
+		scope, ok := n.pool.ScopeOf(*j)
 		if !ok {
 			continue
 		}

@@ -19,8 +19,8 @@ import (
 // GitHub hands any job to any runner that fits.
 func Decide(s Snapshot) fleet.Plan {
 	d := newDecision(&s)
-	for _, r := range s.State.Runners {
-		d.settle(r)
+	for i := range d.runners {
+		d.settle(&d.runners[i])
 	}
 	d.fit()
 	d.rollOut()
@@ -42,12 +42,19 @@ type decision struct {
 	*Snapshot
 	plan   fleet.Plan
 	pools  map[string]*poolSheet
-	order  []*poolSheet                // as configured
-	sheets []hostSheet                 // of all hosts, in the snapshot's order: a large fleet is looked at often
-	hosts  map[fleet.HostID]*hostSheet // of those that have runners
-	// leaving are runners that this plan retires or deletes: no supply any more.
-	leaving map[fleet.RunnerID]bool
-	freeing map[fleet.RunnerID]bool // whose slot is counted as about to be free
+	order  []*poolSheet // as configured
+	sheets []hostSheet  // of all hosts, in the snapshot's order: a large fleet is looked at often
+	// runners are in the snapshot's order.
+	runners []runnerSheet
+}
+
+// runnerSheet is a runner, with what belongs to it.
+type runnerSheet struct {
+	*fleet.Runner
+	pool    *poolSheet // nil: it is not configured any more
+	host    *hostSheet // nil: there is none
+	leaving bool       // this plan retires or deletes it: no supply any more
+	freeing bool       // its slot is counted as about to be free
 }
 
 type poolSheet struct {
@@ -76,8 +83,7 @@ type hostSheet struct {
 func newDecision(s *Snapshot) *decision {
 	d := &decision{
 		Snapshot: s, pools: map[string]*poolSheet{}, sheets: make([]hostSheet, len(s.State.Hosts)),
-		hosts:   make(map[fleet.HostID]*hostSheet, min(len(s.State.Hosts), len(s.State.Runners))),
-		leaving: map[fleet.RunnerID]bool{}, freeing: map[fleet.RunnerID]bool{},
+		runners: make([]runnerSheet, len(s.State.Runners)),
 	}
 	d.plan.Waits = make([]fleet.Wait, 0, len(s.State.Jobs)) // one for each, in the end
 	for _, p := range s.Pools {
@@ -89,18 +95,20 @@ func newDecision(s *Snapshot) *decision {
 		d.order = append(d.order, sheet)
 	}
 	d.lookAtHosts()
-	for _, r := range s.State.Runners {
+	for i := range d.runners {
+		r := &d.runners[i]
+		r.pool = d.pools[r.Pool]
 		if !r.TakesSlot() {
 			continue
 		}
-		h := d.hosts[r.Host]
+		h := r.host
 		if h != nil {
 			h.free--
 			if onItsWayOut(r) {
 				d.willFree(r)
 			}
 		}
-		if p := d.pools[r.Pool]; p != nil && (h == nil || h.reachable || r.Job != 0) {
+		if p := r.pool; p != nil && (h == nil || h.reachable || r.Job != 0) {
 			p.live++
 			if fleet.SameImage(r.Image, p.next) {
 				p.canaries++
@@ -110,10 +118,12 @@ func newDecision(s *Snapshot) *decision {
 	return d
 }
 
-// lookAtHosts fills the sheets of all hosts.
+// lookAtHosts fills the sheets of all hosts, and tells the runners which is theirs.
 func (d *decision) lookAtHosts() {
-	for i := range d.State.Runners {
-		d.hosts[d.State.Runners[i].Host] = nil
+	used := make(map[fleet.HostID]*hostSheet, min(len(d.sheets), len(d.runners)))
+	for i := range d.runners {
+		d.runners[i].Runner = &d.State.Runners[i]
+		used[d.runners[i].Host] = nil
 	}
 	var oldest time.Time // word of a live host
 	for i := range d.sheets {
@@ -126,9 +136,12 @@ func (d *decision) lookAtHosts() {
 		if live && (oldest.IsZero() || h.SeenAt.Before(oldest)) {
 			oldest = h.SeenAt
 		}
-		if _, ok := d.hosts[h.ID]; ok {
-			d.hosts[h.ID] = sheet
+		if _, ok := used[h.ID]; ok {
+			used[h.ID] = sheet
 		}
+	}
+	for i := range d.runners {
+		d.runners[i].host = used[d.runners[i].Host]
 	}
 	if !oldest.IsZero() {
 		d.wakeAt(oldest.Add(d.Rules.HostDeadline))
@@ -137,7 +150,7 @@ func (d *decision) lookAtHosts() {
 
 // onItsWayOut reports whether the runner's slot will be free without anything more
 // being decided.
-func onItsWayOut(r fleet.Runner) bool {
+func onItsWayOut(r *runnerSheet) bool {
 	switch r.Observed {
 	case fleet.ObservedFinished, fleet.ObservedFailed, fleet.ObservedDestroying:
 		return true
@@ -149,10 +162,10 @@ func onItsWayOut(r fleet.Runner) bool {
 }
 
 // willFree counts the slot of a runner as about to be free, once.
-func (d *decision) willFree(r fleet.Runner) {
-	if h := d.hosts[r.Host]; h != nil && r.TakesSlot() && !d.freeing[r.ID] {
-		h.freeing++
-		d.freeing[r.ID] = true
+func (d *decision) willFree(r *runnerSheet) {
+	if r.host != nil && r.TakesSlot() && !r.freeing {
+		r.host.freeing++
+		r.freeing = true
 	}
 }
 
@@ -163,34 +176,31 @@ func (d *decision) wakeAt(t time.Time) {
 	}
 }
 
-func (d *decision) limits(r fleet.Runner) fleet.Limits {
-	if p := d.pools[r.Pool]; p != nil {
-		return p.limits
+func (d *decision) limits(r *runnerSheet) fleet.Limits {
+	if r.pool != nil {
+		return r.pool.limits
 	}
 	return fleet.Limits{}.WithDefaults()
 }
 
-func (d *decision) reachableHost(r fleet.Runner) bool {
-	h := d.hosts[r.Host]
-	return h != nil && h.reachable
-}
+func (r *runnerSheet) reachable() bool { return r.host != nil && r.host.reachable }
 
-func (d *decision) retire(r fleet.Runner, drain, failure bool, reason string) {
+func (d *decision) retire(r *runnerSheet, drain, failure bool, reason string) {
 	d.plan.Retires = append(d.plan.Retires, fleet.Retire{Runner: r.ID, Version: r.Version, Drain: drain, Failure: failure, Reason: reason})
 	d.willFree(r)
-	d.leaving[r.ID] = true
+	r.leaving = true
 }
 
 // delete asks GitHub to let go of a runner. For up to a minute after it has assigned a
 // job GitHub may not know of it, deletes the registration, and the job with it. So the
 // guest's word comes first: it has to be from this controller's time, and while the
 // guest runs a job GitHub is given the time to know.
-func (d *decision) delete(r fleet.Runner, failure bool, reason string) {
+func (d *decision) delete(r *runnerSheet, failure bool, reason string) {
 	if known := r.Since.Add(d.limits(r).Unnamed); r.Observed == fleet.ObservedBusy && known.After(d.Now) {
 		d.wakeAt(known)
 		return // it runs somebody's job, and GitHub may not know yet
 	}
-	d.leaving[r.ID] = true
+	r.leaving = true
 	if d.unheard(r) {
 		return // its host's first report makes another decision
 	}
@@ -206,7 +216,7 @@ func (d *decision) delete(r fleet.Runner, failure bool, reason string) {
 
 // unheard reports whether what is known of a runner that may hold a registration is
 // from before the controller began.
-func (d *decision) unheard(r fleet.Runner) bool {
+func (d *decision) unheard(r *runnerSheet) bool {
 	none := r.Registration == fleet.RegNone || r.Registration == fleet.RegGone
 	return !none && r.Observed != fleet.ObservedGone && !d.Fresh.Hosts && !d.Fresh.Reported[r.Host]
 }
@@ -214,7 +224,7 @@ func (d *decision) unheard(r fleet.Runner) bool {
 // end brings a runner that may hold a registration to its end without ever
 // killing a job: GitHub is asked to let go of it first, and its refusal is a veto;
 // then the guest is asked.
-func (d *decision) end(r fleet.Runner, failure bool, reason string) {
+func (d *decision) end(r *runnerSheet, failure bool, reason string) {
 	switch r.Registration {
 	case fleet.RegNone, fleet.RegGone:
 		d.retire(r, true, failure, reason)
@@ -235,11 +245,12 @@ func (d *decision) fit() {
 
 func (d *decision) fitHost(h *hostSheet) {
 	for _, t := range []tier{tierComing, tierStandby, tierArmed, tierIdle} {
-		for _, r := range d.State.Runners {
+		for i := range d.runners {
+			r := &d.runners[i]
 			if h.free+h.freeing >= 0 {
 				return
 			}
-			if r.Host != h.ID || d.unheard(r) {
+			if r.host != h || d.unheard(r) {
 				continue
 			}
 			if r.DeleteAfter.After(d.Now) {
@@ -254,12 +265,12 @@ func (d *decision) fitHost(h *hostSheet) {
 }
 
 // settle takes care of one runner whatever the demand.
-func (d *decision) settle(r fleet.Runner) {
+func (d *decision) settle(r *runnerSheet) {
 	switch {
 	case r.Observed == fleet.ObservedGone:
 		d.settleGone(r)
 	case r.Wanted == fleet.WantGone:
-		d.leaving[r.ID] = true
+		r.leaving = true
 	case r.JobDone:
 		d.retire(r, false, false, "its job is completed")
 	case r.Observed == fleet.ObservedFailed:
@@ -278,9 +289,9 @@ func (d *decision) settle(r fleet.Runner) {
 		d.retire(r, true, false, reason)
 	case r.Unvouched():
 		d.settleUnvouched(r)
-	case d.left(r):
+	case r.left():
 		d.end(r, false, fmt.Sprintf("pool %s went back from its image %s", r.Pool, fleet.ImageShort(r.Image)))
-	case d.pools[r.Pool] == nil && r.Job == 0 && r.Phase() != fleet.PhaseBusy:
+	case r.pool == nil && r.Job == 0 && r.Phase() != fleet.PhaseBusy:
 		d.end(r, false, "its pool is not configured any more")
 	default:
 		d.settleOverdue(r)
@@ -295,7 +306,7 @@ const mintsOwn = 30 * time.Second
 // settleDeleting repeats a deletion that is not confirmed. Where GitHub will not
 // answer it for long, the guest alone is asked: a registration that cannot be
 // deleted is no reason to keep a slot.
-func (d *decision) settleDeleting(r fleet.Runner) {
+func (d *decision) settleDeleting(r *runnerSheet) {
 	l := d.limits(r)
 	reason, due := r.Retired, r.RetiredAt.Add(l.Ending)
 	if r.RetiredAt.IsZero() { // it is the mint that begins with the deletion of an earlier attempt
@@ -305,7 +316,7 @@ func (d *decision) settleDeleting(r fleet.Runner) {
 		}
 		reason, due = "its earlier registration has to go first", r.ArmedAt.Add(l.Arming+l.Ending)
 	}
-	if r.Phase() != fleet.PhaseBusy && d.reachableHost(r) {
+	if r.Phase() != fleet.PhaseBusy && r.reachable() {
 		due = d.heardSince(r, due)
 		if !due.After(d.Now) {
 			d.retire(r, true, false, reason+"; GitHub does not confirm that its registration is gone")
@@ -318,8 +329,8 @@ func (d *decision) settleDeleting(r fleet.Runner) {
 
 // settleUnvouched ends a runner for which only its agent vouches, as after an older
 // database was restored. Its job may end; it is no supply for any other.
-func (d *decision) settleUnvouched(r fleet.Runner) {
-	d.leaving[r.ID] = true
+func (d *decision) settleUnvouched(r *runnerSheet) {
+	r.leaving = true
 	if r.Phase() == fleet.PhaseBusy || r.Job != 0 {
 		d.settleOverdue(r) // GitHub may have called it busy once and taken the job back
 		return
@@ -330,8 +341,8 @@ func (d *decision) settleUnvouched(r fleet.Runner) {
 // settleDraining waits for a drained runner, and insists when its guest has not
 // answered whether it runs a job for so long that it never will: GitHub has let go
 // of it by then.
-func (d *decision) settleDraining(r fleet.Runner) {
-	d.leaving[r.ID] = true
+func (d *decision) settleDraining(r *runnerSheet) {
+	r.leaving = true
 	if r.Phase() == fleet.PhaseBusy || r.Job != 0 {
 		return
 	}
@@ -339,7 +350,7 @@ func (d *decision) settleDraining(r fleet.Runner) {
 		d.delete(r, false, r.Retired) // GitHub's refusal would take the drain back
 		return
 	}
-	if !d.Fresh.Hosts || !d.reachableHost(r) {
+	if !d.Fresh.Hosts || !r.reachable() {
 		return
 	}
 	l := d.limits(r)
@@ -354,7 +365,7 @@ func (d *decision) settleDraining(r fleet.Runner) {
 
 // settleGone deletes what a VM left at GitHub. A guest that reported its one job
 // finished leaves nothing.
-func (d *decision) settleGone(r fleet.Runner) {
+func (d *decision) settleGone(r *runnerSheet) {
 	switch r.Registration {
 	case fleet.RegNone, fleet.RegGone:
 	default:
@@ -365,8 +376,8 @@ func (d *decision) settleGone(r fleet.Runner) {
 // settleOverdue ends a runner that is too long in a phase. A host that is not
 // heard of, or had no time to be since the controller began, is another matter:
 // nothing is known of its runners.
-func (d *decision) settleOverdue(r fleet.Runner) {
-	if !d.Fresh.Hosts || !d.reachableHost(r) {
+func (d *decision) settleOverdue(r *runnerSheet) {
+	if !d.Fresh.Hosts || !r.reachable() {
 		return
 	}
 	l := d.limits(r)
@@ -414,7 +425,7 @@ func (d *decision) settleOverdue(r fleet.Runner) {
 
 // settleLong ends a runner whose job runs beyond the pool's limit: the one case in which a
 // job that runs is ended, by the operator's word.
-func (d *decision) settleLong(r fleet.Runner, limit time.Duration) {
+func (d *decision) settleLong(r *runnerSheet, limit time.Duration) {
 	if r.Observed != fleet.ObservedBusy {
 		return // only GitHub calls it busy, and knows when that began
 	}
@@ -424,22 +435,22 @@ func (d *decision) settleLong(r fleet.Runner, limit time.Duration) {
 }
 
 // troubleOf is what keeps a runner that is armed from being registered.
-func (d *decision) troubleOf(r fleet.Runner) (fleet.Trouble, bool) {
+func (d *decision) troubleOf(r *runnerSheet) (fleet.Trouble, bool) {
 	t, ok := d.Troubles[fleet.PoolScope{Pool: r.Pool, Scope: r.Scope.Key()}]
 	return t, ok
 }
 
 // heardSince is when a limit began to run: not while the host was silent, as
 // nothing is known of that time.
-func (d *decision) heardSince(r fleet.Runner, since time.Time) time.Time {
-	if h := d.hosts[r.Host]; h != nil && h.BackAt.After(since) {
-		return h.BackAt
+func (d *decision) heardSince(r *runnerSheet, since time.Time) time.Time {
+	if r.host != nil && r.host.BackAt.After(since) {
+		return r.host.BackAt
 	}
 	return since
 }
 
 // noPool says why no pool serves a job.
-func (d *decision) noPool(j fleet.Job) string {
+func (d *decision) noPool(j *fleet.Job) string {
 	if j.Pool != "" {
 		return "GitHub gave it to the scale set of pool " + j.Pool + ", which is not configured any more"
 	}
@@ -447,7 +458,7 @@ func (d *decision) noPool(j fleet.Job) string {
 		return "the job asks for no label, and no pool is matched by none"
 	}
 	for _, p := range d.order {
-		if p.Claims(j) {
+		if p.Claims(*j) {
 			return fmt.Sprintf("it is for the scale set of pool %s, whose own jobs show what becomes of it", p.Name)
 		}
 		if j.Labels.Within(p.Labels) {

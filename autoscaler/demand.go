@@ -17,11 +17,12 @@ func (d *decision) doubt(m *matching) {
 	if !d.Fresh.Demand || !d.Fresh.Hosts {
 		return
 	}
-	for i, j := range m.jobs {
+	for i := range m.jobs {
 		n := m.nodeOf[i]
 		if n == nil || n.tier != tierIdle {
 			continue
 		}
+		j := &m.jobs[i]
 		r := n.runner(i)
 		since := d.heardSince(r, r.Since)
 		if j.QueuedAt.After(since) {
@@ -41,23 +42,24 @@ func (d *decision) doubt(m *matching) {
 }
 
 // runner returns the runner that stands for the job in the matching.
-func (n *node) runner(job int) fleet.Runner {
+func (n *node) runner(job int) *runnerSheet {
 	for i, taken := range n.taken {
 		if taken == job {
-			return *n.runners[i]
+			return n.runners[i]
 		}
 	}
-	return fleet.Runner{}
+	return nil
 }
 
 // makeRoom frees a slot for each job that found none, out of what nobody needs:
 // slots that are freeing anyway first, then clean VMs, then idle runners.
 func (d *decision) makeRoom(m *matching) {
 	unneeded := d.unneeded(m)
-	for i, j := range m.jobs {
+	for i := range m.jobs {
 		if m.nodeOf[i] != nil {
 			continue
 		}
+		j := &m.jobs[i]
 		for _, p := range m.classOf[i].pools {
 			if p.hasRoom() && !p.resumes.After(d.Now) && d.freeSlotFor(p, j, unneeded) {
 				p.live++ // one job, one slot
@@ -70,11 +72,11 @@ func (d *decision) makeRoom(m *matching) {
 
 // unneeded lists the runners that may go for the sake of a job, the least costly
 // first.
-func (d *decision) unneeded(m *matching) []*fleet.Runner {
+func (d *decision) unneeded(m *matching) []*runnerSheet {
 	if !d.Fresh.Demand {
 		return nil
 	}
-	var list []*fleet.Runner
+	var list []*runnerSheet
 	for _, t := range []tier{tierStandby, tierComing, tierIdle} {
 		for _, n := range m.nodes {
 			if n.tier == t {
@@ -88,7 +90,7 @@ func (d *decision) unneeded(m *matching) []*fleet.Runner {
 // freeSlotFor finds a slot that is being freed, or frees one. What a pool has
 // passed by once is of no use to it later, so that each pool looks at every host
 // and runner only once.
-func (d *decision) freeSlotFor(p *poolSheet, j fleet.Job, unneeded []*fleet.Runner) bool {
+func (d *decision) freeSlotFor(p *poolSheet, j *fleet.Job, unneeded []*runnerSheet) bool {
 	for ; p.hostsSeen < len(d.sheets); p.hostsSeen++ {
 		h := &d.sheets[p.hostsSeen]
 		if h.freeing > 0 && h.free+h.freeing > 0 && d.usable(p, h) {
@@ -98,9 +100,9 @@ func (d *decision) freeSlotFor(p *poolSheet, j fleet.Job, unneeded []*fleet.Runn
 		}
 	}
 	for ; p.unneededSeen < len(unneeded); p.unneededSeen++ {
-		r := *unneeded[p.unneededSeen]
-		h := d.hosts[r.Host]
-		if d.leaving[r.ID] || !d.usable(p, h) || h.free+h.freeing < 0 || d.unheard(r) {
+		r := unneeded[p.unneededSeen]
+		h := r.host
+		if r.leaving || !d.usable(p, h) || h.free+h.freeing < 0 || d.unheard(r) {
 			continue
 		}
 		if r.DeleteAfter.After(d.Now) {
@@ -126,9 +128,8 @@ func (d *decision) surplus(m *matching) {
 		if n.tier == tierUnnamed || n.tier == tierNew {
 			continue
 		}
-		for _, at := range n.runners[len(n.taken):] {
-			r := *at
-			if d.leaving[r.ID] {
+		for _, r := range n.runners[len(n.taken):] {
+			if r.leaving {
 				continue
 			}
 			due := r.Since.Add(n.pool.limits.Surplus)
@@ -157,7 +158,7 @@ func (d *decision) whenDue(due time.Time, do func()) {
 	do()
 }
 
-func (d *decision) wait(j fleet.Job, code fleet.WaitCode, r fleet.RunnerID, format string, args ...any) {
+func (d *decision) wait(j *fleet.Job, code fleet.WaitCode, r fleet.RunnerID, format string, args ...any) {
 	d.plan.Waits = append(d.plan.Waits, fleet.Wait{Job: j.ID, Code: code, Runner: r, Reason: fmt.Sprintf(format, args...)})
 }
 
@@ -167,7 +168,8 @@ func (d *decision) explain(m *matching) {
 	for _, w := range d.plan.Waits {
 		said[w.Job] = true
 	}
-	for i, j := range m.jobs {
+	for i := range m.jobs {
+		j := &m.jobs[i]
 		if said[j.ID] {
 			continue
 		}
@@ -205,16 +207,26 @@ func withProgress(p string) string {
 	return " (" + p + ")"
 }
 
-// explainUncovered names the obstacle of the pool that comes nearest to serving
-// the job.
-func (d *decision) explainUncovered(j fleet.Job, c *class) {
+// explainUncovered names the obstacle of the pool that comes nearest to serving the job:
+// for all of a class it is the same.
+func (d *decision) explainUncovered(j *fleet.Job, c *class) {
+	if c.why == nil {
+		c.why = d.whyUncovered(j, c)
+	}
+	reason := c.why.reason
+	if reason == "" {
+		reason = d.refusal(j, c) // alike but for the words
+	}
+	d.plan.Waits = append(d.plan.Waits, fleet.Wait{Job: j.ID, Code: c.why.code, Reason: reason})
+}
+
+// whyUncovered is why the jobs of a class wait that nothing covers, told of one of them.
+func (d *decision) whyUncovered(j *fleet.Job, c *class) *hold {
 	if c.held != nil {
-		d.wait(j, c.held.code, "", "%s", c.held.reason)
-		return
+		return c.held
 	}
 	if c.barred != nil && len(c.pools) == 0 {
-		d.wait(j, c.barred.Code, "", "%s", c.barred.Reason)
-		return
+		return &hold{c.barred.Code, c.barred.Reason}
 	}
 	var nearest *obstacle
 	for _, p := range c.pools {
@@ -226,25 +238,22 @@ func (d *decision) explainUncovered(j fleet.Job, c *class) {
 		}
 	}
 	if nearest == nil && len(c.refusing) > 0 {
-		d.wait(j, fleet.WaitPolicy, "", "%s", d.refusal(j, c))
-		return
+		return &hold{code: fleet.WaitPolicy}
 	}
 	if nearest == nil {
-		d.wait(j, fleet.WaitNoPool, "", "%s", d.noPool(j))
-		return
+		return &hold{fleet.WaitNoPool, d.noPool(j)}
 	}
 	for _, p := range c.pools {
 		scope, _ := p.ScopeFor(j.Owner, j.Repo)
 		if t := d.Troubles[fleet.PoolScope{Pool: p.Name, Scope: scope.Key()}]; t.Code == fleet.WaitGitHub { // which lets no slot go
-			d.wait(j, t.Code, "", "%s; %s", nearest.reason, t.Reason)
-			return
+			return &hold{t.Code, nearest.reason + "; " + t.Reason}
 		}
 	}
-	d.wait(j, nearest.code, "", "%s", nearest.reason)
+	return &hold{nearest.code, nearest.reason}
 }
 
 // refusal names the rule by which each pool that could serve a job refuses it.
-func (d *decision) refusal(j fleet.Job, c *class) string {
+func (d *decision) refusal(j *fleet.Job, c *class) string {
 	var rules []string
 	for _, p := range c.refusing {
 		rules = append(rules, fmt.Sprintf("refused by pool %s: %s", p.Name, d.Verdicts[j.ID].In(p.Name).Reason))

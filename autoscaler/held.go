@@ -16,7 +16,7 @@ type hold struct {
 }
 
 // heldBack returns why a job gets no runner now although one could be had, nil if it does.
-func (d *decision) heldBack(j fleet.Job) *hold {
+func (d *decision) heldBack(j *fleet.Job) *hold {
 	if over := j.QueuedAt.Add(fleet.LongestQueue); !over.After(d.Now) && j.AskedAt.Before(over) && !j.QueuedAt.IsZero() {
 		return &hold{fleet.WaitQueueLimit, fmt.Sprintf("it has been queued since %s UTC, and GitHub cancels what is queued for more than %s: GitHub is asked whether it has it still",
 			j.QueuedAt.UTC().Format(time.DateTime), fleet.LongestQueue)}
@@ -34,12 +34,12 @@ func (d *decision) heldBack(j fleet.Job) *hold {
 // closed returns the pools that GitHub refuses to register anything for where the job is.
 // While it does, one job at a time tries whether it still does, and none that could not be
 // armed for.
-func (d *decision) closed(j fleet.Job, v fleet.Verdict, probes map[fleet.PoolScope]bool) (without []*poolSheet, why *hold) {
+func (d *decision) closed(j *fleet.Job, v fleet.Verdict, probes map[fleet.PoolScope]bool) (without []*poolSheet, why *hold) {
 	if len(d.State.Refused) == 0 {
 		return nil, nil
 	}
 	for _, p := range d.order {
-		scope, serves := p.ScopeOf(j)
+		scope, serves := p.ScopeOf(*j)
 		if !serves || v.In(p.Name).Refused {
 			continue
 		}

@@ -48,9 +48,8 @@ func (d *decision) unresolved(p *poolSheet) string {
 
 // left reports whether the pool went back from the runner's image and it runs no job: no
 // further one is to run on it.
-func (d *decision) left(r fleet.Runner) bool {
-	p := d.pools[r.Pool]
-	return p != nil && fleet.SameImage(r.Image, p.rollout.Held) && r.Job == 0 && r.Phase() != fleet.PhaseBusy
+func (r *runnerSheet) left() bool {
+	return r.pool != nil && fleet.SameImage(r.Image, r.pool.rollout.Held) && r.Job == 0 && r.Phase() != fleet.PhaseBusy
 }
 
 // rollOut decides which pools take their next image for good, and which go back from it.
@@ -146,14 +145,14 @@ func (d *decision) renew(m *matching) {
 
 // spares are a pool's standbys that no job is matched to, and how many are changing: on
 // their way, up or down.
-func (d *decision) spares(m *matching, p *poolSheet) (booted []*fleet.Runner, changing int) {
+func (d *decision) spares(m *matching, p *poolSheet) (booted []*runnerSheet, changing int) {
 	for _, n := range m.nodes {
 		if n.pool != p || n.tier != tierStandby && n.tier != tierComing {
 			continue
 		}
 		for _, r := range n.runners[len(n.taken):] {
 			switch {
-			case d.leaving[r.ID]:
+			case r.leaving:
 			case n.tier == tierStandby:
 				booted = append(booted, r)
 			default:
@@ -161,9 +160,9 @@ func (d *decision) spares(m *matching, p *poolSheet) (booted []*fleet.Runner, ch
 			}
 		}
 	}
-	for i := range d.State.Runners {
-		r := &d.State.Runners[i]
-		if r.Pool == p.Name && !r.HasConfig && r.TakesSlot() && d.reachableHost(*r) && (d.leaving[r.ID] || onItsWayOut(*r)) {
+	for i := range d.runners {
+		r := &d.runners[i]
+		if r.pool == p && !r.HasConfig && r.TakesSlot() && r.reachable() && (r.leaving || onItsWayOut(r)) {
 			changing++
 		}
 	}
@@ -176,7 +175,7 @@ func (d *decision) spares(m *matching, p *poolSheet) (booted []*fleet.Runner, ch
 }
 
 // renewPool replaces as many at once as leave most standbys where they are.
-func (d *decision) renewPool(p *poolSheet, booted []*fleet.Runner, changing int) {
+func (d *decision) renewPool(p *poolSheet, booted []*runnerSheet, changing int) {
 	atOnce := max(1, p.Standby/4)
 	tries := 0 // standbys that are to make room for one that tries the next image
 	if p.next != "" {
@@ -202,15 +201,15 @@ func (d *decision) renewPool(p *poolSheet, booted []*fleet.Runner, changing int)
 		if image == p.next {
 			tries--
 		}
-		d.retire(*r, true, false, fmt.Sprintf(why, p.Name, fleet.ImageShort(image)))
+		d.retire(r, true, false, fmt.Sprintf(why, p.Name, fleet.ImageShort(image)))
 		changing++
 	}
 }
 
 // canSucceed reports whether a runner with the image could take the place of another: on
 // its host, or on one with a free slot.
-func (d *decision) canSucceed(p *poolSheet, r *fleet.Runner, image string) bool {
-	if h := d.hosts[r.Host]; h != nil && d.usable(p, h) && h.Holds(image) && h.free+h.freeing >= 0 {
+func (d *decision) canSucceed(p *poolSheet, r *runnerSheet, image string) bool {
+	if h := r.host; h != nil && d.usable(p, h) && h.Holds(image) && h.free+h.freeing >= 0 {
 		return true
 	}
 	for i := range d.sheets {

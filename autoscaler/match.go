@@ -31,13 +31,13 @@ const (
 type node struct {
 	tier    tier
 	pool    *poolSheet
-	run     int64           // of tierUnnamed: whose job it has, 0 if the guest did not say
-	runners []*fleet.Runner // of the snapshot, in the order in which they are taken
-	taken   []int           // jobs, each with the runner of the same index
-	placed  []*room         // of tierNew: where each taken one goes
-	spare   *room           // of tierNew: that of a job that was moved elsewhere
-	dead    bool            // no way to a free place leads from here
-	visited int             // number of the search that was here last
+	run     int64          // of tierUnnamed: whose job it has, 0 if the guest did not say
+	runners []*runnerSheet // of the snapshot, in the order in which they are taken
+	taken   []int          // jobs, each with the runner of the same index
+	placed  []*room        // of tierNew: where each taken one goes
+	spare   *room          // of tierNew: that of a job that was moved elsewhere
+	dead    bool           // no way to a free place leads from here
+	visited int            // number of the search that was here last
 }
 
 // class is demand that is alike: jobs of one repository with one set of labels, or those
@@ -53,6 +53,7 @@ type class struct {
 	refusing    []*poolSheet   // that could serve it, and whose policy refuses it
 	failed      [tiers]bool    // no place is left up to that tier
 	held        *hold          // why it is no demand now, nil if it is
+	why         *hold          // what is not covered of it waits, once it is asked for
 	barred      *fleet.Trouble // why a pool for it is left out
 }
 
@@ -62,6 +63,7 @@ type matching struct {
 	classOf  []*class
 	nodeOf   []*node // nil: not covered
 	nodes    []*node
+	pending  bool // some of the jobs lack a verdict
 	placer   func(*poolSheet) *room
 	searches int
 	trail    []*node // nodes that the present search came by
@@ -81,7 +83,9 @@ func (d *decision) match() *matching {
 			n.dead = false
 		}
 		m.coverAll(t, false)
-		m.coverAll(t, true)
+		if m.pending {
+			m.coverAll(t, true)
+		}
 	}
 	return m
 }
@@ -222,9 +226,9 @@ func (d *decision) supply(m *matching) lookup {
 		}
 		return n
 	}
-	for i := range d.State.Runners {
-		r := &d.State.Runners[i]
-		t, ok := d.tierOf(*r)
+	for i := range d.runners {
+		r := &d.runners[i]
+		t, ok := d.tierOf(r)
 		if !ok {
 			continue
 		}
@@ -237,7 +241,7 @@ func (d *decision) supply(m *matching) lookup {
 			run = r.JobRun
 			look.runs[run] = true
 		}
-		n := group(t, d.pools[r.Pool], scope, run)
+		n := group(t, r.pool, scope, run)
 		n.runners = append(n.runners, r)
 	}
 	for _, p := range d.order {
@@ -257,8 +261,8 @@ func (d *decision) supply(m *matching) lookup {
 }
 
 // tierOf says what a runner is worth to demand, and false if nothing.
-func (d *decision) tierOf(r fleet.Runner) (tier, bool) {
-	if d.leaving[r.ID] || d.pools[r.Pool] == nil || r.Job != 0 || !d.reachableHost(r) {
+func (d *decision) tierOf(r *runnerSheet) (tier, bool) {
+	if r.leaving || r.pool == nil || r.Job != 0 || !r.reachable() {
 		return 0, false
 	}
 	switch r.Phase() {
@@ -288,29 +292,29 @@ func (d *decision) tierOf(r fleet.Runner) (tier, bool) {
 func (d *decision) classify(m *matching, look lookup) {
 	classes := map[string]*class{}
 	probes := map[fleet.PoolScope]bool{}
-	for _, j := range m.jobs {
+	m.classOf = make([]*class, len(m.jobs))
+	var k []byte
+	for i := range m.jobs {
+		j := &m.jobs[i]
 		v, judged := d.Verdicts[j.ID]
 		if h := d.heldBack(j); h != nil && !d.refusedByAll(j, v) {
-			m.classOf = append(m.classOf, &class{owner: j.Owner, repo: j.Repo, labels: j.Labels, held: h})
+			m.classOf[i] = &class{owner: j.Owner, repo: j.Repo, labels: j.Labels, held: h}
 			continue
 		}
-		k := strings.ToLower(j.Owner) + "/" + strings.ToLower(j.Repo) + "\n" + strings.Join(j.Labels, "\n")
-		if j.Pool != "" {
-			k = "scale set " + j.Pool
-		}
+		k = appendKind(k[:0], j)
 		if judged {
-			k += d.stance(v)
+			k = d.appendStance(k, v)
 		}
 		run := int64(0)
 		if look.runs[j.RunID] {
 			run = j.RunID
-			k += "\n\n" + strconv.FormatInt(run, 10)
+			k = strconv.AppendInt(append(k, "\n\n"...), run, 10)
 		}
 		without, why := d.closed(j, v, probes)
 		for _, p := range without {
-			k += "\nwithout " + p.Name
+			k = append(append(k, "\nwithout "...), p.Name...)
 		}
-		c := classes[k]
+		c := classes[string(k)]
 		if c == nil {
 			c = &class{owner: j.Owner, repo: j.Repo, labels: j.Labels, verdict: v, run: run}
 			if j.Pool == "" {
@@ -320,30 +324,45 @@ func (d *decision) classify(m *matching, look lookup) {
 			}
 			d.bar(c, j)
 			c.exclude(without, why)
-			classes[k] = c
+			classes[string(k)] = c
 		}
-		m.classOf = append(m.classOf, c)
+		m.classOf[i] = c
+		m.pending = m.pending || c.pending
 	}
 }
 
+// appendKind writes what is the same for jobs of one repository that ask for the same labels,
+// and for those of one scale set.
+func appendKind(b []byte, j *fleet.Job) []byte {
+	if j.Pool != "" {
+		return append(append(b, "scale set "...), j.Pool...)
+	}
+	b = append(append(b, strings.ToLower(j.Owner)...), '/')
+	b = append(b, strings.ToLower(j.Repo)...)
+	for _, l := range j.Labels {
+		b = append(append(b, '\n'), l...)
+	}
+	return b
+}
+
 // refusedByAll reports whether the policy of every pool that could serve a job refuses it.
-func (d *decision) refusedByAll(j fleet.Job, v fleet.Verdict) bool {
+func (d *decision) refusedByAll(j *fleet.Job, v fleet.Verdict) bool {
 	refused := false
 	for _, p := range d.order {
 		if !v.In(p.Name).Refused {
-			if p.Serves(j) {
+			if p.Serves(*j) {
 				return false
 			}
 			continue
 		}
-		refused = refused || p.Serves(j)
+		refused = refused || p.Serves(*j)
 	}
 	return refused
 }
 
-// stance is the same for verdicts that differ in their words alone.
-func (d *decision) stance(v fleet.Verdict) string {
-	b := []byte("\n\n")
+// appendStance writes what is the same for verdicts that differ in their words alone.
+func (d *decision) appendStance(b []byte, v fleet.Verdict) []byte {
+	b = append(b, "\n\n"...)
 	for _, p := range d.order {
 		switch said := v.In(p.Name); {
 		case said.Refused:
@@ -354,7 +373,7 @@ func (d *decision) stance(v fleet.Verdict) string {
 			b = append(b, 'a')
 		}
 	}
-	return string(b)
+	return b
 }
 
 // sift leaves the class the pools whose policies take its jobs, or, where none is known to,
@@ -433,12 +452,12 @@ func (c *class) findSet(look lookup, p *poolSheet) {
 
 // bar leaves out the pools of which no runner could register for the class: nothing is
 // booted or armed in vain.
-func (d *decision) bar(c *class, j fleet.Job) {
+func (d *decision) bar(c *class, j *fleet.Job) {
 	if len(d.Troubles) == 0 {
 		return
 	}
 	c.pools = slices.DeleteFunc(c.pools, func(p *poolSheet) bool {
-		scope, _ := p.ScopeOf(j)
+		scope, _ := p.ScopeOf(*j)
 		t, ok := d.Troubles[fleet.PoolScope{Pool: p.Name, Scope: scope.Key()}]
 		if !ok || !t.Barred {
 			return false

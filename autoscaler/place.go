@@ -193,7 +193,7 @@ func (d *decision) topUp(m *matching) {
 		for _, n := range m.nodes {
 			if n.pool == p && (n.tier == tierStandby || n.tier == tierComing) {
 				for _, r := range n.runners[len(n.taken):] {
-					if !d.leaving[r.ID] {
+					if !r.leaving {
 						spare++
 					}
 				}

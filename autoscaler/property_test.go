@@ -379,8 +379,8 @@ func brokenLaws(s autoscaler.Snapshot, p fleet.Plan) (out []string) {
 	}
 	for _, a := range p.Disarms {
 		once(a.Runner, a.Version)
-		if byID[a.Runner].Phase() != fleet.PhaseArmed {
-			bad("disarm of a runner that is %s", byID[a.Runner].Phase())
+		if r := byID[a.Runner]; r.Phase() != fleet.PhaseArmed {
+			bad("disarm of a runner that is %s", r.Phase())
 		}
 	}
 	said := map[fleet.JobID]int{}

@@ -105,7 +105,7 @@ func TestLoopOverTheRealStore(t *testing.T) {
 	until("told to go", func(r fleet.Runner) bool { return r.Wanted == fleet.WantGone })
 	said.Observed, said.HoldsSlot, said.Result = fleet.ObservedGone, false, "succeeded"
 	report(said)
-	until("over", fleet.Runner.Over)
+	until("over", func(r fleet.Runner) bool { return r.Over() })
 	select {
 	case ref := <-deleted:
 		t.Errorf("a registration that GitHub removed by itself was deleted: %+v", ref)

@@ -54,7 +54,7 @@ type Runner struct {
 }
 
 // Phase returns where the runner stands on its way.
-func (r Runner) Phase() Phase {
+func (r *Runner) Phase() Phase {
 	return PhaseOf(r.Host != "", r.Wanted, r.Observed, r.Registration)
 }
 
@@ -63,23 +63,23 @@ func (r Runner) Phase() Phase {
 const AdoptedReason = "adopted: its agent runs it and the controller had no record of it"
 
 // Adopted reports whether nothing but an agent's word vouches for the runner.
-func (r Runner) Adopted() bool { return r.Reason == AdoptedReason }
+func (r *Runner) Adopted() bool { return r.Reason == AdoptedReason }
 
 // Unvouched reports whether the runner holds a config that this controller has not
 // granted, as far as it knows. It may end its job; it gets no registration and
 // counts for nothing.
-func (r Runner) Unvouched() bool { return r.HasConfig && r.ArmedAt.IsZero() }
+func (r *Runner) Unvouched() bool { return r.HasConfig && r.ArmedAt.IsZero() }
 
 // Over reports whether nothing of the runner is left anywhere: no VM and no
 // registration.
-func (r Runner) Over() bool {
+func (r *Runner) Over() bool {
 	return r.Observed == ObservedGone && (r.Registration == RegNone || r.Registration == RegGone)
 }
 
 // TakesSlot reports whether the runner uses one of its host's slots: reserved
 // from the moment it was placed, until the agent says that the VM's lock is
 // released.
-func (r Runner) TakesSlot() bool {
+func (r *Runner) TakesSlot() bool {
 	switch r.Observed {
 	case ObservedGone:
 		return false

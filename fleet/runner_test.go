@@ -253,7 +253,7 @@ func TestRunnerOver(t *testing.T) {
 	for _, o := range fleet.Observeds() {
 		for _, reg := range fleet.Registrations() {
 			want := o == "gone" && (reg == "" || reg == "gone")
-			if got := (fleet.Runner{Observed: o, Registration: reg}).Over(); got != want {
+			if got := (&fleet.Runner{Observed: o, Registration: reg}).Over(); got != want {
 				t.Errorf("observed %q, registration %q: over %t, want %t", o, reg, got, want)
 			}
 		}
@@ -271,7 +271,7 @@ func TestRunnerTakesSlot(t *testing.T) {
 			case "finished", "failed", "destroying":
 				want = holds // the lock decides
 			}
-			if got := (fleet.Runner{Observed: o, HoldsSlot: holds}).TakesSlot(); got != want {
+			if got := (&fleet.Runner{Observed: o, HoldsSlot: holds}).TakesSlot(); got != want {
 				t.Errorf("observed %q, holds the slot %t: %t, want %t", o, holds, got, want)
 			}
 		}

@@ -228,7 +228,7 @@ func testReport(t *testing.T, open opener) {
 			t.Errorf("%d moments, %v", len(tl), err)
 		}
 		w.report(h, said(id, fleet.ObservedGone))
-		if !w.runner(id).Over() {
+		if r := w.runner(id); !r.Over() {
 			t.Error("its life went on unseen")
 		}
 	})
@@ -377,7 +377,7 @@ func testAdopt(t *testing.T, open opener) {
 		h := w.host("a", 2)
 		id := w.standby(h)
 		w.must(w.s.RemoveHost(w.ctx(), h))
-		if !w.runner(id).Over() {
+		if r := w.runner(id); !r.Over() {
 			t.Fatal("not over")
 		}
 		again := w.host("a2", 2)
@@ -394,7 +394,7 @@ func testAdopt(t *testing.T, open opener) {
 		}
 		s.Observed = fleet.ObservedGone
 		w.report(again, s)
-		if !w.runner(id).Over() {
+		if r := w.runner(id); !r.Over() {
 			t.Errorf("%+v", w.runner(id))
 		}
 	})
