@@ -148,17 +148,17 @@ bench: programs image-for-tests
 	cd e2e && $(GO) build -o bin/bench ./bench
 ifeq ($(ONLY),)
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./autoscaler ./webhook
-	GOGC=400 $(GO) test -v -count=1 -timeout 20m -run 'TestBill$$' ./autoscaler/tendays -bill
+	GOGC=off GOMEMLIMIT=1GiB $(GO) test -v -count=1 -timeout 20m -run 'TestBill$$' ./autoscaler/tendays -bill
 endif
 	cd e2e && bin/bench -only '$(ONLY)' $(ARGS)
 
 # A seed that breaks a law is shrunk to the shortest history that does. JOBS are of each seed.
 SEEDS ?= 300
 SEED  ?= 0
-JOBS  ?= 500
+JOBS  ?= 2000
 DAYS  ?= 10
 sim:
-	GOGC=400 $(GO) test -count=1 -timeout 60m -run 'TestTenDays$$' ./autoscaler/tendays -seeds $(SEEDS) -seed $(SEED) -jobs $(JOBS) -days $(DAYS)
+	GOGC=off GOMEMLIMIT=1GiB $(GO) test -count=1 -timeout 60m -run 'TestTenDays$$' ./autoscaler/tendays -seeds $(SEEDS) -seed $(SEED) -jobs $(JOBS) -days $(DAYS)
 
 # A failure leaves its input in testdata/fuzz of the package: mend the code, commit the input.
 FUZZTIME ?= 30s

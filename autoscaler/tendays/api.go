@@ -35,11 +35,12 @@ const (
 	callRunners
 	callRunner
 	callRepositories
+	callReached // a question that is asked while GitHub cannot be reached
 	callKinds
 )
 
 var callNames = [callKinds]string{
-	"generate-jitconfig", "delete runner", "find runner by name", "list runs", "list jobs of a run", "get job", "list runners", "get runner", "list repositories",
+	"generate-jitconfig", "delete runner", "find runner by name", "list runs", "list jobs of a run", "get job", "list runners", "get runner", "list repositories", "is GitHub back",
 }
 
 // api is GitHub as the App's client shows it to the controller.
@@ -66,78 +67,6 @@ func (a api) latency() time.Duration {
 func (a api) answer(ctx context.Context) error {
 	a.w.pass(a.latency())
 	return ctx.Err()
-}
-
-// ask makes one call, or several pages of one, up to the moment at which GitHub does what
-// is asked. Where GitHub has said to wait the client does not ask. A list of which the client
-// has the newest version is free.
-func (a api) ask(ctx context.Context, o *owner, k call, pages int, v *version) error {
-	for range pages {
-		if err := a.page(ctx, o, k, v != nil && v.read == v.now); err != nil {
-			return err
-		}
-	}
-	if v != nil {
-		v.read = v.now
-	}
-	return nil
-}
-
-func (a api) page(ctx context.Context, o *owner, k call, free bool) error {
-	w := a.w
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if o.paused > w.t {
-		return &fleet.RateLimited{Until: w.began.Add(o.paused)}
-	}
-	meter := fleet.MeterOf(ctx)
-	if meter != nil {
-		err := meter.Begin(ctx)
-		w.play(time.Since(w.began)) // it may have waited
-		if err != nil {
-			return err
-		}
-	}
-	w.calls++
-	w.pass(a.latency()) // what is sent arrives whatever becomes of the sender
-	w.fig.Calls[k]++
-	err := a.served(o, free)
-	if meter != nil {
-		reset := w.began.Add((o.hour + 1) * time.Hour)
-		meter.End(free, fleet.Rate{Limit: callsPerHour, Remaining: callsPerHour - o.used, Reset: reset}, err == nil)
-	}
-	if errors.Is(err, errServer) {
-		w.pass(a.latency())
-	}
-	return err
-}
-
-// served is what GitHub makes of a call, first of all.
-func (a api) served(o *owner, free bool) error {
-	w := a.w
-	if hour := w.t / time.Hour; hour != o.hour {
-		o.hour, o.used = hour, 0
-	}
-	switch {
-	case w.open(Outage), w.open(Errors) && int(w.chance(ofCall, w.calls, 0)%100) < w.percent:
-		w.fig.Errors++
-		return errServer
-	case w.openAt(Refused, slices.Index(ownerNames, o.name)):
-		w.fig.Errors++
-		return fleet.ErrRefused
-	case w.open(Limited):
-		w.fig.Errors++
-		o.paused = w.until[Limited]
-		return &fleet.RateLimited{Until: w.began.Add(o.paused)}
-	case free:
-		w.fig.Unchanged++
-		return nil
-	}
-	if o.used++; o.used > callsPerHour {
-		w.fail("%s: more than %d calls within an hour", o.name, callsPerHour)
-	}
-	return nil
 }
 
 // wrote lets the controller die of a write at GitHub if it is to.

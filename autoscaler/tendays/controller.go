@@ -23,6 +23,7 @@ type controller struct {
 	loop   *autoscaler.Loop
 	lists  *reconcile.Reconciler
 	server *hosts.Server
+	gate   *gate
 
 	decided time.Duration // when it decided last
 	next    time.Duration // when it will
@@ -48,6 +49,7 @@ const (
 func (w *world) start() {
 	c := &controller{w: w, decided: w.t - time.Hour}
 	c.ctx, c.end = context.WithCancel(context.Background())
+	c.gate = &gate{c: c, shut: map[*owner]time.Duration{}, strikes: map[*owner]int{}}
 	github := api{w, c}
 	store := port{w.books, c}
 	c.lists = reconcile.New(reconcile.Config{
@@ -55,13 +57,14 @@ func (w *world) start() {
 		Ours: func(name string) bool { return name[:3] == "mf-" },
 	})
 	c.loop = autoscaler.New(autoscaler.Config{
-		Store: store, GitHub: github, Pools: w.pools, Fresh: c.lists.Fresh,
+		Store: store, GitHub: github, Pools: w.pools, Trouble: c.gate.trouble,
+		Fresh: func() bool { return !c.gate.open && c.lists.Fresh() },
 		Rules: autoscaler.Rules{HostDeadline: deadline, MintsPerMinute: 120},
 	})
 	names := 0
 	var err error
 	c.server, err = hosts.New(hosts.Config{
-		Store: agents{b: w.books}, GitHub: github, Pools: w.pools, Live: deadline,
+		Store: agents{b: w.books}, GitHub: github, Pools: w.pools, Live: deadline, Held: c.gate.held,
 		Name: func(site, pool string) string { names++; return fmt.Sprintf("%s-%s-%d-%d", site, pool, w.t, names) },
 	})
 	if err != nil {

@@ -26,6 +26,7 @@ const (
 // owner is an account at GitHub, with one installation of the App.
 type owner struct {
 	w      *world
+	n      int // of ownerNames
 	name   string
 	queued []*job // the oldest first, those that no runner was offered
 	regs   []*registration
@@ -33,7 +34,6 @@ type owner struct {
 	assigning bool
 	hour      time.Duration // of which used counts
 	used      int
-	paused    time.Duration // GitHub wants no call before
 	listed    version
 	minted    []time.Duration
 }
@@ -54,7 +54,10 @@ type run struct {
 }
 
 // version tells whether a list has changed since it was read.
-type version struct{ now, read int }
+type version struct {
+	now, read int
+	by        *controller // that read it
+}
 
 // job is one at GitHub.
 type job struct {
@@ -98,15 +101,12 @@ type registration struct {
 
 func (w *world) addRepository(name string) {
 	who, repo, _ := strings.Cut(name, "/")
-	o := w.owners[who]
-	if o == nil {
-		o = &owner{w: w, name: who}
-		w.owners[who] = o
-	}
-	w.repos = append(w.repos, &repository{owner: o, Scope: fleet.Scope{Owner: who, Repo: repo}})
+	w.repos = append(w.repos, &repository{owner: w.ownerOf(fleet.Scope{Owner: who}), Scope: fleet.Scope{Owner: who, Repo: repo}})
 }
 
-func (w *world) ownerOf(s fleet.Scope) *owner { return w.owners[strings.ToLower(s.Owner)] }
+func (w *world) ownerOf(s fleet.Scope) *owner {
+	return w.owners[slices.IndexFunc(w.owners, func(o *owner) bool { return strings.EqualFold(o.name, s.Owner) })]
+}
 
 func (w *world) arrive(e Event) {
 	w.queue(&job{

@@ -25,6 +25,7 @@ type host struct {
 	linked   bool
 	powered  bool
 	backAt   time.Duration // of the link, or of the power
+	movedAt  time.Duration // when a VM took a slot or let it go
 	seen     bool          // by the controller that runs
 	instance int
 	sequence int64

@@ -3,6 +3,7 @@
 package tendays
 
 import (
+	"slices"
 	"time"
 
 	"github.com/minifleet/minifleet/fleet"
@@ -17,7 +18,15 @@ const (
 	mostUntold  = 65 * time.Minute
 	mostLeft    = 12 * time.Minute
 	recovery    = 15 * time.Minute // after the end of what excuses it
+	// Between two VMs a slot, or a place below a pool's limit, is free for seconds.
+	turnover = 30 * time.Second
 )
+
+// ended is a VM that is gone.
+type ended struct {
+	pool *fleet.Pool
+	at   time.Duration
+}
 
 // excused reports whether GitHub, the hosts or the controller are in trouble, or were a
 // moment ago.
@@ -35,6 +44,11 @@ func (w *world) excused() bool {
 	if w.controller == nil || w.t < w.startedAt+recovery {
 		return true
 	}
+	for _, until := range w.controller.gate.shut { // which can be longer than the window
+		if w.t < until+recovery {
+			return true
+		}
+	}
 	for _, h := range w.hosts {
 		if !h.reachable() || w.t < h.backAt+recovery {
 			return true
@@ -50,9 +64,12 @@ func (w *world) patrol() {
 		return
 	}
 	w.fig.Watched += patrolEvery
+	w.ended = slices.DeleteFunc(w.ended, func(e ended) bool { return w.t-e.at > turnover })
 	free := 0
 	for _, h := range w.hosts {
-		free += max(0, h.slots()-h.slotsTaken())
+		if w.t-h.movedAt > turnover {
+			free += max(0, h.slots()-h.slotsTaken())
+		}
 	}
 	for _, o := range w.owners {
 		for _, j := range o.queued {
@@ -97,6 +114,11 @@ func (w *world) hasRoom(j *job) bool {
 			continue
 		}
 		n := 0
+		for _, e := range w.ended {
+			if e.pool.Name == p.Name {
+				n++
+			}
+		}
 		for _, h := range w.hosts {
 			for _, v := range h.vms {
 				if v.pool.Name == p.Name && v.state != fleet.ObservedGone {

@@ -108,7 +108,7 @@ func (v *vm) begin() {
 	if h.slotsTaken() >= h.slots() {
 		return
 	}
-	v.slot = true
+	v.slot, h.movedAt = true, w.t
 	w.fig.VMs++
 	v.show(fleet.ObservedPreparing)
 	v.then(v.span(500*time.Millisecond, 2*time.Second, ofBoot), func() {
@@ -271,7 +271,8 @@ func (v *vm) teardown(failure, result string) {
 		if v.host.instance != life || !v.host.powered {
 			return
 		}
-		v.slot, v.host.news = false, true
+		v.slot, v.host.news, v.host.movedAt = false, true, w.t
+		w.ended = append(w.ended, ended{v.pool, w.t})
 		v.show(fleet.ObservedDestroying)
 		v.host.soon(50 * time.Millisecond)
 		for _, o := range v.host.vms {

@@ -28,8 +28,9 @@ type Options struct {
 
 // Result is what came of a run.
 type Result struct {
-	Failure string // which law was broken, "" if none was
-	Digest  uint64 // of the history
+	Failure string        // which law was broken, "" if none was
+	At      time.Duration // when it was, or the end
+	Digest  uint64        // of the history
 	History []string
 	Figures Figures
 }
@@ -54,8 +55,9 @@ type world struct {
 
 	hosts  []*host
 	byHost map[fleet.HostID]*host
+	ended  []ended // a moment ago
 
-	owners  map[string]*owner
+	owners  []*owner
 	repos   []*repository
 	jobs    map[int]*job // by their number in the script
 	byID    map[fleet.JobID]*job
@@ -84,7 +86,7 @@ type brokenLaw string
 func Run(s Script, o Options) (out Result) {
 	w := newWorld(s, o)
 	defer func() {
-		out.Digest, out.History, out.Figures = w.digest, w.log, w.fig
+		out.Digest, out.History, out.Figures, out.At = w.digest, w.log, w.fig, w.t
 		switch r := recover().(type) {
 		case nil:
 		case brokenLaw:
@@ -136,12 +138,15 @@ const mostCalls = 4
 func newWorld(s Script, o Options) *world {
 	w := &world{
 		Script: s, Options: o, began: time.Now(), digest: 14695981039346656037,
-		owners: map[string]*owner{}, jobs: map[int]*job{}, byID: map[fleet.JobID]*job{}, fates: map[fate]Event{},
+		jobs: map[int]*job{}, byID: map[fleet.JobID]*job{}, fates: map[fate]Event{},
 		regs: map[int64]*registration{}, at: map[placed]time.Duration{}, byHost: map[fleet.HostID]*host{},
 	}
 	w.books = books.New(w.now)
 	w.books.Reuse = true
 	w.books.Changed = w.changed
+	for i, name := range ownerNames {
+		w.owners = append(w.owners, &owner{w: w, n: i, name: name})
+	}
 	for _, name := range repositories {
 		w.addRepository(name)
 	}
@@ -168,7 +173,10 @@ func site(slots int) []fleet.Pool {
 	}
 }
 
-func (w *world) now() time.Time { return w.began.Add(w.t) }
+func (w *world) now() time.Time { return w.date(w.t) }
+
+// date is a moment of the run on the clock.
+func (w *world) date(t time.Duration) time.Time { return w.began.Add(t) }
 
 // begin puts the script's events in order of time.
 func (w *world) begin() {
