@@ -151,3 +151,19 @@ func TestBill(t *testing.T) {
 		})
 	}
 }
+
+// While GitHub answers nothing it is hardly asked anything, whatever waits.
+func TestHardlyAsksWhileGitHubIsAway(t *testing.T) {
+	t.Parallel()
+	s := tendays.Script{Seed: 1, Hosts: 6, End: 4 * time.Hour, Events: []tendays.Event{{At: time.Hour, Kind: tendays.Outage, For: 2 * time.Hour}}}
+	for n := range 40 {
+		s.Events = append(s.Events, tendays.Event{At: time.Hour - time.Minute + time.Duration(n)*5*time.Second, Kind: tendays.Arrive, Job: n + 1, C: 1, For: time.Minute})
+	}
+	r := play(t, s, tendays.Options{})
+	if r.Failure != "" || len(r.Figures.Waits) != 40 {
+		t.Errorf("%q; of 40 jobs %d were taken", r.Failure, len(r.Figures.Waits))
+	}
+	if most := 2 * 60 * 2; r.Figures.Errors > most || r.Figures.Errors < 60 {
+		t.Errorf("%d calls within two hours had no answer, want at most %d, one or two a minute", r.Figures.Errors, most)
+	}
+}
