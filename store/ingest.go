@@ -7,6 +7,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/minifleet/minifleet/crashpoint"
@@ -230,8 +231,14 @@ func (t *tx) unbind(id fleet.JobID) error {
 }
 
 // learnInstallation takes in what a delivery tells. An id that was deleted never
-// comes back, so late news of it is old.
+// comes back, so late news of it is old. What was refused there is tried again: the App may
+// have been resumed, or been given a permission or a repository.
 func (t *tx) learnInstallation(i fleet.Installation) error {
+	if !i.Suspended && !i.Deleted {
+		if err := t.tryAgain(i.Account); err != nil {
+			return err
+		}
+	}
 	return t.saveInstallation(i, ` WHERE installations.deleted = 0`)
 }
 
@@ -250,13 +257,24 @@ func (s *Store) InstallationIDs(ctx context.Context) ([]int64, error) {
 
 // SetInstallations takes in GitHub's own list. Of those that were known before it
 // was asked for, the ones that it lacks are deleted; what a delivery told meanwhile
-// stays. What an earlier list lacked by mistake is there again.
+// stays. What an earlier list lacked by mistake is there again. Where the App is now and
+// was not, what was refused is tried again.
 func (s *Store) SetInstallations(ctx context.Context, list []fleet.Installation, before []int64) error {
 	return s.change(ctx, func(t *tx) error {
 		t.touched.installations = true
+		rows, err := t.QueryContext(t.ctx, `SELECT id FROM installations WHERE deleted = 0 AND suspended = 0`)
+		served, err := collect(rows, err, func(row scanner) (id int64, err error) { return id, row.Scan(&id) })
+		if err != nil {
+			return fmt.Errorf("read installations: %w", err)
+		}
 		there := map[int64]bool{}
 		for _, i := range list {
 			there[i.ID] = true
+			if !i.Suspended && !slices.Contains(served, i.ID) {
+				if err := t.tryAgain(i.Account); err != nil {
+					return err
+				}
+			}
 			if err := t.saveInstallation(i, ""); err != nil {
 				return err
 			}

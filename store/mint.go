@@ -114,6 +114,15 @@ func (t *tx) granted(r fleet.Runner) error {
 	return t.exec(`DELETE FROM refusals WHERE pool = $1 AND scope = $2`, at.Pool, at.Scope)
 }
 
+// tryAgain ends the rests of pools that GitHub refused in an account's scopes: what it
+// refused for may hold no more. How often it did still counts, so that one job tries before
+// the others do.
+func (t *tx) tryAgain(account string) error {
+	t.touched.refused = true
+	inside := strings.ToLower(account) + "/"
+	return t.exec(`UPDATE refusals SET last_at = 0 WHERE scope = $1 OR substr(scope, 1, $2) = $3`, strings.ToLower(account), len(inside), inside)
+}
+
 // RegistrationDeleted confirms that GitHub has the registration no more.
 func (s *Store) RegistrationDeleted(ctx context.Context, id fleet.RunnerID, attempt int) error {
 	return s.register(ctx, id, attempt, fleet.RegDeleted, "registration deleted at GitHub", nil)

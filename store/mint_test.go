@@ -178,6 +178,57 @@ func testMint(t *testing.T, open opener) {
 			t.Errorf("%d refusals are still counted", n)
 		}
 	})
+	t.Run("news that the App is there ends the rest of what was refused in its account", func(t *testing.T) {
+		t.Parallel()
+		beta := fleet.Installation{ID: 2, Account: "Beta"}
+		for name, c := range map[string]struct {
+			before, list []fleet.Installation // GitHub's list, before and after the refusals
+			told         *fleet.Installation
+			again        bool
+		}{
+			"resumed, added to a repository, or given a permission": {told: &fleet.Installation{ID: 1, Account: "ACME"}, again: true},
+			"suspended":                  {told: &fleet.Installation{ID: 1, Account: "Acme", Suspended: true}},
+			"removed":                    {told: &fleet.Installation{ID: 1, Account: "Acme", Deleted: true}},
+			"another account":            {told: &fleet.Installation{ID: 1, Account: "Ac"}},
+			"found by the list":          {list: []fleet.Installation{beta, {ID: 1, Account: "Acme"}}, again: true},
+			"resumed, by the list":       {before: []fleet.Installation{{ID: 1, Account: "Acme", Suspended: true}}, list: []fleet.Installation{{ID: 1, Account: "Acme"}}, again: true},
+			"still suspended":            {before: []fleet.Installation{beta}, list: []fleet.Installation{beta, {ID: 1, Account: "Acme", Suspended: true}}},
+			"listed as it was":           {before: []fleet.Installation{{ID: 1, Account: "Acme"}}, list: []fleet.Installation{beta, {ID: 1, Account: "Acme"}}},
+			"another, found by the list": {list: []fleet.Installation{beta}},
+		} {
+			t.Run(name, func(t *testing.T) {
+				w := newWorld(t, open)
+				h := w.host("a", 3)
+				w.must(w.s.SetInstallations(w.ctx(), c.before, nil))
+				at := w.Now()
+				for i, scope := range []fleet.Scope{acme, {Owner: acme.Owner}} {
+					id := w.armed(h, fleet.JobID(i+1))
+					w.carry(fleet.Plan{Disarms: []fleet.Disarm{{Runner: id, Version: w.runner(id).Version}}})
+					w.carry(fleet.Plan{Arms: []fleet.Arm{{Runner: id, Version: w.runner(id).Version, Scope: scope, Job: fleet.JobID(i + 1)}}})
+					m, err := w.s.BeginMint(w.ctx(), h, id, fmt.Sprint("mf-", i))
+					w.must(err)
+					at = w.Now()
+					w.must(w.s.MintRefused(w.ctx(), id, m.Attempt, "not installed", true))
+				}
+				if c.told != nil {
+					_, err := w.s.Ingest(w.ctx(), fleet.Ingest{Delivery: w.delivery("told", fleet.DeliveryProcessed), Installation: c.told})
+					w.must(err)
+				} else {
+					w.must(w.s.SetInstallations(w.ctx(), c.list, nil))
+				}
+				refused := w.state().Refused
+				if len(refused) != 2 {
+					t.Errorf("%d are counted, want 2", len(refused))
+				}
+				for in, r := range refused {
+					if r.LastAt.IsZero() != c.again || !c.again && !r.LastAt.Equal(at) || r.Times != 1 || r.Reason != "not installed" {
+						t.Errorf("%s: %+v", in.Scope, r)
+					}
+				}
+				w.mirrored()
+			})
+		}
+	})
 	t.Run("vetoed", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t, open)

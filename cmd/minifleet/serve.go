@@ -487,7 +487,7 @@ func (c *controller) refreshInstallations(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.loop.Wake() // where the App is gone or back, jobs wait for another reason
+	defer c.loop.Wake() // where the App is gone or back, jobs wait for another reason, or no more
 	crashpoint.Reached(crashpoint.InstallationsListed)
 	if err := c.store.SetInstallations(ctx, list, before); err != nil {
 		return err
