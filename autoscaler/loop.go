@@ -4,7 +4,6 @@ package autoscaler
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"maps"
 	"sync"
@@ -12,7 +11,6 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
-	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
 )
 
@@ -61,9 +59,10 @@ type Loop struct {
 	wake    chan struct{}
 	started time.Time
 
-	mu          sync.Mutex // guards the four below
+	mu          sync.Mutex // guards the five below
 	troubled    map[fleet.PoolScope]time.Time
 	deleting    map[fleet.RunnerID]bool
+	undeleted   map[fleet.RunnerID]time.Time // since when a deletion that was warned of fails
 	reported    map[fleet.HostID]bool
 	explanation explanation
 
@@ -92,7 +91,8 @@ func New(c Config) *Loop {
 	}
 	return &Loop{
 		c: c, wake: make(chan struct{}, 1), started: time.Now(),
-		troubled: map[fleet.PoolScope]time.Time{}, deleting: map[fleet.RunnerID]bool{}, reported: map[fleet.HostID]bool{},
+		troubled: map[fleet.PoolScope]time.Time{}, deleting: map[fleet.RunnerID]bool{}, undeleted: map[fleet.RunnerID]time.Time{},
+		reported: map[fleet.HostID]bool{},
 	}
 }
 
@@ -306,55 +306,6 @@ func (l *Loop) explainAll(ctx context.Context) (map[fleet.JobID]fleet.Wait, erro
 	defer l.mu.Unlock()
 	l.explanation = e
 	return e.waits, nil
-}
-
-// givenUp is how long a deletion that GitHub refuses is repeated: an ephemeral
-// runner that was offline for a day is removed by GitHub itself.
-const givenUp = 25 * time.Hour
-
-// delete carries out one recorded deletion and confirms what became of it.
-func (l *Loop) delete(ctx context.Context, d fleet.Deletion) {
-	defer func() {
-		l.mu.Lock()
-		delete(l.deleting, d.Runner)
-		l.mu.Unlock()
-		l.Wake()
-	}()
-	var age time.Duration
-	if !d.Since.IsZero() {
-		age = time.Since(d.Since)
-	}
-	crashpoint.Reached(crashpoint.DeleteIntended)
-	err := l.c.GitHub.Unregister(ctx, d.Ref)
-	if ctx.Err() != nil {
-		return // recorded as deleting: the next run repeats it
-	}
-	var limited *fleet.RateLimited
-	log := l.c.Log.With("runner", d.Runner, "registration", d.Ref.Name, "scope", d.Ref.Scope.String())
-	switch {
-	case err == nil:
-		crashpoint.Reached(crashpoint.DeleteDone)
-		err = l.c.Store.RegistrationDeleted(ctx, d.Runner, d.Attempt)
-	case errors.Is(err, fleet.ErrRunnerBusy):
-		crashpoint.Reached(crashpoint.DeleteVetoed)
-		log.Info("registration not deleted: GitHub says that it runs a job")
-		err = l.c.Store.DeleteVetoed(ctx, d.Runner, d.Attempt, time.Now().Add(time.Minute))
-	case errors.As(err, &limited):
-		log.Warn("registration not deleted yet", "error", err)
-		err = l.c.Store.DeleteFailed(ctx, d.Runner, d.Attempt, limited.Until)
-	case errors.Is(err, fleet.ErrRefused) && age > givenUp:
-		log.Error("registration given up: GitHub refuses to delete it, and removes it by itself when it was offline for a day", "error", err)
-		err = l.c.Store.RegistrationDeleted(ctx, d.Runner, d.Attempt)
-	default:
-		crashpoint.Reached(crashpoint.DeleteFailed)
-		log.Warn("registration not deleted yet", "error", err)
-		pause := min(max(10*time.Second, age/2), 10*time.Minute)
-		err = l.c.Store.DeleteFailed(ctx, d.Runner, d.Attempt, time.Now().Add(pause))
-	}
-	if err != nil && ctx.Err() == nil {
-		log.Error("outcome of a deletion not stored", "error", err)
-		pause(ctx, time.Second) // the store is in trouble: do not ask GitHub in a circle
-	}
 }
 
 // pause reports whether it was not cut short.

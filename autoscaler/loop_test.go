@@ -3,10 +3,13 @@
 package autoscaler_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -363,6 +366,76 @@ func TestLoopDeletionsThatFailForLong(t *testing.T) {
 				defer stop()
 				if _, outcomes := m.got(); !slices.Equal(outcomes, []string{c.want}) {
 					t.Errorf("got %q, want %q", outcomes, c.want)
+				}
+			})
+		})
+	}
+}
+
+// A deletion that fails is warned of once, however often it is repeated, and its end is told;
+// one that succeeds at once is not told of at all.
+func TestLoopWarnsOfADeletionOnce(t *testing.T) {
+	limited := func() error { return &fleet.RateLimited{Until: time.Now().Add(time.Minute)} }
+	for name, c := range map[string]struct {
+		answers []func() error // in turn
+		age     time.Duration
+		want    []string
+	}{
+		"deleted at once": {[]func() error{func() error { return nil }}, 0, nil},
+		"deleted at last": {
+			[]func() error{func() error { return fleet.ErrUncertain }, limited, func() error { return fleet.ErrUncertain }, func() error { return nil }},
+			0,
+			[]string{"WARN registration not deleted yet", "DEBUG registration still not deleted", "DEBUG registration still not deleted", "INFO registration deleted at last"},
+		},
+		"limited, then deleted": {
+			[]func() error{limited, func() error { return nil }},
+			0,
+			[]string{"WARN registration not deleted yet", "INFO registration deleted at last"},
+		},
+		"a job, and then again": {
+			[]func() error{func() error { return fleet.ErrUncertain }, func() error { return fleet.ErrRunnerBusy }, func() error { return fleet.ErrUncertain }},
+			0,
+			[]string{"WARN registration not deleted yet", "INFO registration not deleted: GitHub says that it runs a job", "WARN registration not deleted yet"},
+		},
+		"given up": {
+			[]func() error{func() error { return fleet.ErrUncertain }, func() error { return fleet.ErrRefused }},
+			26 * time.Hour,
+			[]string{"WARN registration not deleted yet", "ERROR registration given up: GitHub refuses to delete it, and removes it by itself when it was offline for a day"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMemory()
+				m.leftovers(1)
+				m.state.Runners[0].Since = time.Now().Add(-c.age)
+				asked := 0 // one call at a time
+				config := site(m, func(context.Context, fleet.RegistrationRef) error {
+					asked++
+					return c.answers[asked-1]()
+				})
+				var lines bytes.Buffer
+				config.Log = slog.New(slog.NewTextHandler(&lines, &slog.HandlerOptions{Level: slog.LevelDebug}))
+				_, stop := run(t, config)
+				for range len(c.answers) - 1 {
+					m.mu.Lock()
+					next := m.state.Runners[0].DeleteAfter
+					m.mu.Unlock()
+					time.Sleep(time.Until(next) + time.Second)
+					synctest.Wait()
+				}
+				stop()
+				var got []string
+				for line := range strings.Lines(lines.String()) {
+					_, rest, _ := strings.Cut(line, "level=")
+					level, rest, _ := strings.Cut(rest, " msg=")
+					if !strings.Contains(rest, "runner=r0") || strings.HasPrefix(rest, "\"delete registration\"") {
+						continue
+					}
+					text, _, _ := strings.Cut(strings.TrimPrefix(rest, "\""), "\"")
+					got = append(got, level+" "+text)
+				}
+				if diff := cmp.Diff(c.want, got); diff != "" {
+					t.Errorf("logged (-want +got):\n%s", diff)
 				}
 			})
 		})
