@@ -14,8 +14,7 @@ import (
 )
 
 // ActiveJobs returns the jobs, in the latest attempt, of every run of a repository
-// that is queued or in progress: a run in progress can hold queued jobs. GitHub has
-// no list of queued jobs. What it returns can lack a run that began or moved on
+// that is not over and may hold queued jobs. GitHub has no list of queued jobs. What it returns can lack a run that began or moved on
 // meanwhile, and the oldest of more than a thousand: absence proves nothing. What has not
 // changed since it was asked for last costs nothing of GitHub's hourly limit.
 func (a *App) ActiveJobs(ctx context.Context, owner, repo string) ([]fleet.JobNews, error) {
@@ -42,12 +41,15 @@ func (a *App) ActiveJobs(ctx context.Context, owner, repo string) ([]fleet.JobNe
 	return out, nil
 }
 
-// activeRuns lists queued runs before those in progress, so that a run which starts
-// meanwhile is in one of the two.
+// activeRuns lists the runs with jobs that a runner can be given. GitHub says of a run what
+// it says of the job that got least far (cli/cli#13972): one of which a job is behind others
+// of its concurrency group, or at a gate, is pending or waiting while another of its jobs is
+// queued (skillberry-ai/cap-evolve#228). One that is requested has none that was queued. The
+// order is that in which runs go on, so that one which does meanwhile is in one of the lists.
 func (a *App) activeRuns(ctx context.Context, scope fleet.Scope) ([]int64, error) {
 	var ids []int64
 	seen := map[int64]bool{}
-	for _, status := range []string{"queued", "in_progress"} {
+	for _, status := range []string{"pending", "waiting", "queued", "in_progress"} {
 		what := fmt.Sprintf("list runs of %s that are %s", scope, status)
 		err := a.pagesAt(ctx, scope, what, func(ctx context.Context, c *github.Client, page github.ListOptions) (*github.Response, error) {
 			list, resp, err := c.Actions.ListRepositoryWorkflowRuns(ctx, scope.Owner, scope.Repo, &github.ListWorkflowRunsOptions{Status: status, ListOptions: page})

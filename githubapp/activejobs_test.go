@@ -85,6 +85,36 @@ func TestActiveJobs(t *testing.T) {
 	}
 }
 
+// A queued job is found whatever GitHub says of its run: one job at a gate, or behind others of
+// its concurrency group, hides another that a runner could be given.
+func TestQueuedJobsOfRunsThatWait(t *testing.T) {
+	o := newOdd(t)
+	runs := map[string]int64{"queued": 1, "in_progress": 2, "waiting": 3, "pending": 4, "completed": 5}
+	o.on("GET /repos/acme/rockets/actions/runs", func(w http.ResponseWriter, r *http.Request) {
+		id := runs[r.URL.Query().Get("status")]
+		reply(w, http.StatusOK, fmt.Sprintf(`{"total_count":1,"workflow_runs":[{"id":%d}]}`, id))
+	})
+	for status, id := range runs {
+		o.on(fmt.Sprintf("GET /repos/acme/rockets/actions/runs/%d/jobs", id), replying(http.StatusOK, fmt.Sprintf(
+			`{"total_count":2,"jobs":[{"id":%d,"run_id":%d,"status":"queued","labels":["macOS"]},{"id":%d,"run_id":%d,"status":%q,"labels":["macOS"]}]}`,
+			10*id, id, 10*id+1, id, status)))
+	}
+	list, err := o.app().ActiveJobs(t.Context(), "acme", "rockets")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var queued []fleet.JobID
+	for _, n := range list {
+		if n.Event == fleet.SeenQueued && n.Job.ID%10 == 0 {
+			queued = append(queued, n.Job.ID)
+		}
+	}
+	slices.Sort(queued)
+	if want := []fleet.JobID{10, 20, 30, 40}; !slices.Equal(queued, want) {
+		t.Errorf("queued jobs %v, want %v", queued, want)
+	}
+}
+
 // A run that goes between two calls hides no other; any other failure spoils the list.
 func TestActiveJobsWhileRunsGo(t *testing.T) {
 	sim, a, _ := newSim(t)

@@ -23,7 +23,7 @@ const (
 	// Of what can be spent at once a part is kept for what is in doubt.
 	reserved = 4
 	// What a look costs at most, mostly: less is not begun with.
-	usualLook = 3
+	usualLook = 5
 	// Below these parts of what the installation has left nothing is looked at, and
 	// nothing is asked for either, until GitHub's hour is over: runners need it.
 	floorLooks  = 5

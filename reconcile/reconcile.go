@@ -37,7 +37,7 @@ type Store interface {
 // is complete as far as GitHub's lists are, or an error. Each call is made by the meter of
 // its context.
 type GitHub interface {
-	// ActiveJobs returns the jobs of a repository's runs that are queued or in progress.
+	// ActiveJobs returns the jobs of a repository's runs that are not over.
 	ActiveJobs(ctx context.Context, repo fleet.Scope) ([]fleet.JobNews, error)
 	Job(ctx context.Context, repo fleet.Scope, id fleet.JobID) (fleet.JobNews, bool, error)
 	// Covered returns the repositories that the installation of a scope covers.

@@ -190,7 +190,7 @@ func (w *world) repository(s fleet.Scope) *repository {
 	return nil
 }
 
-// ActiveJobs lists the jobs of the runs that are queued or in progress.
+// ActiveJobs lists the jobs of the runs that are not over.
 func (a api) ActiveJobs(ctx context.Context, scope fleet.Scope) ([]fleet.JobNews, error) {
 	repo := a.w.repository(scope)
 	if err := a.ask(ctx, repo.owner, callRuns, 2*pages(len(repo.active)), &repo.listed); err != nil {

@@ -66,7 +66,7 @@ func (p gitHubPort) Unregister(ctx context.Context, ref fleet.RegistrationRef) e
 	return inDomain(p.app.DeleteRunner(ctx, ref.Scope, ref.ID))
 }
 
-// ActiveJobs lists the jobs of a repository's runs that are queued or in progress.
+// ActiveJobs lists the jobs of a repository's runs that are not over.
 func (p gitHubPort) ActiveJobs(ctx context.Context, repo fleet.Scope) ([]fleet.JobNews, error) {
 	list, err := p.app.ActiveJobs(ctx, repo.Owner, repo.Repo)
 	return list, inDomain(err)
