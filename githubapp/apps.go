@@ -220,10 +220,10 @@ func (s *Apps) RunJobs(ctx context.Context, repo fleet.Scope, run int64) (list [
 	return list, err
 }
 
-// Token is that of an App.
-func (s *Apps) Token(ctx context.Context, scope fleet.Scope) (token secret.Text, err error) {
+// RegistrationToken is that of an App.
+func (s *Apps) RegistrationToken(ctx context.Context, scope fleet.Scope) (token secret.Text, err error) {
 	err = s.anyOf(scope, func(a *App) (err error) {
-		token, err = a.Token(ctx, scope)
+		token, err = a.RegistrationToken(ctx, scope)
 		return err
 	})
 	return token, err

@@ -8,19 +8,32 @@ import (
 	"net/url"
 	"strings"
 
+	"github.com/google/go-github/v62/github"
+
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/secret"
 )
 
-// Token returns an installation token for a scope, for a client that signs its own
-// requests: that of runner scale sets. It is good for some minutes at least.
-func (a *App) Token(ctx context.Context, scope fleet.Scope) (secret.Text, error) {
-	var token string
-	err := a.at(ctx, scope, fmt.Sprintf("sign in at %s", scope), a.callTimeout, func(ctx context.Context, in *installation) (err error) {
-		token, err = in.sign.Token(ctx)
+// RegistrationToken returns a token by which runners are registered in a scope, for a client
+// that does so at another service of GitHub's: that of runner scale sets.
+func (a *App) RegistrationToken(ctx context.Context, scope fleet.Scope) (secret.Text, error) {
+	what := fmt.Sprintf("get a registration token for %s", scope)
+	var made *github.RegistrationToken
+	err := a.at(ctx, scope, what, a.callTimeout, func(ctx context.Context, in *installation) (err error) {
+		if scope.Repo == "" {
+			made, _, err = in.client.Actions.CreateOrganizationRegistrationToken(ctx, scope.Owner)
+		} else {
+			made, _, err = in.client.Actions.CreateRegistrationToken(ctx, scope.Owner, scope.Repo)
+		}
 		return err
 	})
-	return secret.New(token), err
+	if err != nil {
+		return secret.Text{}, err
+	}
+	if made.GetToken() == "" {
+		return secret.Text{}, fmt.Errorf("%s: GitHub's answer holds none", what)
+	}
+	return secret.New(made.GetToken()), nil
 }
 
 // RunJobs returns the jobs of a run, in its latest attempt; none if there is no such run.

@@ -4,7 +4,9 @@ package githubapp_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/githubapp"
@@ -30,13 +32,32 @@ func TestWebURL(t *testing.T) {
 func TestForScaleSets(t *testing.T) {
 	sim, a, _ := newSim(t)
 	ctx := t.Context()
-	token, err := a.Token(ctx, org)
+	token, err := a.RegistrationToken(ctx, org)
 	if err != nil || token.Empty() {
 		t.Errorf("a token: %v", err)
 	}
-	if _, err := a.Token(ctx, fleet.Scope{Owner: "nobody"}); !errors.Is(err, githubapp.ErrNotInstalled) {
+	if _, err := a.RegistrationToken(ctx, fleet.Scope{Owner: "nobody"}); !errors.Is(err, githubapp.ErrNotInstalled) {
 		t.Errorf("where the App is not installed: %v", err)
 	}
+	if err := sim.Inject(githubsim.Fault{Kind: githubsim.FaultRetryAfter, Delay: time.Minute, Path: "/registration-token"}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second is not sent
+		var limited *githubapp.RateLimited
+		if token, err := a.RegistrationToken(ctx, rocket); !errors.As(err, &limited) || !token.Empty() {
+			t.Errorf("within a limit: %v", err)
+		}
+	}
+	sent := 0
+	for _, r := range sim.Requests() {
+		if strings.HasSuffix(r.Path, "/repos/acme/rockets/actions/runners/registration-token") {
+			sent++
+		}
+	}
+	if sent != 1 {
+		t.Errorf("%d calls for a token were sent within a limit, want 1", sent)
+	}
+	sim, a, _ = newSim(t)
 	run, err := sim.QueueRun(githubsim.Workflow{Repo: "acme/rockets", Jobs: []githubsim.JobSpec{{Name: "a", Labels: []string{"x"}}, {Name: "b", Labels: []string{"x"}}}})
 	if err != nil {
 		t.Fatal(err)

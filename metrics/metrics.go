@@ -63,6 +63,9 @@ type Metrics struct {
 	decisions  *prometheus.HistogramVec
 	calls      *prometheus.CounterVec
 	callTime   *prometheus.HistogramVec
+	setCalls   *prometheus.CounterVec
+	setTime    *prometheus.HistogramVec
+	setPassed  *prometheus.CounterVec
 }
 
 // New returns metrics for Handler.
@@ -91,13 +94,16 @@ func New(c Config) *Metrics {
 		decisions:  decisions.histogram(.0001, .0005, .001, .005, .01, .05, .1, .5, 1, 5),
 		calls:      calls.counter(),
 		callTime:   callSeconds.histogram(.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30),
+		setCalls:   setCalls.counter(),
+		setTime:    setSeconds.histogram(.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30),
+		setPassed:  setPassed.counter(),
 	}
 	for _, s := range []fleet.DeliveryStatus{fleet.DeliveryProcessed, fleet.DeliveryIgnored, fleet.DeliveryFailed} {
 		m.deliveries.WithLabelValues(string(s))
 	}
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.deliveries, m.decisions, m.calls, m.callTime, books{c},
+		m.deliveries, m.decisions, m.calls, m.callTime, m.setCalls, m.setTime, m.setPassed, books{c},
 	)
 	return m
 }
@@ -126,3 +132,15 @@ func (m *Metrics) Called(app, installation int64, class, status string, took tim
 		m.callTime.WithLabelValues(class).Observe(took.Seconds())
 	}
 }
+
+// SetCalled notes a call of the service behind the scale set of a pool: its kind, and the
+// status of the answer or a word for why there is none.
+func (m *Metrics) SetCalled(pool, kind, status string, took time.Duration) {
+	m.setCalls.WithLabelValues(pool, kind, status).Inc()
+	if kind != "poll" {
+		m.setTime.WithLabelValues(kind).Observe(took.Seconds())
+	}
+}
+
+// PassedOver notes a message of a pool's scale set that was not understood.
+func (m *Metrics) PassedOver(pool string) { m.setPassed.WithLabelValues(pool).Inc() }

@@ -78,6 +78,9 @@ func scrape(t *testing.T, m *metrics.Metrics) (int, string) {
 
 func TestScrape(t *testing.T) {
 	m := newMetrics(books{state: fill()})
+	m.SetCalled("mac", "poll", "200", 50*time.Second)
+	m.SetCalled("mac", "register", "none", 2*time.Second)
+	m.PassedOver("mac")
 	m.Decided(2 * time.Millisecond)
 	m.Delivered(fleet.DeliveryIgnored)
 	m.Called(4, 9, "register", "201", 150*time.Millisecond)
@@ -103,10 +106,15 @@ func TestScrape(t *testing.T) {
 		`minifleet_github_call_seconds_count{class="register"} 1`,
 		`minifleet_github_unreachable{app="4"} 1`, `minifleet_github_calls_queued{app="4",priority="mint"} 3`,
 		`minifleet_github_rate_remaining{app="4",installation="9",resource="core"} 4321`,
+		`minifleet_scale_set_calls_total{kind="poll",pool="mac",status="200"} 1`, `minifleet_scale_set_call_seconds_count{kind="register"} 1`,
+		`minifleet_scale_set_messages_passed_over_total{pool="mac"} 1`,
 	} {
 		if !strings.Contains(text, "\n"+line+"\n") {
 			t.Errorf("the answer lacks %s", line)
 		}
+	}
+	if strings.Contains(text, `minifleet_scale_set_call_seconds_count{kind="poll"}`) {
+		t.Error("polls, which GitHub holds, are timed")
 	}
 	if t.Failed() {
 		t.Log(text)

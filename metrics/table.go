@@ -41,6 +41,9 @@ var (
 	decisions     = histogram("minifleet_decision_seconds", "time that a decision took")
 	calls         = counter("minifleet_github_calls_total", "calls of GitHub's API", "app", "installation", "class", "status")
 	callSeconds   = histogram("minifleet_github_call_seconds", "time until GitHub's answer was read", "class")
+	setCalls      = counter("minifleet_scale_set_calls_total", "calls of the service behind runner scale sets", "pool", "kind", "status")
+	setSeconds    = histogram("minifleet_scale_set_call_seconds", "time until its answer was read; polls apart, which it holds", "kind")
+	setPassed     = counter("minifleet_scale_set_messages_passed_over_total", "messages of scale sets that were not understood", "pool")
 	unreachable   = gauge("minifleet_github_unreachable", "1 while GitHub cannot be reached and calls wait", "app")
 	queued        = gauge("minifleet_github_calls_queued", "calls that wait for GitHub's limits", "app", "priority")
 	rateLimit     = gauge("minifleet_github_rate_limit", "GitHub's limit of calls in a period, as its last answer said", "app", "installation", "resource")
@@ -54,7 +57,7 @@ func List() []Metric {
 	return []Metric{
 		build, jobs, jobOldest, jobWaits, runners, poolFailures, hosts, hostSlots, hostSlotsUsed, mints, deliveries, caughtUp,
 		runnerBehind, runnerRefused, decisions,
-		calls, callSeconds, unreachable, queued, rateLimit, rateRemaining, rateReset,
+		calls, callSeconds, unreachable, queued, rateLimit, rateRemaining, rateReset, setCalls, setSeconds, setPassed,
 	}
 }
 

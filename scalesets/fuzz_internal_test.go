@@ -59,3 +59,12 @@ func FuzzJob(f *testing.F) {
 		}
 	})
 }
+
+// FuzzEnvelope: whatever an answer holds, it names a message that can be acknowledged or none.
+func FuzzEnvelope(f *testing.F) {
+	f.Fuzz(func(t *testing.T, body []byte) {
+		if e := envelopeOf(body); e.ID < 0 || e.ID == 0 && e != (envelope{}) {
+			t.Errorf("%+v", e)
+		}
+	})
+}

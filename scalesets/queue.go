@@ -34,6 +34,10 @@ func (s *set) poll(ctx context.Context, ses *scaleset.MessageSessionClient, last
 	var msg *scaleset.RunnerScaleSetMessage
 	err = s.callWithin(ctx, pollWithin, "read the message queue", func(ctx context.Context) (err error) {
 		msg, err = ses.GetMessage(ctx, last, room)
+		if err == nil && msg != nil && msg.Statistics == nil {
+			msg = nil
+			return errNoStatistics
+		}
 		return err
 	})
 	if err != nil && errors.Is(context.Cause(ctx), errCapacity) {
@@ -102,9 +106,6 @@ const handleWithin = 10 * time.Second
 func (s *set) handle(ctx context.Context, ses *scaleset.MessageSessionClient, msg *scaleset.RunnerScaleSetMessage) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), handleWithin)
 	defer cancel()
-	if msg.Statistics == nil {
-		return fmt.Errorf("message %d of the queue has no statistics", msg.MessageID)
-	}
 	if len(msg.JobAvailableMessages) > 0 {
 		ids := make([]int64, 0, len(msg.JobAvailableMessages))
 		for _, j := range msg.JobAvailableMessages {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/githubapp/githubsim"
+	"github.com/minifleet/minifleet/scalesets"
 )
 
 // A job from its beginning to its end, on servers that give jobs to scale sets and on those
@@ -53,6 +54,30 @@ func TestJobThroughScaleSet(t *testing.T) {
 			}
 			w.untilSet("all messages are acknowledged", func(s githubsim.ScaleSet) bool { return s.Unread == 0 && s.Assigned == 0 })
 			w.stop()
+			want := []scalesets.Call{
+				{Kind: "connect", Status: 200},
+				{Kind: "group", Status: 200},
+				{Kind: "set", Status: 200},
+				{Kind: "session", Status: 200},
+				{Kind: "session", Status: 204},
+				{Kind: "poll", Status: 200},
+				{Kind: "acknowledge", Status: 204},
+				{Kind: "register", Status: 200},
+			}
+			if acquire {
+				want = append(want, scalesets.Call{Kind: "acquire", Status: 200})
+			}
+			for _, call := range want {
+				call.Pool = "macs"
+				if _, seen := w.calls.LoadAndDelete(call); !seen {
+					t.Errorf("not observed: %+v", call)
+				}
+			}
+			w.calls.Delete(scalesets.Call{Pool: "macs", Kind: "poll"}) // broken off at the end, or for the room
+			w.calls.Range(func(k, _ any) bool {
+				t.Errorf("observed: %+v", k)
+				return true
+			})
 			if s := w.sim.ScaleSets()[0]; s.Session != "" {
 				t.Errorf("after the end the session of %s is open", s.Session)
 			}

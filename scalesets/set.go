@@ -18,6 +18,7 @@ import (
 
 	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/fleet"
+	"github.com/minifleet/minifleet/secret"
 )
 
 // set is the scale set of one pool.
@@ -36,6 +37,7 @@ type set struct {
 	tally    tally
 	off      time.Time // since when the books differ from GitHub's count
 	compared time.Time // when GitHub was last asked for its count
+	odd      oddMessage
 }
 
 // tally is what GitHub said last of the number of a set's jobs.
@@ -47,10 +49,13 @@ const minting = 8
 func (s *Sets) newSet(p fleet.Pool) (*set, error) {
 	one := &set{Sets: s, pool: p, scope: p.Scopes[0], minters: make(chan *scaleset.Client, minting)}
 	one.log = s.c.Log.With("pool", p.Name, "scale_set", p.ScaleSet, "scope", one.scope.String())
-	one.wire = &wire{base: s.c.Transport, token: func(ctx context.Context) (string, error) {
-		token, err := s.c.GitHub.Token(ctx, one.scope)
-		return token.Reveal(), err
-	}}
+	one.wire = &wire{
+		base:   s.c.Transport,
+		signIn: func(ctx context.Context) (secret.Text, error) { return s.c.GitHub.RegistrationToken(ctx, one.scope) },
+		observe: func(kind string, status int, took time.Duration) {
+			s.c.Observe(Call{Pool: p.Name, Kind: kind, Status: status, Took: took})
+		},
+	}
 	var err error
 	if one.client, err = one.newClient(); err != nil {
 		return nil, err
@@ -69,7 +74,7 @@ func (s *Sets) newSet(p fleet.Pool) (*set, error) {
 func (s *set) newClient() (*scaleset.Client, error) {
 	return scaleset.NewClientWithPersonalAccessToken(scaleset.NewClientWithPersonalAccessTokenConfig{
 		GitHubConfigURL:     s.c.WebURL + "/" + s.scope.String(),
-		PersonalAccessToken: "put in by the transport",
+		PersonalAccessToken: "the App signs in",
 		SystemInfo:          scaleset.SystemInfo{System: "minifleet", Version: s.c.Version, Subsystem: "controller"},
 	}, scaleset.WithRetryableHTTPClint(s.wire.client()))
 }
@@ -164,7 +169,9 @@ func (s *set) listen(ctx context.Context, well func()) error {
 		case ctx.Err() != nil, errors.Is(err, errCapacity):
 			continue
 		case err != nil:
-			return err
+			if last, err = s.passOver(ctx, ses, err); err != nil {
+				return err
+			}
 		case msg != nil:
 			if err := s.handle(ctx, ses, msg); err != nil {
 				return err

@@ -38,8 +38,8 @@ type Store interface {
 
 // GitHub is what the App does for scale sets. Its errors are those of package fleet.
 type GitHub interface {
-	// Token returns an installation token for a scope.
-	Token(ctx context.Context, scope fleet.Scope) (secret.Text, error)
+	// RegistrationToken returns a token by which runners are registered in a scope.
+	RegistrationToken(ctx context.Context, scope fleet.Scope) (secret.Text, error)
 	// RunJobs returns the jobs of a run in its latest attempt, none if there is no such run.
 	RunJobs(ctx context.Context, repo fleet.Scope, run int64) ([]fleet.JobNews, error)
 }
@@ -64,10 +64,13 @@ type Config struct {
 	HostDeadline time.Duration
 	// Retry is the pause after a failure; it is doubled with each in a row, up to a minute.
 	// While somebody else reads a queue the pause is thirty times as long. 0 means 1 s.
-	Retry     time.Duration
-	Wake      func()            // called when there is news; must not block. nil: nobody
-	Transport http.RoundTripper // nil: an own one
-	Log       *slog.Logger
+	Retry time.Duration
+	Wake  func() // called when there is news; must not block. nil: nobody
+	// PassedOver is called for each message that is not understood; must not block. nil: nobody
+	PassedOver func(pool string)
+	Observe    func(Call)        // called after each request; must not block. nil: nobody
+	Transport  http.RoundTripper // nil: an own one
+	Log        *slog.Logger
 }
 
 // Sets are the scale sets of all pools that have one.
@@ -87,6 +90,12 @@ func New(c Config) (*Sets, error) {
 	c.Retry, c.Owner = cmp.Or(c.Retry, time.Second), cmp.Or(c.Owner, "minifleet")
 	if c.Wake == nil {
 		c.Wake = func() {}
+	}
+	if c.Observe == nil {
+		c.Observe = func(Call) {}
+	}
+	if c.PassedOver == nil {
+		c.PassedOver = func(string) {}
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

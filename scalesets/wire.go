@@ -23,6 +23,7 @@ import (
 	"github.com/hashicorp/go-retryablehttp"
 
 	"github.com/minifleet/minifleet/fleet"
+	"github.com/minifleet/minifleet/secret"
 )
 
 const (
@@ -37,12 +38,12 @@ const (
 	statusNotFound = http.StatusNotFound
 )
 
-// wire is below GitHub's library. It signs in with the App's own token, never repeats a
-// request by itself, reads each answer whole, turns limits into errors, and notes what
+// wire is below GitHub's library. It has the App sign in, never repeats a request by itself, reads each answer whole, turns limits into errors, and notes what
 // became of a call: the library's errors do not tell.
 type wire struct {
-	base  http.RoundTripper
-	token func(context.Context) (string, error)
+	base    http.RoundTripper
+	signIn  func(context.Context) (secret.Text, error) // gives a token that registers
+	observe func(kind string, status int, took time.Duration)
 
 	mu      sync.Mutex // guards service
 	service connection
@@ -70,21 +71,18 @@ func (w *wire) client() *retryablehttp.Client {
 
 // RoundTrip implements http.RoundTripper.
 func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
-	signIn := strings.HasSuffix(req.URL.Path, "/actions/runners/registration-token")
-	connect := strings.HasSuffix(req.URL.Path, "/actions/runner-registration")
-	out := req.Clone(req.Context()) // a RoundTripper must not change what it is given
-	if signIn {
-		token, err := w.token(req.Context())
-		if err != nil {
-			closeBody(req)
-			return nil, err
-		}
-		out.Header.Set("Authorization", "Bearer "+token)
+	kind := kindOfCall(req)
+	if kind == kindSignIn {
+		closeBody(req)
+		return w.signedIn(req)
 	}
 	n := noteOf(req.Context())
-	if signIn || connect {
+	if kind == kindConnect {
 		n = &note{} // not the call itself
 	}
+	status, began := 0, time.Now()
+	defer func() { w.observe(kind, status, time.Since(began)) }()
+	out := req.Clone(req.Context()) // a RoundTripper must not change what it is given
 	n.began()
 	resp, err := w.base.RoundTrip(out)
 	if err != nil {
@@ -101,19 +99,37 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 	if len(body) > maxAnswer {
 		return nil, fmt.Errorf("the answer is larger than %d MB", maxAnswer>>20)
 	}
-	n.answered(resp.StatusCode)
+	status = resp.StatusCode
+	n.answered(status, body)
 	if until, limited := limitedUntil(resp); limited {
 		return nil, &fleet.RateLimited{Until: until}
 	}
 	if resp.StatusCode >= 500 { // the library would make another kind of error of it each time
 		return nil, serverError(resp.StatusCode, body)
 	}
-	if connect && resp.StatusCode/100 == 2 {
+	if kind == kindConnect && resp.StatusCode/100 == 2 {
 		w.remember(body)
 	}
 	resp.Body = io.NopCloser(bytes.NewReader(body))
 	resp.ContentLength = int64(len(body))
 	return resp, nil
+}
+
+// signedIn answers the library's request for a token that registers by what the App is given,
+// whose calls keep to GitHub's limits.
+func (w *wire) signedIn(req *http.Request) (*http.Response, error) {
+	token, err := w.signIn(req.Context())
+	if err != nil {
+		return nil, err
+	}
+	body, err := json.Marshal(map[string]string{"token": token.Reveal()})
+	if err != nil {
+		return nil, err
+	}
+	return &http.Response{
+		Status: "201 Created", StatusCode: http.StatusCreated, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Request: req,
+		Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)),
+	}, nil
 }
 
 // serverError says what the service says of its own failure.
@@ -204,9 +220,10 @@ func (s *set) end(ctx context.Context, set int64, session string) error {
 
 // note is what became of the last request of a call.
 type note struct {
-	mu     sync.Mutex // guards the two below
+	mu     sync.Mutex // guards the three below
 	sent   bool       // it may have been carried out
 	status int        // of its answer, 0 if there was none
+	answer []byte
 }
 
 type noteKey struct{}
@@ -218,22 +235,23 @@ func noteOf(ctx context.Context) *note {
 	return &note{}
 }
 
-func (n *note) set(sent bool, status int) {
+func (n *note) set(sent bool, status int, answer []byte) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.sent, n.status = sent, status
+	n.sent, n.status, n.answer = sent, status, answer
 }
 
-func (n *note) began()              { n.set(true, 0) }
-func (n *note) notSent()            { n.set(false, 0) }
-func (n *note) answered(status int) { n.set(true, status) }
+func (n *note) began()                           { n.set(true, 0, nil) }
+func (n *note) notSent()                         { n.set(false, 0, nil) }
+func (n *note) answered(status int, body []byte) { n.set(true, status, body) }
 
 // callError is a call that failed otherwise than by a limit.
 type callError struct {
-	what   string
-	sent   bool
-	status int
-	err    error
+	what    string
+	sent    bool
+	status  int
+	message envelope // of the answer, if that is a message
+	err     error
 }
 
 func (e *callError) Error() string {
@@ -278,7 +296,7 @@ func (s *set) callWithin(ctx context.Context, limit time.Duration, what string, 
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return &callError{what: cmp.Or(what, "call GitHub"), sent: n.sent, status: n.status, err: err}
+	return &callError{what: cmp.Or(what, "call GitHub"), sent: n.sent, status: n.status, message: envelopeOf(n.answer), err: err}
 }
 
 // clean makes a foreign text fit for a log and a database.

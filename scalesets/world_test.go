@@ -11,10 +11,12 @@ import (
 	"encoding/pem"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,6 +62,9 @@ type world struct {
 	pools []fleet.Pool
 	sets  *scalesets.Sets
 	every time.Duration // without a message, until GitHub is asked for its count
+	wire  http.RoundTripper
+	odd   atomic.Int32 // messages that were passed over
+	calls sync.Map     // of scalesets.Call without the time, that were observed
 	log   *journal
 	stop  func()
 }
@@ -109,9 +114,9 @@ func (w *world) check(err error) {
 	}
 }
 
-// Token and RunJobs are the App's.
-func (w *world) Token(ctx context.Context, scope fleet.Scope) (secret.Text, error) {
-	return w.app.Token(ctx, scope)
+// RegistrationToken and RunJobs are the App's.
+func (w *world) RegistrationToken(ctx context.Context, scope fleet.Scope) (secret.Text, error) {
+	return w.app.RegistrationToken(ctx, scope)
 }
 
 func (w *world) RunJobs(ctx context.Context, repo fleet.Scope, run int64) ([]fleet.JobNews, error) {
@@ -135,6 +140,14 @@ func (w *world) run() {
 	var err error
 	w.sets, err = scalesets.New(scalesets.Config{
 		Store: w.store, GitHub: w, Pools: w.pools, WebURL: w.sim.URL(), Owner: "minifleet-test", Every: w.every, Absence: time.Hour,
+		Transport: w.wire, PassedOver: func(string) { w.odd.Add(1) },
+		Observe: func(c scalesets.Call) {
+			if c.Took <= 0 {
+				w.Errorf("%+v", c)
+			}
+			c.Took = 0
+			w.calls.Store(c, true)
+		},
 		Retry: 10 * time.Millisecond, Log: slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	w.must(err)

@@ -44,7 +44,10 @@ func (c *controller) scaleSets(pools []fleet.Pool, log *slog.Logger) (*scalesets
 		Store: c.store, GitHub: gitHubPort{c.app}, Pools: pools, WebURL: web,
 		Owner: "minifleet-" + c.store.Site(), Version: program.Version(),
 		Every: c.cfg.Timing.Reconcile, Absence: c.cfg.Timing.Absence, HostDeadline: c.cfg.Timing.HostDeadline,
-		Wake: c.loop.Wake, Log: log,
+		Wake: c.loop.Wake, PassedOver: c.metrics.PassedOver, Observe: func(call scalesets.Call) {
+			c.metrics.SetCalled(call.Pool, call.Kind, answered(call.Status), call.Took)
+		},
+		Log: log,
 	})
 }
 
@@ -61,9 +64,9 @@ func claimed(pools []fleet.Pool) func(fleet.Job) (string, bool) {
 	}
 }
 
-// Token returns an installation token for a scope.
-func (p gitHubPort) Token(ctx context.Context, scope fleet.Scope) (secret.Text, error) {
-	token, err := p.app.Token(ctx, scope)
+// RegistrationToken returns a token by which runners are registered in a scope.
+func (p gitHubPort) RegistrationToken(ctx context.Context, scope fleet.Scope) (secret.Text, error) {
+	token, err := p.app.RegistrationToken(ctx, scope)
 	return token, inDomain(err)
 }
 

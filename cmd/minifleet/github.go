@@ -217,15 +217,20 @@ func (p gitHubPort) rates() []metrics.Rate {
 // observe counts the App's calls.
 func observe(m *metrics.Metrics) func(githubapp.Call) {
 	return func(c githubapp.Call) {
-		status := "none"
-		switch {
-		case c.Held:
+		status := answered(c.Status)
+		if c.Held {
 			status = "held"
-		case c.Status != 0:
-			status = strconv.Itoa(c.Status)
 		}
 		m.Called(c.AppID, c.Installation, string(c.Class), status, c.Took)
 	}
+}
+
+// answered is the status of an answer in the metrics' words.
+func answered(status int) string {
+	if status == 0 {
+		return "none"
+	}
+	return strconv.Itoa(status)
 }
 
 // apps are how the Apps fare, for the metrics.
