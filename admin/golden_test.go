@@ -108,6 +108,41 @@ func TestExplanations(t *testing.T) {
 	}
 }
 
+// A job that its machine refused says so wherever an operator looks, and another does not.
+func TestRefusedJob(t *testing.T) {
+	t.Parallel()
+	store := admintest.Sample()
+	for i, j := range store.Jobs {
+		if j.ID == 9 {
+			store.Jobs[i].Conclusion = "failure"
+		}
+	}
+	for i, r := range store.Runners {
+		if r.Job == 9 || r.Job == 12 {
+			store.Runners[i].JobRefused = "the code comes from eve/demo"
+		}
+	}
+	h := start(t, store)
+	for path, want := range map[string]string{
+		"jobs/9":            `"refused":"the code comes from eve/demo"`,
+		"jobs/12":           `"refused":"the code comes from eve/demo"`,
+		"jobs?limit=50":     `"refused":"the code comes from eve/demo"`,
+		"jobs/9/explain":    "completed (failure), on runner mf-s1te-macos-15-old, whose guest ended it: the code comes from eve/demo",
+		"jobs/12/explain":   "at host mini-1, whose guest ends it: the code comes from eve/demo",
+		"runners/r-old":     `"job_refused":"the code comes from eve/demo"`,
+		"runners/r-boot":    `"id":"r-boot"`,
+		"jobs/11/explain":   "their-own-machine",
+		"jobs/8":            `"conclusion":"cancelled"`,
+		"runners?limit=50":  `"job_refused":"the code comes from eve/demo"`,
+		"jobs?state=queued": `"items"`,
+	} {
+		got := h.get(t, "/api/v1/"+path)
+		if got.status != http.StatusOK || !strings.Contains(got.body, want) || strings.Contains(got.body, "eve/demo") != strings.Contains(want, "eve/demo") {
+			t.Errorf("%s: %d %s, want %s", path, got.status, got.body, want)
+		}
+	}
+}
+
 // TestARunnerThatHasGoneIsNoError covers the time between two decisions.
 func TestARunnerThatHasGoneIsNoError(t *testing.T) {
 	t.Parallel()

@@ -40,7 +40,7 @@ func (h handlers) ListJobs(ctx context.Context, req api.ListJobsRequestObject) (
 	}
 	page := api.ListJobs200JSONResponse{Items: make([]api.Job, 0, len(jobs)), Next: next}
 	for _, j := range jobs {
-		row, err := h.jobWithWait(ctx, j)
+		row, err := h.jobRow(ctx, j)
 		if err != nil {
 			return nil, err
 		}
@@ -55,7 +55,7 @@ func (h handlers) GetJob(ctx context.Context, req api.GetJobRequestObject) (api.
 	if err != nil {
 		return nil, err
 	}
-	row, err := h.jobWithWait(ctx, job)
+	row, err := h.jobRow(ctx, job)
 	return api.GetJob200JSONResponse(row), err
 }
 
@@ -66,7 +66,7 @@ func (h handlers) ExplainJob(ctx context.Context, req api.ExplainJobRequestObjec
 		return nil, err
 	}
 	out := api.Explanation{}
-	if out.Job, err = h.jobWithWait(ctx, job); err != nil {
+	if out.Job, err = h.jobRow(ctx, job); err != nil {
 		return nil, err
 	}
 	switch job.State {
@@ -78,6 +78,9 @@ func (h handlers) ExplainJob(ctx context.Context, req api.ExplainJobRequestObjec
 		err = h.explainRunning(ctx, job, &out)
 	case fleet.JobCompleted:
 		out.Reason = explainCompleted(job)
+		if out.Job.Refused != "" {
+			out.Reason += ", whose guest ended it: " + out.Job.Refused
+		}
 	case fleet.JobWaiting:
 		out.Reason = "GitHub holds it behind a deployment gate: it wants a runner once it is approved"
 	default:
@@ -98,10 +101,16 @@ func (h handlers) job(ctx context.Context, id int64) (fleet.Job, error) {
 	return job, err
 }
 
-// jobWithWait adds the scheduler's reason to a job that waits.
-func (h handlers) jobWithWait(ctx context.Context, j fleet.Job) (api.Job, error) {
+// jobRow adds the scheduler's reason to a job that waits, and its machine's to one that the
+// machine refused.
+func (h handlers) jobRow(ctx context.Context, j fleet.Job) (api.Job, error) {
 	out := wireJob(j)
-	if j.State != fleet.JobQueued {
+	switch {
+	case j.State == fleet.JobInProgress, j.State == fleet.JobCompleted && j.RunnerName != "" && j.Conclusion != "success":
+		var err error
+		out.Refused, err = h.refusal(ctx, j)
+		return out, err
+	case j.State != fleet.JobQueued:
 		return out, nil
 	}
 	wait, known, err := h.Explainer.Explain(ctx, j.ID)
@@ -112,6 +121,21 @@ func (h handlers) jobWithWait(ctx context.Context, j fleet.Job) (api.Job, error)
 		out.Wait = api.Wait{Code: api.WaitCode(wait.Code), Reason: wait.Reason, Runner: string(wait.Runner)}
 	}
 	return out, nil
+}
+
+// refusal returns why a guest ended a job that GitHub gave its runner, empty if none did.
+func (h handlers) refusal(ctx context.Context, j fleet.Job) (string, error) {
+	var why string
+	err := each(func(p fleet.Page) ([]fleet.Runner, string, error) {
+		return h.Store.ListRunners(ctx, fleet.RunnerQuery{Page: p, Job: j.ID, All: true})
+	}, func(r fleet.Runner) bool {
+		why = r.JobRefused
+		return why == ""
+	})
+	if err != nil {
+		return "", fmt.Errorf("find the runners of job %d: %w", j.ID, err)
+	}
+	return why, nil
 }
 
 func (h handlers) explainQueued(ctx context.Context, out *api.Explanation) error {
@@ -142,6 +166,9 @@ func (h handlers) explainRunning(ctx context.Context, j fleet.Job, out *api.Expl
 		out.Reason = fmt.Sprintf("it runs on runner %s", runner.ID)
 		if out.Runner.HostName != "" {
 			out.Reason += " at host " + out.Runner.HostName
+		}
+		if runner.JobRefused != "" {
+			out.Reason += ", whose guest ends it: " + runner.JobRefused
 		}
 	case j.RunnerName == "":
 		out.Reason = "it runs, and GitHub has not said on which runner"

@@ -30,7 +30,7 @@ func wireRunner(r fleet.Runner, hostNames map[fleet.HostID]string) api.Runner {
 		Phase: api.Phase(r.Phase()), Since: wireTime(r.Since), MovedAt: wireTime(r.MovedAt), Progress: r.Progress,
 		Wanted: api.Wanted(r.Wanted), Observed: api.Observed(r.Observed), Registration: api.Registration(r.Registration),
 		Scope: r.Scope.String(), RunnerName: r.RunnerName, GitHubID: r.GitHubID, Attempts: r.Attempt,
-		Job: int64(r.Job), Version: r.Runner, Result: r.Result, Failure: r.Failure, Retired: r.Retired, HoldsSlot: r.HoldsSlot, Steps: wireSteps(r.Took),
+		Job: int64(r.Job), Version: r.Runner, Result: r.Result, JobRefused: r.JobRefused, Failure: r.Failure, Retired: r.Retired, HoldsSlot: r.HoldsSlot, Steps: wireSteps(r.Took),
 		CreatedAt: wireTime(r.CreatedAt), ArmedAt: wireTime(r.ArmedAt), RetiredAt: wireTime(r.RetiredAt),
 	}
 }

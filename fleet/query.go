@@ -25,6 +25,7 @@ type RunnerQuery struct {
 	Page
 	Pool string
 	Host HostID
+	Job  JobID // that GitHub gave it; 0: any or none
 	All  bool
 }
 

@@ -138,6 +138,9 @@ func (s *Store) ListRunners(ctx context.Context, in fleet.RunnerQuery) ([]fleet.
 	if in.Host != "" {
 		q.and("host = ?", string(in.Host))
 	}
+	if in.Job != 0 {
+		q.and("job = ?", int64(in.Job))
+	}
 	if !in.All {
 		q.and("is_over = 0")
 	}

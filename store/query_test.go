@@ -230,6 +230,18 @@ func testQueries(t *testing.T, open opener) {
 			}
 		}
 	})
+	t.Run("the runners of a job", func(t *testing.T) {
+		w := newWorld(t, open)
+		id := w.minted(w.host("a", 2), 1, "mf-1")
+		w.job(1, fleet.ToldInProgress, "mf-1")
+		for job, want := range map[fleet.JobID]int{1: 1, 2: 0} {
+			rows, _, err := w.s.ListRunners(w.ctx(), fleet.RunnerQuery{Job: job, All: true})
+			w.must(err)
+			if len(rows) != want || want == 1 && rows[0].ID != id {
+				t.Errorf("of job %d: %+v", job, rows)
+			}
+		}
+	})
 	t.Run("counts", func(t *testing.T) {
 		counts, err := w.s.RunnerCounts(w.ctx())
 		w.must(err)

@@ -174,7 +174,7 @@ func (s *Store) Job(_ context.Context, id fleet.JobID) (fleet.Job, bool, error) 
 // ListRunners returns a page of the runners that the query selects.
 func (s *Store) ListRunners(_ context.Context, q fleet.RunnerQuery) ([]fleet.Runner, string, error) {
 	return page(s, s.Runners, q.Page, func(r fleet.Runner) bool {
-		return (q.All || !r.Over()) && (q.Pool == "" || q.Pool == r.Pool) && (q.Host == "" || q.Host == r.Host)
+		return (q.All || !r.Over()) && (q.Pool == "" || q.Pool == r.Pool) && (q.Host == "" || q.Host == r.Host) && (q.Job == 0 || q.Job == r.Job)
 	})
 }
 

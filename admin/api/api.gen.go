@@ -648,6 +648,9 @@ type Job struct {
 	// QueuedAt When it was first known to be queued.
 	QueuedAt time.Time `json:"queued_at,omitempty,omitzero"`
 
+	// Refused Why the machine that GitHub gave it to ended it before its first step: the pool's policy does not run it. Left out if none did.
+	Refused string `json:"refused,omitempty,omitzero"`
+
 	// Repository `owner/name`.
 	Repository string `json:"repository"`
 
@@ -891,6 +894,9 @@ type Runner struct {
 
 	// Job The id of the job that GitHub gave it.
 	Job int64 `json:"job,omitempty,omitzero"`
+
+	// JobRefused Why its guest ended that job before its first step: the pool's policy does not run it. Left out if it did not.
+	JobRefused string `json:"job_refused,omitempty,omitzero"`
 
 	// MovedAt Last progress within the phase.
 	MovedAt time.Time `json:"moved_at,omitempty,omitzero"`

@@ -24,7 +24,7 @@ func Jobs(w io.Writer, jobs []api.Job, now time.Time) error {
 	for i, j := range jobs {
 		rows[i] = []string{
 			strconv.FormatInt(j.ID, 10), j.Repository, joined(" / ", j.Workflow, j.Name), string(j.State),
-			age(jobSince(j), now), firstOf(j.RunnerName, j.Wait.Runner), firstOf(j.Conclusion, j.Wait.Reason),
+			age(jobSince(j), now), firstOf(j.RunnerName, j.Wait.Runner), firstOf(j.Wait.Reason, joined(": ", j.Conclusion, j.Refused)),
 		}
 	}
 	return table(w, []string{"ID", "REPOSITORY", "JOB", "STATE", "AGE", "RUNNER", "WHY"}, rows)
@@ -59,7 +59,7 @@ func Runners(w io.Writer, runners []api.Runner, now time.Time) error {
 		}
 		rows[i] = []string{
 			r.ID, r.Pool, firstOf(r.HostName, r.Host), string(r.Phase), age(r.Since, now), job,
-			firstOf(r.Failure, r.Retired, r.Progress, r.Result, r.Reason),
+			firstOf(r.Failure, r.JobRefused, r.Retired, r.Progress, r.Result, r.Reason),
 		}
 	}
 	return table(w, []string{"ID", "POOL", "HOST", "PHASE", "AGE", "JOB", "NOTE"}, rows)
@@ -74,7 +74,7 @@ func RunnersWide(w io.Writer, runners []api.Runner, now time.Time) error {
 	for i, r := range runners {
 		rows[i] = []string{
 			r.ID, r.Pool, firstOf(r.HostName, r.Host), string(r.Phase), age(r.Since, now), r.Version, r.Image, r.Scope, r.RunnerName,
-			firstOf(r.Failure, r.Retired, r.Progress, r.Result, r.Reason),
+			firstOf(r.Failure, r.JobRefused, r.Retired, r.Progress, r.Result, r.Reason),
 		}
 	}
 	return table(w, []string{"ID", "POOL", "HOST", "PHASE", "AGE", "VERSION", "IMAGE", "SCOPE", "AT GITHUB", "NOTE"}, rows)

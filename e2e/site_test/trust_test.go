@@ -42,6 +42,10 @@ func TestAForksJobEndsInTheGuest(t *testing.T) {
 	if j.Conclusion == "success" || strings.Contains(j.Logs, "a step was run") || !strings.Contains(j.Logs, "This machine does not run the job: the code comes from eve/demo, and trust.forks is false") {
 		t.Errorf("the fork's job: %s\n%s", j.Conclusion, j.Logs)
 	}
+	eventually(t, "the operator is told why", func() bool {
+		jobs, err := s.operator("get", "jobs").Output()
+		return err == nil && strings.Contains(string(jobs), ": the code comes from eve/demo") && strings.Contains(explained(), "whose guest ended it: the code comes from eve/demo")
+	})
 	s.nothingLeft()
 	out, err := s.operator("get", "runners", "--all", "-o", "json").Output()
 	if err != nil || strings.Count(string(out), `"id": "r-`) != 2 {
