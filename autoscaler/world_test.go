@@ -252,10 +252,14 @@ func (w *world) report(h *mini) {
 	rep := fleet.HostReport{Instance: h.agent(), Sequence: h.sequence, Facts: h.facts, Images: h.cache}
 	for _, m := range h.vms {
 		if m.state != fleet.ObservedNone {
-			rep.Runners = append(rep.Runners, fleet.RunnerReport{
+			said := fleet.RunnerReport{
 				ID: m.id, Observed: m.state, HoldsSlot: m.slot, HasConfig: m.name != "", Failure: m.failure, Result: m.result,
 				Pool: m.pool, Scope: m.scope, RunnerName: m.name,
-			})
+			}
+			if reg := w.reg(m.name); m.state == fleet.ObservedBusy && reg != nil && reg.job != nil {
+				said.JobRepository, said.JobRun = reg.job.Repository(), reg.job.RunID
+			}
+			rep.Runners = append(rep.Runners, said)
 		}
 	}
 	before := w.books.Versions()

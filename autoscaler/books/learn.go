@@ -32,6 +32,10 @@ func (b *Books) observe(r *fleet.Runner, said fleet.RunnerReport) {
 	next.HoldsSlot = said.HoldsSlot && next.Observed != fleet.ObservedGone
 	next.HasConfig = r.HasConfig || said.HasConfig
 	next.Failure, next.Result = cmp.Or(next.Failure, said.Failure), cmp.Or(next.Result, said.Result)
+	next.JobRefused = cmp.Or(next.JobRefused, said.JobRefused)
+	if next.JobRun == 0 {
+		next.JobRepository, next.JobRun = said.JobRepository, said.JobRun
+	}
 	ended := next.Observed == fleet.ObservedFinished || next.Observed == fleet.ObservedDestroying || next.Observed == fleet.ObservedGone
 	if said.Result != "" && ended && (r.Registration == fleet.RegBusy || r.Job != 0) {
 		next.Registration = next.Registration.Next(fleet.RegFinished)

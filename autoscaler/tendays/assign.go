@@ -85,6 +85,10 @@ func (w *world) acquire(j *job, r *registration) {
 	w.note("starts", j.n, r.vm.n)
 	r.vm.work(j)
 	w.tell(j, 1)
+	if j.forked {
+		r.vm.refuse(j)
+		return
+	}
 	w.fig.waited(w.t-j.created, j.untold)
 	w.after(j.took, func() { w.finish(j, "success") })
 }

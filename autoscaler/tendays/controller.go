@@ -57,7 +57,7 @@ func (w *world) start() {
 		Ours: func(name string) bool { return name[:3] == "mf-" },
 	})
 	c.loop = autoscaler.New(autoscaler.Config{
-		Store: store, GitHub: github, Pools: w.pools, Trouble: c.gate.trouble,
+		Store: store, GitHub: github, Pools: w.pools, Trouble: c.gate.trouble, Policy: w.verdicts,
 		Fresh: func() bool { return !c.gate.open && c.lists.Fresh() },
 		Rules: autoscaler.Rules{HostDeadline: deadline, MintsPerMinute: 120},
 	})
@@ -189,6 +189,26 @@ func (c *controller) lookAt(x *chore, at time.Duration) {
 	})
 }
 
+// origin is how long it takes to know where a job comes from.
+const origin = 3 * time.Second
+
+// verdicts are those of the pools' policies, which refuse forks.
+func (w *world) verdicts(st fleet.State) map[fleet.JobID]fleet.Verdict {
+	var out map[fleet.JobID]fleet.Verdict
+	for i := range st.Jobs {
+		j := &st.Jobs[i]
+		if !w.byID[j.ID].forked {
+			continue
+		}
+		if out == nil {
+			out = map[fleet.JobID]fleet.Verdict{}
+		}
+		known := w.now().Sub(j.HeardAt) >= origin
+		out[j.ID] = fleet.Verdict{Pending: !known, Refused: known, Reason: "of a fork"}
+	}
+	return out
+}
+
 // port is the store as the controller sees it in one of its lives.
 type port struct {
 	*books.Books
@@ -213,6 +233,11 @@ func (p port) Carry(ctx context.Context, plan fleet.Plan) (fleet.Carried, error)
 	w := p.c.w
 	if w.Sabotage != nil {
 		w.Sabotage(&plan)
+	}
+	for _, a := range plan.Arms {
+		if w.byID[a.Job].forked {
+			w.fail("runner %s is armed for job %d, which its policy refuses", a.Runner, w.byID[a.Job].n)
+		}
 	}
 	done, err := p.Books.Carry(ctx, plan)
 	w.note("plan", done.Done, done.Void)

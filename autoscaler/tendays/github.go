@@ -21,6 +21,7 @@ const (
 	ofMint
 	ofEnd
 	ofContact
+	ofHook
 )
 
 // owner is an account at GitHub, with one installation of the App.
@@ -77,6 +78,7 @@ type job struct {
 	started    time.Duration
 	took       time.Duration
 	served     bool          // by a pool
+	forked     bool          // and so refused by all policies
 	untold     bool          // its delivery was dropped, or the controller was down
 	told       bool          // the books have it, as a patrol saw
 	was        fleet.JobNews // before its last change
@@ -120,6 +122,8 @@ func (w *world) queue(j *job, id int64) {
 	for _, p := range w.pools {
 		j.served = j.served || p.Serves(fleet.Job{Owner: j.repo.Owner, Repo: j.repo.Repo, Labels: j.labels})
 	}
+	_, j.forked = w.fates[fate{j.n, forked}]
+	j.served = j.served && !j.forked
 	w.jobs[j.n], w.byID[j.id] = j, j
 	w.fig.Jobs++
 	at := slices.IndexFunc(j.repo.active, func(r *run) bool { return r.id == id })

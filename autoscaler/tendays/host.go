@@ -233,7 +233,7 @@ func (h *host) report() {
 		}
 		rep.Runners = append(rep.Runners, fleet.RunnerReport{
 			ID: v.id, Observed: v.state, HoldsSlot: v.slot, HasConfig: v.given, Failure: v.failure, Result: v.result,
-			Pool: v.pool.Name, Scope: v.scope, RunnerName: v.name,
+			Pool: v.pool.Name, Scope: v.scope, RunnerName: v.name, JobRepository: v.repository, JobRun: v.run, JobRefused: v.refused,
 		})
 	}
 	c := h.w.controller

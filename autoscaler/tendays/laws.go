@@ -18,6 +18,7 @@ type Figures struct {
 	Dropped    int
 	VMs        int
 	Failures   int // of VMs
+	Refused    int // jobs of forks that a guest ended
 	Lost       int // jobs whose host lost its power
 	Reaped     int // registrations that GitHub removed
 	Decisions  int
@@ -37,8 +38,8 @@ func (f *Figures) waited(d time.Duration, untold bool) {
 }
 
 func (f Figures) String() string {
-	return fmt.Sprintf("%d jobs, %d VMs, %d decisions, %d calls, watched %s; waits: %s; untold: %s",
-		f.Jobs, f.VMs, f.Decisions, f.Total(), f.Watched, Percentiles(f.Waits), Percentiles(f.Untold))
+	return fmt.Sprintf("%d jobs, %d of forks ended, %d VMs, %d decisions, %d calls, watched %s; waits: %s; untold: %s",
+		f.Jobs, f.Refused, f.VMs, f.Decisions, f.Total(), f.Watched, Percentiles(f.Waits), Percentiles(f.Untold))
 }
 
 // Total returns all calls of GitHub's API.
@@ -136,7 +137,7 @@ func (w *world) judgeJob(j *job) {
 		w.fail("explain: %v", err)
 	case !ok:
 		w.fail("job %d is %s since %s, and no reason is given; in the books it is %q", j.n, j.state, clock(j.created), known.State)
-	case wait.Code != fleet.WaitNoPool:
+	case wait.Code != fleet.WaitNoPool && (!j.forked || wait.Code != fleet.WaitPolicy):
 		w.fail("job %d waits for ever since %s: %s", j.n, clock(j.created), wait.Reason)
 	}
 }

@@ -21,6 +21,7 @@ const (
 	Rerun                // job Job is run again, if it is completed
 	Foreign              // job Job goes to a runner that is not ours, if it is queued
 	Gate                 // job Job waits for an approval, which comes For later
+	Fork                 // job Job is of a fork, which no pool's policy takes
 	Drop                 // of job Job the A-th delivery (queued, in progress, completed) never comes
 	Twice                // ... comes twice, the second time For later
 	Late                 // ... comes For later
@@ -48,7 +49,7 @@ const (
 )
 
 var kindNames = [kinds]string{
-	"arrives", "is cancelled", "is run again", "goes to a foreign runner", "waits for an approval", "delivery dropped", "delivery doubled", "delivery late",
+	"arrives", "is cancelled", "is run again", "goes to a foreign runner", "waits for an approval", "is of a fork", "delivery dropped", "delivery doubled", "delivery late",
 	"restart", "outage", "5xx", "429", "answers lost", "host silent", "host without power", "VMs do not boot", "VMs boot slowly",
 	"listeners hang", "fewer slots", "VM crashes", "App refused", "idle registrations removed", "listeners unaware", "busy lags", "listeners deaf", "results lost",
 	"stale answers", "partial lists",
@@ -72,7 +73,7 @@ func (e Event) String() string {
 		return fmt.Sprintf("%s job %d of %s, %s, run %d, %s", clock(e.At), e.Job, repositories[e.A], strings.Join(labelSets[e.B], "+"), e.C, e.For)
 	case Drop, Twice, Late:
 		return fmt.Sprintf("job %d: %s delivery: %s %s", e.Job, [...]string{"queued", "in_progress", "completed"}[e.A], kindNames[e.Kind], e.For)
-	case Cancel, Rerun, Foreign, Gate:
+	case Cancel, Rerun, Foreign, Gate, Fork:
 		return fmt.Sprintf("%s job %d %s", clock(e.At), e.Job, kindNames[e.Kind])
 	default:
 		return fmt.Sprintf("%s, %d, for %s", at, e.A, e.For)
@@ -230,6 +231,9 @@ func (g *generator) misfortunes(at time.Duration) {
 	}
 	if g.chance(2) {
 		g.add(Event{At: at, Kind: Gate, Job: g.jobs, For: g.between(time.Second, 2*time.Hour)})
+	}
+	if g.chance(2) {
+		g.add(Event{At: at, Kind: Fork, Job: g.jobs})
 	}
 	switch x := g.rng.IntN(100); { // most of them before a runner has it
 	case x < 4:

@@ -113,7 +113,7 @@ func TestShrinksToTheShortestHistory(t *testing.T) {
 		most  int
 	}{
 		"no registration is ever deleted": {
-			func(p *fleet.Plan) { p.Deletes = nil }, "registration", 5,
+			func(p *fleet.Plan) { p.Deletes = nil }, "registration", 3,
 		},
 		"nothing is placed": {
 			func(p *fleet.Plan) { p.Places = nil }, "job", 1,

@@ -32,7 +32,11 @@ type vm struct {
 	worked  bool // it had its job
 	failure string
 	result  string
-	stuck   time.Duration // how long nothing excuses that it listens in vain
+	// What the guest's hook told of its job.
+	repository string
+	run        int64
+	refused    string
+	stuck      time.Duration // how long nothing excuses that it listens in vain
 }
 
 func (v *vm) show(o fleet.Observed) {
@@ -214,6 +218,23 @@ func (v *vm) work(j *job) {
 	}
 	v.job, v.worked = j, true
 	v.show(fleet.ObservedBusy)
+	v.then(v.span(500*time.Millisecond, 2*time.Second, ofHook), func() { // its job-started hook
+		v.repository, v.run, v.host.news = j.repo.Scope.String(), j.run.id, true
+		v.host.soon(50 * time.Millisecond)
+	})
+}
+
+// refuse ends a job that the pool's policy refuses: the guest's check sees to it before any
+// of its steps.
+func (v *vm) refuse(j *job) {
+	w := v.host.w
+	w.note("refused by the guest", j.n, v.n)
+	w.fig.Refused++
+	v.then(2*time.Second, func() {
+		v.refused, v.host.news = "the run is of a fork", true
+		v.host.soon(50 * time.Millisecond)
+		v.then(2*time.Second, func() { w.finish(j, "failure") })
+	})
 }
 
 // done is the end of its job.

@@ -182,7 +182,7 @@ func (w *world) date(t time.Duration) time.Time { return w.began.Add(t) }
 func (w *world) begin() {
 	for _, e := range w.Events {
 		switch e.Kind {
-		case Drop, Twice, Late, Gate:
+		case Drop, Twice, Late, Gate, Fork:
 			w.fates[fateOf(e)] = e
 		default:
 			w.after(e.At, func() { w.happen(e) })
@@ -200,16 +200,23 @@ func (w *world) every(d time.Duration, do func()) {
 	w.after(d, func() { do(); w.every(d, do) })
 }
 
-// fateOf is what an event of a delivery, or of an approval, is found by.
+// fateOf is what an event of a delivery, an approval or a fork is found by.
 func fateOf(e Event) fate {
-	if e.Kind == Gate {
+	switch e.Kind {
+	case Gate:
 		return fate{e.Job, gated}
+	case Fork:
+		return fate{e.Job, forked}
+	default:
+		return fate{e.Job, e.A}
 	}
-	return fate{e.Job, e.A}
 }
 
-// gated is the fate of a job that waits for an approval first.
-const gated = 3
+// The fates of a job that waits for an approval first, and of one that comes from a fork.
+const (
+	gated  = 3
+	forked = 4
+)
 
 // happen is one event of the script.
 func (w *world) happen(e Event) {
