@@ -17,9 +17,10 @@ import (
 
 // What GitHub allows.
 const (
-	callsPerHour   = 5000
-	mintsPerMinute = 180
-	perPage        = 100
+	callsPerHour        = 5000
+	registrationsAtMost = 1500 // within registrationPeriod
+	registrationPeriod  = 5 * time.Minute
+	perPage             = 100
 )
 
 // call is the kind of a call of GitHub's API.
@@ -86,11 +87,11 @@ func (a api) Register(ctx context.Context, pool fleet.Pool, scope fleet.Scope, n
 	if limited := (*fleet.RateLimited)(nil); errors.As(err, &limited) || errors.Is(err, fleet.ErrRefused) {
 		return fleet.Registered{}, err
 	}
-	for len(o.minted) > 0 && o.minted[0] <= w.t-time.Minute {
+	for len(o.minted) > 0 && o.minted[0] <= w.t-registrationPeriod {
 		o.minted = o.minted[1:]
 	}
-	if o.minted = append(o.minted, w.t); len(o.minted) > mintsPerMinute {
-		w.fail("%s: more than %d registrations within a minute", o.name, mintsPerMinute)
+	if o.minted = append(o.minted, w.t); len(o.minted) > registrationsAtMost {
+		w.fail("%s: more than %d registrations within %s", o.name, registrationsAtMost, registrationPeriod)
 	}
 	if err != nil && w.chance(ofCall, w.calls, 1)%10 < 7 {
 		w.pass(a.latency())
@@ -103,6 +104,9 @@ func (a api) Register(ctx context.Context, pool fleet.Pool, scope fleet.Scope, n
 	w.note("registered", int(r.id), 0)
 	if err != nil || w.open(Lost) {
 		w.pass(a.latency())
+		if err == nil {
+			a.c.gate.failed(o, false)
+		}
 		return fleet.Registered{}, fleet.ErrUncertain
 	}
 	if err := errors.Join(a.wrote(), a.answer(ctx)); err != nil {
@@ -193,8 +197,10 @@ func (w *world) repository(s fleet.Scope) *repository {
 // ActiveJobs lists the jobs of the runs that are not over.
 func (a api) ActiveJobs(ctx context.Context, scope fleet.Scope) ([]fleet.JobNews, error) {
 	repo := a.w.repository(scope)
-	if err := a.ask(ctx, repo.owner, callRuns, 2*pages(len(repo.active)), &repo.listed); err != nil {
-		return nil, err
+	for _, v := range []*version{&repo.waits, &repo.listed} { // two lists each
+		if err := a.ask(ctx, repo.owner, callRuns, 2*pages(len(repo.active)), v); err != nil {
+			return nil, err
+		}
 	}
 	var out []fleet.JobNews
 	for _, run := range slices.Clone(repo.active) {

@@ -175,7 +175,9 @@ func (a api) page(ctx context.Context, o *owner, k call, free bool) error {
 	if errors.Is(err, errServer) {
 		w.pass(a.latency())
 	}
-	a.c.gate.took(o, err)
+	if lost := err == nil && k == callMint && w.open(Lost); !lost {
+		a.c.gate.took(o, err)
+	}
 	return err
 }
 

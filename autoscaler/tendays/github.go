@@ -44,7 +44,8 @@ type repository struct {
 	fleet.Scope
 	active []*run
 	heard  time.Duration // when a delivery told of it first
-	listed version
+	listed version       // its runs that are queued or in progress
+	waits  version       // those that are pending or waiting
 }
 
 type run struct {
@@ -136,6 +137,7 @@ func (w *world) queue(j *job, id int64) {
 	j.run.open++
 	if gate, ok := w.fates[fate{j.n, gated}]; ok && j.attempt == 1 {
 		j.state = fleet.JobWaiting
+		j.repo.waits.now++
 		w.tell(j, gated)
 		w.after(gate.For, func() { w.demand(j) })
 		return
@@ -167,6 +169,9 @@ func (w *world) moves(j *job, to fleet.JobState) {
 	if j.state != "" {
 		j.was, j.movedAt = w.news(j), w.t
 		j.was.Event, _ = fleet.Seen(j.state)
+	}
+	if j.state == fleet.JobWaiting {
+		j.repo.waits.now++
 	}
 	j.state = to
 	j.repo.listed.now++
