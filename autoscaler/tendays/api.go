@@ -18,6 +18,7 @@ import (
 // What GitHub allows.
 const (
 	callsPerHour        = 5000
+	minutePoints        = 900
 	registrationsAtMost = 1500 // within registrationPeriod
 	registrationPeriod  = 5 * time.Minute
 	perPage             = 100

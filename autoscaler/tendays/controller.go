@@ -49,7 +49,7 @@ const (
 func (w *world) start() {
 	c := &controller{w: w, decided: w.t - time.Hour}
 	c.ctx, c.end = context.WithCancel(context.Background())
-	c.gate = &gate{c: c, shut: map[*owner]time.Duration{}, strikes: map[*owner]int{}}
+	c.gate = &gate{c: c, shut: map[*owner]time.Duration{}, strikes: map[*owner]int{}, minute: map[*owner]*points{}}
 	github := api{w, c}
 	store := port{w.books, c}
 	c.lists = reconcile.New(reconcile.Config{

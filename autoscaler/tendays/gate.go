@@ -19,6 +19,7 @@ type gate struct {
 	c       *controller
 	shut    map[*owner]time.Duration // nothing before: GitHub's 429
 	strikes map[*owner]int           // in a row that did not say how long
+	minute  map[*owner]*points       // that GitHub has charged within it
 
 	failures int           // in a row
 	began    time.Duration // the first of them
@@ -37,6 +38,24 @@ const (
 // kept is the part of the hour's calls, in percent, that is kept for what matters more.
 var kept = [callKinds]int{
 	callDelete: 5, callFind: 15, callJob: 15, callRunner: 15, callRuns: 40, callJobs: 40, callRunners: 40, callRepositories: 15,
+}
+
+// flow is the part of a minute's points, in percent, beyond which a call waits.
+var flow = [callKinds]int{
+	callMint: 100, callDelete: 85, callFind: 65, callJob: 65, callRunner: 65, callRuns: 35, callJobs: 35, callRunners: 35, callRepositories: 65,
+}
+
+// spend returns the points of an owner if a call fits in, and else when it would.
+func (g *gate) spend(o *owner, k call) (*points, error) {
+	p := g.minute[o]
+	if p == nil {
+		p = &points{}
+		g.minute[o] = p
+	}
+	if until := p.room(g.c.w.t, costs(k), minutePoints*flow[k]/100); until > 0 {
+		return nil, &fleet.RateLimited{Until: g.c.w.date(until)}
+	}
+	return p, nil
 }
 
 // refuses returns why a call is not sent, nil if it is.
@@ -159,6 +178,10 @@ func (a api) page(ctx context.Context, o *owner, k call, free bool) error {
 		}
 	}
 	err := a.c.gate.refuses(o, k)
+	var spent *points
+	if err == nil {
+		spent, err = a.c.gate.spend(o, k)
+	}
 	if err != nil {
 		if meter != nil {
 			meter.End(false, fleet.Rate{}, false)
@@ -166,7 +189,10 @@ func (a api) page(ctx context.Context, o *owner, k call, free bool) error {
 		return err
 	}
 	w.calls++
+	spent.open += costs(k)
 	w.pass(a.latency()) // what is sent arrives whatever becomes of the sender
+	spent.open -= costs(k)
+	spent.charge(w.t, costs(k))
 	w.fig.Calls[k]++
 	err = a.served(o, k, free)
 	if meter != nil {
@@ -184,6 +210,14 @@ func (a api) page(ctx context.Context, o *owner, k call, free bool) error {
 // served is what GitHub makes of a call, first of all.
 func (a api) served(o *owner, k call, free bool) error {
 	w := a.w
+	if o.minute.room(w.t, costs(k), minutePoints) > 0 {
+		if w.t-w.startedAt > time.Minute { // before, the client does not know what the one before it has spent
+			w.fail("%s: more than %d points within a minute", o.name, minutePoints)
+		}
+		w.fig.Errors++
+		return &fleet.RateLimited{}
+	}
+	o.minute.charge(w.t, costs(k))
 	switch {
 	case w.open(Outage), w.open(Errors) && int(w.chance(ofCall, w.calls, 0)%100) < w.percent:
 		w.fig.Errors++

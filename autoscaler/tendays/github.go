@@ -35,6 +35,7 @@ type owner struct {
 	assigning bool
 	hour      time.Duration // of which used counts
 	used      int
+	minute    points
 	listed    version
 	minted    []time.Duration
 }
