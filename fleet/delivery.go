@@ -62,6 +62,8 @@ type Attempt struct {
 	Event, Action string
 	At            time.Time // by GitHub's clock
 	OK            bool      // the receiver answered 2xx
+	Code          int       // that it answered, or GitHub's for what failed
+	Words         string    // of GitHub's for it: OK, or what failed
 	Redelivery    bool      // it was asked for
 }
 

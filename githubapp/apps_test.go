@@ -23,8 +23,8 @@ func TestSeveralApps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		shared := func(c *githubapp.Config) { c.Limits = githubapp.LimitsAuto }
 		// Each App sees its own simulated GitHub: what one of them is asked is not asked of the other.
-		simA, a, _ := timed(t, githubsim.Options{Limited: true, Latency: 100 * time.Millisecond}, shared)
-		simB, b, idB := timed(t, githubsim.Options{Limited: true, Latency: 100 * time.Millisecond}, shared)
+		simA, a, _ := timed(t, githubsim.Options{OneKey: true, Latency: 100 * time.Millisecond}, shared)
+		simB, b, idB := timed(t, githubsim.Options{OneKey: true, Latency: 100 * time.Millisecond}, shared)
 		for _, one := range []*githubapp.App{a, b} {
 			if _, _, err := one.GetRunner(t.Context(), rocket, 1); err != nil {
 				t.Fatal(err)

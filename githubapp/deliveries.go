@@ -26,6 +26,7 @@ type delivery struct {
 	GUID        string    `json:"guid"`
 	DeliveredAt time.Time `json:"delivered_at"`
 	Redelivery  bool      `json:"redelivery"`
+	Status      string    `json:"status"`
 	StatusCode  int       `json:"status_code"`
 	Event       string    `json:"event"`
 	Action      string    `json:"action"`
@@ -60,7 +61,7 @@ func (a *App) Deliveries(ctx context.Context, cursor string) (page []fleet.Attem
 		}
 		page = append(page, fleet.Attempt{
 			ID: d.ID, GUID: printable(d.GUID, 64), Event: printable(d.Event, 64), Action: printable(d.Action, 64),
-			At: d.DeliveredAt.UTC(), OK: d.StatusCode/100 == 2, Redelivery: d.Redelivery,
+			At: d.DeliveredAt.UTC(), OK: d.StatusCode/100 == 2, Code: d.StatusCode, Words: printable(d.Status, 300), Redelivery: d.Redelivery,
 		})
 	}
 	if resp.Cursor == cursor {

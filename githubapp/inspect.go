@@ -42,20 +42,6 @@ type Hook struct {
 	HasSecret   bool
 }
 
-// Attempt is one delivery that GitHub made, or tried to make.
-type Attempt struct {
-	ID         int64
-	GUID       string // the same for all attempts of one event
-	Event      string
-	At         time.Time
-	Status     string // in GitHub's words: OK, or what failed
-	StatusCode int
-	Redelivery bool
-}
-
-// Delivered reports whether the receiver took it.
-func (a Attempt) Delivered() bool { return a.StatusCode >= 200 && a.StatusCode < 300 }
-
 // Group is a runner group of an organization.
 type Group struct {
 	ID          int64
@@ -181,22 +167,6 @@ func (a *App) SetHookSecret(ctx context.Context, value string) error {
 		_, _, err := a.self.Apps.UpdateHookConfig(ctx, &github.HookConfig{Secret: &value})
 		return err
 	})
-}
-
-// Attempts lists the newest deliveries, at most 100, newest first.
-func (a *App) Attempts(ctx context.Context) ([]Attempt, error) {
-	var out []Attempt
-	err := a.request(ctx, "list deliveries", a.callTimeout, func(ctx context.Context) error {
-		list, _, err := a.self.Apps.ListHookDeliveries(ctx, &github.ListCursorOptions{PerPage: 100})
-		for _, d := range list {
-			out = append(out, Attempt{
-				ID: d.GetID(), GUID: printable(d.GetGUID(), 64), Event: printable(d.GetEvent(), 64), At: d.GetDeliveredAt().Time,
-				Status: printable(d.GetStatus(), 300), StatusCode: d.GetStatusCode(), Redelivery: d.GetRedelivery(),
-			})
-		}
-		return err
-	})
-	return out, err
 }
 
 // Repeat asks GitHub to make a delivery again. That it was asked for is all that

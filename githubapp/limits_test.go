@@ -41,10 +41,10 @@ func (d direct) RoundTrip(r *http.Request) (resp *http.Response, err error) {
 	return w.Result(), nil
 }
 
-// timed is a simulated GitHub with its limits, and an App, in a bubble of its own time.
+// timed is a simulated GitHub, with its limits where the option OneKey is set, and an App, in a bubble of its own time.
 func timed(t *testing.T, opt githubsim.Options, change ...func(*githubapp.Config)) (*githubsim.Sim, *githubapp.App, int64) {
 	t.Helper()
-	opt.Kind, opt.Prompt, opt.PrivateKey, opt.AppID = true, true, keyPEM(), appID
+	opt.Kind, opt.Prompt, opt.PrivateKey, opt.AppID = true, !opt.OneKey, keyPEM(), appID
 	opt.BaseURL = "http://127.0.0.1:1"
 	sim, err := githubsim.New(opt)
 	if err != nil {
@@ -88,7 +88,7 @@ func name() string { return githubapp.RunnerName("s7k2", "mac") }
 // until when.
 func TestPacedWithinGitHubsLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sim, a, _ := timed(t, githubsim.Options{Limited: true, Latency: 150 * time.Millisecond})
+		sim, a, _ := timed(t, githubsim.Options{OneKey: true, Latency: 150 * time.Millisecond})
 		// Its answer tells that there are limits; the token is there (the library waits for
 		// one with a lock, which no bubble of time sees).
 		if _, _, err := a.GetRunner(t.Context(), rocket, 1); err != nil {

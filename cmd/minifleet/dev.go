@@ -73,7 +73,7 @@ type githubsimCommand struct {
 	Seed    uint64 `default:"1" help:"Seed of all randomness."`
 	Kind    bool   `help:"No misbehaviour."`
 	Prompt  bool   `help:"Answer at once: runners share one key, and no rate limit refuses a call."`
-	Limits  bool   `help:"With --prompt: rate limits refuse calls all the same."`
+	OneKey  bool   `help:"Answer sooner: runners share one key."`
 	Acquire bool   `help:"Scale sets have to ask for jobs, as on older servers."`
 	Flow    string `default:"v1" enum:"v1,migrate" help:"Actions service offered to runners."`
 
@@ -92,7 +92,7 @@ func (c githubsimCommand) Run(s *surroundings) error {
 		return err
 	}
 	settings := githubsim.Settings{
-		Listen: c.Listen, Seed: c.Seed, Kind: c.Kind, Prompt: c.Prompt, Limited: c.Limits, Acquire: c.Acquire, Enterprise: c.Enterprise, Latency: c.Latency, Flow: githubsim.Flow(c.Flow),
+		Listen: c.Listen, Seed: c.Seed, Kind: c.Kind, Prompt: c.Prompt, OneKey: c.OneKey, Acquire: c.Acquire, Enterprise: c.Enterprise, Latency: c.Latency, Flow: githubsim.Flow(c.Flow),
 		RunnerURL: c.RunnerURL, Timing: githubsim.Timing{Lease: c.Lease},
 	}
 	stop := program.Stop{Finishing: "requests under way; its state is forgotten", Within: 10 * time.Second, Log: log}

@@ -172,8 +172,8 @@ func (c setupCreate) deliver(ctx context.Context, creation setup.Creation, made 
 func testDelivery(ctx context.Context, app *githubapp.App, client *http.Client, url string, every time.Duration, say func(string, ...any)) error {
 	say("Asking GitHub for a test delivery to %s ...", url)
 	a, err := setup.TestDelivery(ctx, app, every, time.Minute)
-	if err == nil && a.Delivered() {
-		say("The test delivery arrived: %d", a.StatusCode)
+	if err == nil && a.OK {
+		say("The test delivery arrived: %d", a.Code)
 		return nil
 	}
 	seen, _ := setup.Probe(ctx, client, url)

@@ -26,7 +26,6 @@ func (b *bencher) mints(ctx context.Context, limited bool) error {
 	o := siteOf{name: "mint200", github: []string{"--latency", "150ms"}}
 	if limited {
 		o.name, o.limits = "mint200-limits", "limits: auto"
-		o.github = append(o.github, "--limits")
 	}
 	s, err := newSite(ctx, b, o)
 	if err != nil {

@@ -76,7 +76,11 @@ func newSite(ctx context.Context, b *bencher, o siteOf) (_ *site, err error) {
 		ticks, timing = ticks+", installation_refresh: 1h", timing+", host_deadline: 3h, lease: 3h, poll: 1h, repair: 1h"
 	}
 	minifleet := filepath.Join(b.programs, "minifleet")
-	if s.github, err = launch(ctx, s.dir, "github", []string{"github"}, nil, minifleet, append([]string{"githubsim", "--kind", "--prompt"}, o.github...)...); err != nil {
+	answers := "--prompt"
+	if o.limits != "" {
+		answers = "--one-key"
+	}
+	if s.github, err = launch(ctx, s.dir, "github", []string{"github"}, nil, minifleet, append([]string{"githubsim", "--kind", answers}, o.github...)...); err != nil {
 		return nil, err
 	}
 	s.sim = githubsim.Control{BaseURL: s.github.said["github"], Client: s.client}

@@ -39,11 +39,10 @@ type Options struct {
 	// RunnerURL is how runners reach the Sim, where that differs: from inside a VM.
 	RunnerURL string
 
-	Seed    uint64 // of all randomness; default 1
-	Kind    bool   // no misbehaviour but what Inject asks for
-	OneKey  bool   // all runners share one RSA key, which spares much time
-	Prompt  bool   // answers at once: all runners share one RSA key, and no rate limit refuses a call
-	Limited bool   // when Prompt: rate limits refuse calls all the same
+	Seed   uint64 // of all randomness; default 1
+	Kind   bool   // no misbehaviour but what Inject asks for
+	OneKey bool   // all runners share one RSA key, which spares much time
+	Prompt bool   // answers at once: OneKey, and no rate limit refuses a call
 	// Enterprise is the version of an Enterprise Server, such as 3.15.0; empty: github.com. Its
 	// API is below /api/v3 only, it knows no rate limits, and says its version.
 	Enterprise string

@@ -72,24 +72,7 @@ func (s *Sim) pollSet(w http.ResponseWriter, r *http.Request) {
 		ses.polls--
 		ses.lastSeen = time.Now()
 	}()
-	timer := time.NewTimer(s.timing.Poll)
-	defer timer.Stop()
-	for {
-		if s.stepSetPoll(w, r, set, ses, seq) {
-			return
-		}
-		select {
-		case <-set.wake:
-		case <-timer.C:
-			w.WriteHeader(http.StatusAccepted) // nothing to say; the body is empty
-			return
-		case <-r.Context().Done():
-			return
-		case <-s.ctx.Done():
-			w.WriteHeader(http.StatusServiceUnavailable)
-			return
-		}
-	}
+	s.longPoll(w, r, set.wake, func() bool { return s.stepSetPoll(w, r, set, ses, seq) })
 }
 
 func (s *Sim) beginSetPoll(w http.ResponseWriter, r *http.Request) (*scaleSet, *setSession, int, bool) {

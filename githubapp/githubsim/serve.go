@@ -25,7 +25,7 @@ type Settings struct {
 	Kind          bool           `json:"kind,omitempty"`
 	Prompt        bool           `json:"prompt,omitempty"`
 	Acquire       bool           `json:"acquire,omitempty"`
-	Limited       bool           `json:"limited,omitempty"`    // when Prompt: rate limits hold all the same
+	OneKey        bool           `json:"one_key,omitempty"`
 	Enterprise    string         `json:"enterprise,omitempty"` // version of an Enterprise Server; default: github.com
 	Seed          uint64         `json:"seed,omitempty"`
 	Latency       time.Duration  `json:"latency,omitempty"`
@@ -39,7 +39,7 @@ type Settings struct {
 func (s Settings) Options(log *slog.Logger) Options {
 	return Options{
 		Listen: s.Listen, AppID: s.AppID, PrivateKey: s.PrivateKey, WebhookSecret: s.WebhookSecret, WebhookURL: s.WebhookURL, RunnerURL: s.RunnerURL,
-		Flow: s.Flow, Kind: s.Kind, Prompt: s.Prompt, Limited: s.Limited, Acquire: s.Acquire, Enterprise: s.Enterprise, Seed: s.Seed, Latency: s.Latency, FaultRate: s.FaultRate, KeyPool: s.KeyPool, Timing: s.Timing, Log: log,
+		Flow: s.Flow, Kind: s.Kind, Prompt: s.Prompt, OneKey: s.OneKey, Acquire: s.Acquire, Enterprise: s.Enterprise, Seed: s.Seed, Latency: s.Latency, FaultRate: s.FaultRate, KeyPool: s.KeyPool, Timing: s.Timing, Log: log,
 	}
 }
 

@@ -144,14 +144,17 @@ func (s *Sim) poll(w http.ResponseWriter, r *http.Request, broker bool) {
 		ru.polls--
 		ru.lastSeen = time.Now()
 	}()
+	s.longPoll(w, r, ru.wake, func() bool { return s.stepPoll(w, r, ru, ses, seq, broker) })
+}
+
+// longPoll looks for something to answer a poll with, and again at each wake, until there is or
+// its time is over.
+func (s *Sim) longPoll(w http.ResponseWriter, r *http.Request, wake <-chan struct{}, step func() (done bool)) {
 	timer := time.NewTimer(s.timing.Poll)
 	defer timer.Stop()
-	for {
-		if s.stepPoll(w, r, ru, ses, seq, broker) {
-			return
-		}
+	for !step() {
 		select {
-		case <-ru.wake:
+		case <-wake:
 		case <-timer.C:
 			w.WriteHeader(http.StatusAccepted) // nothing to say; the body is empty
 			return

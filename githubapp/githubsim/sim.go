@@ -86,7 +86,7 @@ func New(opt Options) (*Sim, error) {
 		runnerTokens: map[string]runnerToken{}, jobTokens: map[string]*job{}, setTokens: map[string]setAccess{},
 	}
 	s.faults = &faults{rng: s.rng, rate: opt.FaultRate}
-	s.limits = newLimits(opt.Prompt && !opt.Limited || opt.Enterprise != "")
+	s.limits = newLimits(opt.Prompt || opt.Enterprise != "")
 	s.limits.silent = opt.Enterprise != ""
 	s.hooks = newHookEngine(s)
 	for _, f := range opt.Faults {

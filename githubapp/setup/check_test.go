@@ -256,12 +256,12 @@ func TestTestDelivery(t *testing.T) {
 	x.must(x.sim.SetWebhook("http://127.0.0.1:1/webhook", secret.Text{}))
 	x.delivered()
 	a, err := setup.TestDelivery(t.Context(), x.c.App, time.Millisecond, patience)
-	if err != nil || a.Delivered() || !a.Redelivery || a.Event != "ping" {
+	if err != nil || a.OK || !a.Redelivery || a.Event != "ping" {
 		t.Errorf("to nobody: %+v, %v", a, err)
 	}
 	x.hooked(x.sim.WebhookSecret())
 	a, err = setup.TestDelivery(t.Context(), x.c.App, time.Millisecond, patience)
-	if err != nil || !a.Delivered() || !a.Redelivery {
+	if err != nil || !a.OK || !a.Redelivery {
 		t.Errorf("to a receiver: %+v, %v", a, err)
 	}
 }
@@ -285,7 +285,7 @@ func TestExplain(t *testing.T) {
 		{301, "Moved Permanently", "redirects"},
 		{418, "teapot", "418"},
 	} {
-		why, do := setup.Explain(githubapp.Attempt{StatusCode: c.code, Status: c.status})
+		why, do := setup.Explain(fleet.Attempt{Code: c.code, Words: c.status})
 		if !strings.Contains(why, c.want) || do == "" {
 			t.Errorf("%d %s: %q, %q", c.code, c.status, why, do)
 		}
