@@ -55,6 +55,48 @@ func (b *breaker) answered() (closed bool) {
 	return closed
 }
 
+// Outage reports whether GitHub cannot be reached, since when, and when the next try is.
+func (a *App) Outage() (since, next time.Time, out bool) {
+	a.gate.mu.Lock()
+	defer a.gate.mu.Unlock()
+	b := a.gate.breaker
+	return b.began, b.next, b.open
+}
+
+// ask has it asked when it is time whether GitHub can be reached. The caller holds mu.
+func (g *gate) ask(now time.Time) {
+	if g.prober != nil {
+		g.prober.Stop()
+		g.prober = nil
+	}
+	if !g.breaker.open || g.closed || g.probing {
+		return
+	}
+	lane, path := g.breaker.lane, g.breaker.path
+	g.prober = time.AfterFunc(g.breaker.next.Sub(now), func() {
+		g.mu.Lock()
+		if g.closed {
+			g.mu.Unlock()
+			return
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		g.closing, g.probing = cancel, true
+		g.asking.Add(1)
+		g.mu.Unlock()
+		defer g.asking.Done()
+		defer cancel()
+		g.app.probe(ctx, lane, path)
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.probing = false
+		now := g.app.now()
+		if g.breaker.open && !g.breaker.next.After(now) { // it got no further than here
+			g.breaker.next = now.Add(g.breaker.pause)
+		}
+		g.ask(now)
+	})
+}
+
 type probeKey struct{}
 
 // probe asks GitHub something harmless, near to what failed, to find out whether it can be
