@@ -10,6 +10,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -214,16 +216,36 @@ func (c setupCheck) Run(s *surroundings) error {
 		if err != nil {
 			return err
 		}
+		if hook.URL == "" {
+			return errors.New("the App has no webhook, so nothing can be delivered: set its URL on the App's page, or check without --test-delivery where github.deliveries is pull")
+		}
 		delivered = testDelivery(ctx, app, client, hook.URL, c.Every, func(format string, args ...any) { fmt.Fprintf(s.stderr, format+"\n", args...) })
 	}
-	list := checker(cfg, app, client).Check(ctx)
+	list := append(readable(cfg, filepath.Dir(c.Config)), checker(cfg, app, client).Check(ctx)...)
 	if err := printFindings(s.stdout, c.Output, list); err != nil {
 		return err
 	}
 	if n := setup.Faults(list); n > 0 {
-		return errors.Join(delivered, fmt.Errorf("%d faults", n))
+		return errors.Join(delivered, fmt.Errorf("faults: %d, see above what to do", n))
 	}
 	return delivered
+}
+
+// readable warns of the files with secrets that others on this machine can read. Their paths
+// are relative to the configuration file.
+func readable(cfg settings, beside string) (out []setup.Finding) {
+	for _, path := range []string{cfg.GitHub.PrivateKeyFile, cfg.GitHub.WebhookSecretFile, cfg.GitHub.PreviousSecretFile, cfg.Admin.TokenFile} {
+		if path != "" && !filepath.IsAbs(path) {
+			path = filepath.Join(beside, path)
+		}
+		if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o077 != 0 {
+			out = append(out, setup.Finding{
+				Check: "secrets", Subject: path, Verdict: setup.Warn,
+				Found: fmt.Sprintf("others on this machine can read or change it (mode %04o)", info.Mode().Perm()), Do: "chmod 600 " + path,
+			})
+		}
+	}
+	return out
 }
 
 func checker(cfg settings, app *githubapp.App, client *http.Client) setup.Checker {

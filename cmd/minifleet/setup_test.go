@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -175,6 +176,14 @@ func TestSetupWholeWay(t *testing.T) {
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+
+	// A key that others can read is warned of, and only that.
+	if err := os.Chmod(filepath.Join(dir, "app.pem"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if err := check(); err != nil || strings.Count(report.String(), "others on this machine") != 1 || !strings.Contains(report.String(), "chmod 600 "+filepath.Join(dir, "app.pem")) {
+		t.Errorf("%v\n%s", err, &report)
 	}
 
 	// Without its receiver and without a right, the same App is at fault.

@@ -51,6 +51,9 @@ func Create(ctx context.Context, c Creation) (Created, error) {
 	if err := prepare(c.Dir, c.Force, KeyFile, SecretFile, TokenFile, ConfigFile); err != nil {
 		return Created{}, err
 	}
+	if err := reach(ctx, c.Client, c.Server); err != nil {
+		return Created{}, err
+	}
 	var out Created
 	w, err := newWizard(ctx, c.Wish, c.Listen, func(work context.Context, code string) (string, error) {
 		// What GitHub answers comes only once: not even a stop of this program may come between.

@@ -5,8 +5,10 @@ package setup_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -274,6 +276,21 @@ func TestCreateRefusesAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	sim := newSim(t, githubsim.Options{})
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	gone := setup.Server{Web: closed.URL, API: closed.URL}
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/pages/meta":
+			fmt.Fprint(w, "<html>welcome</html>")
+		case "/moved/meta":
+			http.Redirect(w, r, "https://elsewhere.example", http.StatusFound)
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	defer other.Close()
 	full := t.TempDir()
 	if err := os.WriteFile(filepath.Join(full, setup.KeyFile), []byte("old"), 0o600); err != nil {
 		t.Fatal(err)
@@ -288,12 +305,22 @@ func TestCreateRefusesAtOnce(t *testing.T) {
 		{"long name", "34", func(c *setup.Creation) { c.Name = strings.Repeat("x", 35) }},
 		{"bad hook", "webhook URL", func(c *setup.Creation) { c.Hook = "ftp://x/y" }},
 		{"hook without path", "no path", func(c *setup.Creation) { c.Hook = "https://example.org" }},
+		{"repository of another", "--public", func(c *setup.Creation) {
+			c.Scopes = []fleet.Scope{{Owner: "Acme", Repo: "a"}, {Owner: "beta", Repo: "b"}}
+		}},
+		{"address without a port", "HOST:PORT", func(c *setup.Creation) { c.Address = "127.0.0.1" }},
+		{"a file in place of the folder", "--dir", func(c *setup.Creation) { c.Dir = filepath.Join(full, setup.KeyFile) }},
+		{"name that does not resolve", "does not resolve", func(c *setup.Creation) { c.Server.API = "https://nowhere.invalid" }},
+		{"nothing listens", "no connection", func(c *setup.Creation) { c.Server = gone }},
+		{"not GitHub", "no GitHub", func(c *setup.Creation) { c.Server.API = other.URL }},
+		{"a web page", "no GitHub", func(c *setup.Creation) { c.Server.API = other.URL + "/pages" }},
+		{"a redirect", "no GitHub", func(c *setup.Creation) { c.Server.API = other.URL + "/moved" }},
 		{"bad organization", "organization", func(c *setup.Creation) { c.Org = "a/b" }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			creation := setup.Creation{
-				Wish: setup.Wish{Server: setup.Server{Web: "http://127.0.0.1:1", API: "http://127.0.0.1:1"}, Org: "acme", Name: "m"},
-				Dir:  t.TempDir(), Listen: "127.0.0.1:0", Say: t.Logf,
+				Wish: setup.Wish{Server: setup.Server{Web: sim.URL(), API: sim.URL()}, Org: "acme", Name: "m"},
+				Dir:  t.TempDir(), Listen: "127.0.0.1:0", Client: browser(), Say: t.Logf,
 			}
 			c.change(&creation)
 			if _, err := setup.Create(t.Context(), creation); err == nil || !strings.Contains(err.Error(), c.want) {
@@ -303,6 +330,27 @@ func TestCreateRefusesAtOnce(t *testing.T) {
 	}
 	if b, err := os.ReadFile(filepath.Join(full, setup.KeyFile)); err != nil || string(b) != "old" {
 		t.Errorf("the old key: %q, %v", b, err)
+	}
+}
+
+// A GitHub that is there is taken, whatever it refuses or cannot do just now.
+func TestCreateAtAGitHubInTrouble(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{http.StatusUnauthorized, http.StatusForbidden, http.StatusTooManyRequests, http.StatusBadGateway} {
+		sim := newSim(t, githubsim.Options{})
+		if err := sim.Inject(githubsim.Fault{Kind: githubsim.FaultStatus, Status: status, Path: "/meta"}); err != nil {
+			t.Fatal(err)
+		}
+		create(t, sim, nil) // it shows its page
+	}
+}
+
+// An App that others may install can serve them.
+func TestPublicAppServesOthers(t *testing.T) {
+	t.Parallel()
+	w := setup.Wish{Org: "acme", Name: "m", Public: true, Scopes: []fleet.Scope{{Owner: "beta", Repo: "b"}}, Address: "127.0.0.1:8080"}
+	if err := w.Validate(); err != nil {
+		t.Error(err)
 	}
 }
 

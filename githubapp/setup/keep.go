@@ -25,7 +25,7 @@ type kept struct {
 // anything is made at GitHub that would have to be kept.
 func prepare(dir string, force bool, names ...string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+		return fmt.Errorf("no folder %s can be made: %w: give another --dir", dir, err)
 	}
 	var errs []error
 	for _, name := range names {

@@ -7,8 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"slices"
+	"strings"
 
 	"github.com/minifleet/minifleet/fleet"
 )
@@ -63,6 +65,14 @@ func (w Wish) Validate() error {
 	}
 	if s, err := fleet.ParseScope(w.Org); w.Org != "" && (err != nil || s.Repo != "") {
 		errs = append(errs, fmt.Errorf("organization %q: want its name, as in its address", w.Org))
+	}
+	for _, s := range w.Scopes {
+		if w.Org != "" && !w.Public && !strings.EqualFold(s.Owner, w.Org) {
+			errs = append(errs, fmt.Errorf("%s is not of organization %s, which would own the App: only an App that others may install (--public) can be installed there", s, w.Org))
+		}
+	}
+	if _, port, err := net.SplitHostPort(w.Address); w.Address != "" && (err != nil || port == "") {
+		errs = append(errs, fmt.Errorf("address for deliveries %q: want HOST:PORT, such as 127.0.0.1:8080", w.Address))
 	}
 	if w.Hook != "" {
 		u, err := url.Parse(w.Hook)
