@@ -82,8 +82,9 @@ var breakerKey = sync.OnceValue(func() secret.Text {
 type blackout struct {
 	mu    sync.Mutex
 	down  bool
-	hang  bool     // it answers nothing at all rather than breaking connections
-	asked []string // without tokens
+	hang  bool          // it answers nothing at all rather than breaking connections
+	slow  time.Duration // for so long it hangs on after the question was given up
+	asked []string      // without tokens
 	at    []time.Time
 }
 
@@ -100,6 +101,7 @@ func (b *blackout) RoundTrip(r *http.Request) (*http.Response, error) {
 	b.mu.Unlock()
 	if down && hang {
 		<-r.Context().Done()
+		time.Sleep(b.slow)
 		return nil, r.Context().Err()
 	}
 	if down {
@@ -238,7 +240,9 @@ func TestOutageQuestionThatCannotBeSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &blackout{}
 		a, _ := outage(t, b, place, appsMint)
+		a.gate.mu.Lock()
 		a.gate.lane(place).shut = time.Now().Add(5 * time.Minute)
+		a.gate.mu.Unlock()
 		time.Sleep(4 * time.Minute)
 		if asked, _ := b.questions(); len(asked) != 0 {
 			t.Errorf("asked %q", asked)
@@ -259,14 +263,15 @@ func TestOutageOneQuestionAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &blackout{hang: true}
 		a, _ := outage(t, b, place, appsMint)
-		time.Sleep(2 * time.Second) // it is under way
-		for range 20 {
+		for i := range 25 {
 			late := &pass{lane: place, path: appsMint, resource: "core"}
 			a.gate.mu.Lock()
 			a.gate.begin(late)
 			a.gate.mu.Unlock()
 			a.gate.leave(late, outcomeFailed)
-			time.Sleep(time.Second)
+			if i > 4 { // the first of them before it is asked
+				time.Sleep(time.Second)
+			}
 		}
 		if asked, _ := b.questions(); len(asked) != 1 {
 			t.Errorf("%d questions at once", len(asked))
@@ -279,15 +284,15 @@ func TestOutageCloses(t *testing.T) {
 	for name, at := range map[string]time.Duration{"before a question": 0, "during one": 2 * time.Second} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				b := &blackout{hang: true}
+				b := &blackout{hang: true, slow: time.Second}
 				a, _ := outage(t, b, place, appsMint)
 				time.Sleep(at)
+				asked, _ := b.questions()
 				began := time.Now()
 				a.Close()
-				if took := time.Since(began); took != 0 {
-					t.Errorf("it took %s", took)
+				if took := time.Since(began); took != time.Duration(len(asked))*b.slow {
+					t.Errorf("it took %s with %d questions under way", took, len(asked))
 				}
-				asked, _ := b.questions()
 				late := &pass{lane: place, path: appsMint, resource: "core"}
 				a.gate.mu.Lock()
 				a.gate.begin(late)
