@@ -306,3 +306,26 @@ func TestOutageCloses(t *testing.T) {
 		})
 	}
 }
+
+// A token is asked for by the App itself: it counts for no installation, whose limits do not
+// hold it back.
+func TestTokensAreTheAppsOwn(t *testing.T) {
+	t.Parallel()
+	var calls []Call
+	a, err := New(Config{AppID: 4, PrivateKey: breakerKey(), Transport: &blackout{}, Observe: func(c Call) { calls = append(calls, c) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	a.gate.lane(place).shut = time.Now().Add(time.Hour)
+	in, err := a.installation(place)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.sign.Token(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if len(calls) != 1 || calls[0].Installation != 0 || calls[0].Class != ClassToken || a.gate.lane(0).minute.sum != writePoints {
+		t.Errorf("%+v", calls)
+	}
+}
