@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// Every test that the page on GitHub's faults names is there.
+// Every test that the page on GitHub's faults names is there, and each fault happens to the real
+// programs.
 func TestFaultsPage(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("github-faults.md")
@@ -33,6 +34,9 @@ func TestFaultsPage(t *testing.T) {
 		found := named.FindAllStringSubmatch(cells[3], -1)
 		if len(found) == 0 {
 			t.Errorf("no test: %s", row)
+		}
+		if !strings.Contains(cells[3], "`e2e/site_test.Test") {
+			t.Errorf("not with the real programs: %s", row)
 		}
 		for _, m := range found {
 			if _, known := tests[m[1]]; !known {

@@ -3,10 +3,6 @@
 package site_test
 
 import (
-	"bytes"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -27,38 +23,50 @@ func TestGhostsOfThePast(t *testing.T) {
 	s.config = strings.Replace(s.config, "timing: {", "timing: {reconcile: 2s, absence: 3s, ", 1)
 	controller := s.startController()
 	agent := s.startAgent("mini-1")
-	for _, ghost := range []struct {
-		name string
-		run  func(*site)
-	}{
-		{"a job behind a gate is no demand until it is approved (runs-on#539)", gated},
-		{"failed jobs are run again (actions-runner-controller#4315)", runAgain},
-		{"cancelled before any runner had it (actions-runner-controller PR 2520)", cancelledEarly},
-		{"skipped without ever having been queued (actions-runner-controller#836)", skipped},
-		{"the name of a runner is taken: 409 (ubicloud#692)", nameTaken},
-		{"registered, and answered with 502 (runs-on#30)", registeredAndFailed},
-		{"the runner group refuses: 403", groupRefuses},
-		{"429 with Retry-After", slowDown},
-		{"an outage while a job runs (actions-runner#4076)", outage},
-		{"no webhook ever comes (ubicloud#1042)", webhooksLost},
-		{"told in the wrong order, late and twice", disorder},
-		{"a delivery for an installation that nobody knows (runs-on#509)", foreign},
-		{"queued while the installation was suspended", suspended},
-		{"a burst of a matrix takes each other's runners (tuist#11862)", burst},
-	} {
-		t.Run(ghost.name, func(t *testing.T) {
-			was := s.t
-			s.t = t
-			defer func() { s.t = was }()
-			ghost.run(s)
+	s.haunted(
+		ghost{"a job behind a gate is no demand until it is approved (runs-on#539)", gated},
+		ghost{"failed jobs are run again (actions-runner-controller#4315)", runAgain},
+		ghost{"cancelled before any runner had it (actions-runner-controller PR 2520)", cancelledEarly},
+		ghost{"skipped without ever having been queued (actions-runner-controller#836)", skipped},
+		ghost{"the name of a runner is taken: 409 (ubicloud#692)", nameTaken},
+		ghost{"registered, and answered with 502 (runs-on#30)", registeredAndFailed},
+		ghost{"the runner group refuses: 403", groupRefuses},
+		ghost{"429 with Retry-After", slowDown},
+		ghost{"an outage while a job runs (actions-runner#4076)", outage},
+		ghost{"no webhook ever comes (ubicloud#1042)", webhooksLost},
+		ghost{"a webhook is answered by somebody else and lost", swallowed},
+		ghost{"told in the wrong order, late and twice", disorder},
+		ghost{"a delivery for an installation that nobody knows (runs-on#509)", foreign},
+		ghost{"queued while the installation was suspended", suspended},
+		ghost{"a burst of a matrix takes each other's runners (tuist#11862)", burst},
+		ghost{"all of it at once", atOnce},
+	)
+	agent.stop()
+	controller.stop()
+}
+
+// ghost is what GitHub has been seen to do, and by whom it was reported.
+type ghost struct {
+	name string
+	run  func(*site)
+}
+
+// haunted meets ghosts one after the other. Each finds GitHub without faults, and leaves
+// nothing behind.
+func (s *site) haunted(ghosts ...ghost) {
+	s.t.Helper()
+	whole := s.t
+	for _, g := range ghosts {
+		whole.Run(g.name, func(t *testing.T) {
+			s.t, s.whole = t, whole
+			defer func() { s.t, s.whole = whole, nil }()
+			g.run(s)
 			if err := s.sim.ClearFaults(s.ctx); err != nil {
 				t.Fatal(err)
 			}
 			s.nothingLeft()
 		})
 	}
-	agent.stop()
-	controller.stop()
 }
 
 func short(name string) githubsim.JobSpec {
@@ -102,6 +110,11 @@ func (s *site) number(id any) int64 {
 func (s *site) explained(id int64, words string) {
 	s.t.Helper()
 	var said string
+	defer func() {
+		if s.t.Failed() {
+			s.t.Logf("job %d is explained so: %s", id, said)
+		}
+	}()
 	eventually(s.t, "it is explained by "+words, func() bool {
 		out, err := s.operator("get", "explain", fmt.Sprint(id)).CombinedOutput()
 		said = string(out)
@@ -233,6 +246,11 @@ func webhooksLost(s *site) {
 	s.ends("success", ids...)
 }
 
+func swallowed(s *site) {
+	s.inject(githubsim.Fault{Kind: githubsim.DeliverySwallowed, Count: -1})
+	s.ends("success", s.queue(short("said-yes"))...)
+}
+
 func disorder(s *site) {
 	s.inject(githubsim.Fault{Kind: githubsim.DeliveryLate, Path: "workflow_job.queued", Delay: 3 * time.Second, Count: 2})
 	s.inject(githubsim.Fault{Kind: githubsim.DeliveryLate, Path: "workflow_job.in_progress", Delay: 4 * time.Second, Count: 2})
@@ -240,10 +258,6 @@ func disorder(s *site) {
 }
 
 func foreign(s *site) {
-	app, err := s.sim.App(s.ctx)
-	if err != nil {
-		s.t.Fatal(err)
-	}
 	body, err := json.Marshal(map[string]any{
 		"action": "queued", "installation": map[string]any{"id": 666},
 		"repository":   map[string]any{"full_name": "octo/demo", "name": "demo", "owner": map[string]any{"login": "octo"}},
@@ -252,26 +266,8 @@ func foreign(s *site) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	mac := hmac.New(sha256.New, []byte(app.WebhookSecret))
-	mac.Write(body)
-	req, err := http.NewRequestWithContext(s.ctx, http.MethodPost, s.webhook+"/webhook", bytes.NewReader(body))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for name, value := range map[string]string{
-		"Content-Type": "application/json", "X-GitHub-Event": "workflow_job", "X-GitHub-Delivery": "11111111-2222-3333-4444-555555555555",
-		"X-GitHub-Hook-Installation-Target-Type": "integration", "X-GitHub-Hook-Installation-Target-ID": fmt.Sprint(app.ID),
-		"X-Hub-Signature-256": "sha256=" + hex.EncodeToString(mac.Sum(nil)),
-	} {
-		req.Header.Set(name, value)
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	res.Body.Close()
-	if res.StatusCode != http.StatusAccepted {
-		s.t.Errorf("an authentic delivery is answered with %s", res.Status)
+	if status, said := s.post(s.signed("11111111-2222-3333-4444-555555555555", "workflow_job", body)); status != http.StatusAccepted {
+		s.t.Errorf("an authentic delivery is answered with %d %s", status, said)
 	}
 	if slices.ContainsFunc(s.list("jobs?state=queued"), func(r row) bool { return s.number(r.ID) == 987654321 }) {
 		s.t.Error("its job is taken for demand")
@@ -297,4 +293,38 @@ func burst(s *site) {
 		jobs = append(jobs, short("matrix"))
 	}
 	s.ends("success", s.queue(jobs...)...)
+}
+
+// atOnce has calls and deliveries fail in every way, each some times: it ends before patience
+// does, whatever of it comes together.
+func atOnce(s *site) {
+	const each = 3
+	for _, f := range []githubsim.Fault{
+		{Kind: githubsim.FaultStatus},
+		{Kind: githubsim.FaultStatus, Status: http.StatusServiceUnavailable},
+		{Kind: githubsim.FaultDrop},
+		{Kind: githubsim.FaultTimeoutAfterSuccess},
+		{Kind: githubsim.FaultTimeoutAfterSuccess, Status: http.StatusGatewayTimeout},
+		{Kind: githubsim.FaultDelay, Delay: time.Second},
+	} {
+		f.Path, f.Count, f.Rate = "/repos/octo/", each, 0.2
+		s.inject(f)
+	}
+	for _, f := range []githubsim.Fault{
+		{Kind: githubsim.DeliveryLost},
+		{Kind: githubsim.DeliveryFailed},
+		{Kind: githubsim.DeliveryBare},
+		{Kind: githubsim.DeliveryThrottled},
+		{Kind: githubsim.DeliverySwallowed},
+		{Kind: githubsim.DeliveryLate, Delay: time.Second},
+	} {
+		f.Count, f.Rate = each, 0.3
+		s.inject(f)
+	}
+	ids := s.queue(short("one"), short("two"), short("three"), short("four"), short("five"), short("not wanted"))
+	if err := s.sim.CancelJob(s.ctx, ids[5]); err != nil {
+		s.t.Fatal(err)
+	}
+	s.ends("success", ids[:5]...)
+	s.untilEnd(ids[5], "it ends")
 }

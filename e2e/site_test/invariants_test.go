@@ -173,11 +173,15 @@ func (s *site) look(running []int64) *look {
 	return l
 }
 
-// all reads a list of the controller's API to its end.
-func all[T any](s *site, what string) []T {
+// all reads a list of the controller's API to its end. The filters are names and values.
+func all[T any](s *site, what string, filters ...string) []T {
 	s.t.Helper()
 	var list []T
-	for query := (url.Values{"limit": {"1000"}}); ; {
+	query := url.Values{"limit": {"1000"}}
+	for filter := range slices.Chunk(filters, 2) {
+		query.Set(filter[0], filter[1])
+	}
+	for {
 		req, err := http.NewRequestWithContext(s.ctx, http.MethodGet, s.admin+"/api/v1/"+what+"?"+query.Encode(), nil)
 		if err != nil {
 			s.t.Fatal(err)

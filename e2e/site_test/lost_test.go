@@ -17,21 +17,8 @@ import (
 // just later than a living runner renews it.
 func newImpatientSite(t *testing.T) *site {
 	t.Helper()
-	programs(t)
-	dir := folder(t)
-	github, err := githubsim.New(githubsim.Options{Seed: 101, Timing: githubsim.Timing{Lease: 70 * time.Second}})
-	if err == nil {
-		err = github.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := github.Close(); err != nil {
-			t.Errorf("close the simulated GitHub: %v", err)
-		}
-	})
-	return newSiteAt(t, dir, github.URL())
+	s, _ := newSimulated(t, githubsim.Options{Seed: 101, Timing: githubsim.Timing{Lease: 70 * time.Second}})
+	return s
 }
 
 // A vmm is killed, and a whole host loses its power: all of its processes at once. What

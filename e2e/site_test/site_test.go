@@ -4,6 +4,7 @@ package site_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -25,6 +26,7 @@ const operatorToken = "the-operators-own-token"
 // GitHub misbehaves as it does by default.
 type site struct {
 	t      *testing.T
+	whole  *testing.T // while t is a part of it: programs outlast the part
 	dir    string
 	ctx    context.Context // ends before the test does
 	sim    githubsim.Control
@@ -113,7 +115,7 @@ pools:
 
 func (s *site) launch(name string, args ...string) *program {
 	s.t.Helper()
-	return launch(s.t, s.dir, filepath.Join(s.programs, name), s.env, args...)
+	return launch(cmp.Or(s.whole, s.t), s.dir, filepath.Join(s.programs, name), s.env, args...)
 }
 
 func (s *site) path(elements ...string) string {
