@@ -154,7 +154,9 @@ func (p *Puller) call(ctx context.Context, f func(context.Context) error) error 
 			return err
 		case waits:
 			pause = max(time.Second, time.Until(limited.Until))
-			p.c.Log.Warn("deliveries wait for the App's rate limit", "until", limited.Until.UTC())
+			if limited.Outage.IsZero() { // of an outage whoever finds it out tells, once
+				p.c.Log.Warn("deliveries wait for the App's rate limit", "until", limited.Until.UTC())
+			}
 		case errors.Is(err, fleet.ErrRefused) || try == tries:
 			return err
 		default:

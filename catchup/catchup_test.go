@@ -240,6 +240,25 @@ func TestRateLimit(t *testing.T) {
 		}
 		w.run(2 * time.Minute)
 		w.want("a0", "a1", "a2", "a3", "a4")
+		if n := strings.Count(w.log.String(), "rate limit"); n != 1 {
+			t.Errorf("the limit is told of %d times", n)
+		}
+	})
+}
+
+// During an outage it waits as it does for a limit, but there is none that anybody could
+// do something about.
+func TestOutageIsNoLimit(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.lists = []error{&fleet.RateLimited{Until: time.Now().Add(10 * time.Minute), Outage: time.Now()}}
+		w.tried("a")
+		w.run(9 * time.Minute)
+		w.want()
+		w.run(2 * time.Minute)
+		w.want("a")
+		if log := w.log.String(); strings.Contains(log, "rate limit") {
+			t.Errorf("the log is\n%s", log)
+		}
 	})
 }
 
