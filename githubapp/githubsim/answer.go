@@ -18,6 +18,7 @@ type answer struct {
 	body   object
 	list   []object
 	header http.Header
+	raw    []byte // what was encoded of it
 }
 
 func ok(body object) *answer { return &answer{status: http.StatusOK, body: body} }
@@ -35,13 +36,13 @@ func unprocessable(message string) *answer {
 
 func (a *answer) encode() []byte {
 	switch {
+	case a.raw != nil:
 	case a.list != nil:
-		return marshal(a.list)
+		a.raw = marshal(a.list)
 	case a.body != nil:
-		return marshal(a.body)
-	default:
-		return nil
+		a.raw = marshal(a.body)
 	}
+	return a.raw
 }
 
 func (f *Fault) answer() *answer {

@@ -10,9 +10,6 @@ import (
 	"time"
 )
 
-// clockSkew is how far ahead of GitHub's clock a JWT may have been issued.
-const clockSkew = 60 * time.Second
-
 // accessToken is an installation token.
 type accessToken struct {
 	install     *installation
@@ -90,7 +87,7 @@ func (s *Sim) verifyAppJWT(token string) (objection string) {
 	if err != nil || t.verify(s.appKey, "RS256") != nil {
 		return "A JSON web token could not be decoded"
 	}
-	now := time.Now()
+	now := s.clock.now()
 	issued, expires := unix(t.claims.IssuedAt), unix(t.claims.Expires)
 	clientID := fmt.Sprintf("Iv1.%016x", s.opt.AppID)
 	switch {
@@ -98,7 +95,7 @@ func (s *Sim) verifyAppJWT(token string) (objection string) {
 		return "'Issuer' claim ('iss') must be an Integer or a client ID of this app"
 	case t.claims.IssuedAt == 0:
 		return "Missing 'issued at' claim ('iat') in assertion"
-	case issued.After(now.Add(clockSkew)):
+	case issued.After(now):
 		return "'Issued at' claim ('iat') must be an Integer representing the time that the assertion was issued"
 	case t.claims.Expires == 0 || !expires.After(now):
 		return "'Expiration time' claim ('exp') must be a numeric value representing the future time at which the assertion expires"

@@ -20,7 +20,7 @@ func (s *Sim) brokerRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("POST "+runPath+"/acquirejob", s.asRunner(s.acquireJob))
 	mux.HandleFunc("POST "+runPath+"/renewjob", s.asJob(func(j *job, _ *http.Request, _ []byte) any {
 		s.renew(j)
-		return object{"lockedUntil": time.Now().Add(s.timing.Lease).UTC().Format(time.RFC3339)}
+		return object{"lockedUntil": s.clock.now().Add(s.timing.Lease).UTC().Format(time.RFC3339)}
 	}))
 	mux.HandleFunc("POST "+runPath+"/completejob", s.asJob(s.completeJob))
 }

@@ -5,6 +5,7 @@ package githubsim
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -79,6 +80,13 @@ func (s *Sim) Inject(f Fault) error {
 	return nil
 }
 
+// FaultsTaken counts how often the faults of Inject and of Options.Faults have happened.
+func (s *Sim) FaultsTaken() map[FaultKind]int {
+	s.faults.mu.Lock()
+	defer s.faults.mu.Unlock()
+	return maps.Clone(s.faults.taken)
+}
+
 // ClearFaults removes every fault that is still to come.
 func (s *Sim) ClearFaults() { s.faults.clear() }
 
@@ -86,8 +94,9 @@ type faults struct {
 	rng  *random
 	rate float64 // share of REST calls that fail at random
 
-	mu   sync.Mutex // guards list
-	list []*Fault
+	mu    sync.Mutex // guards the rest
+	list  []*Fault
+	taken map[FaultKind]int
 }
 
 func (f *faults) add(fault Fault) {
@@ -114,6 +123,10 @@ func (f *faults) take(match func(*Fault) bool) *Fault {
 		return nil
 	}
 	found := f.list[i]
+	if f.taken == nil {
+		f.taken = map[FaultKind]int{}
+	}
+	f.taken[found.Kind]++
 	if found.Count--; found.Count == 0 {
 		f.list = slices.Delete(f.list, i, i+1)
 	}

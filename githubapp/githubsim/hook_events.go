@@ -149,7 +149,7 @@ func (s *Sim) deploymentView(base string, j *job) object {
 	return object{
 		"url": api, "id": j.id, "node_id": nodeID("DE", j.id), "sha": j.run.sha, "ref": j.run.workflow.Branch, "task": "deploy", "payload": object{},
 		"original_environment": "production", "environment": "production", "description": nil, "creator": j.run.actor.view(base),
-		"created_at": stamp(j.createdAt), "updated_at": stamp(j.createdAt), "statuses_url": api + "/statuses", "repository_url": repo,
+		"created_at": s.clock.stamp(j.createdAt), "updated_at": s.clock.stamp(j.createdAt), "statuses_url": api + "/statuses", "repository_url": repo,
 	}
 }
 

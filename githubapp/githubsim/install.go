@@ -193,7 +193,7 @@ func (s *Sim) repository(owner *account, name string, private bool) *repository 
 	key := strings.ToLower(owner.login + "/" + name)
 	repo := s.repos[key]
 	if repo == nil {
-		repo = &repository{id: 700_000_000 + s.newID(), owner: owner, name: name, private: private, createdAt: time.Now()}
+		repo = &repository{id: 700_000_000 + s.newID(), owner: owner, name: name, private: private, createdAt: time.Now(), clock: s.clock}
 		s.repos[key] = repo
 	}
 	return repo

@@ -26,6 +26,7 @@ const (
 type limits struct {
 	none   bool // nothing is refused, and there is always more
 	silent bool // and no answer tells of it
+	clock  clock
 
 	mu            sync.Mutex // guards everything below
 	buckets       map[string]*bucket
@@ -147,7 +148,7 @@ func (l *limits) view(name string) object {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	b := l.bucketOf(name, time.Now())
-	return object{"limit": b.limit, "remaining": max(0, b.limit-b.hour.used), "used": b.hour.used, "reset": b.hour.reset.Unix()}
+	return object{"limit": b.limit, "remaining": max(0, b.limit-b.hour.used), "used": b.hour.used, "reset": l.clock.of(b.hour.reset).Unix()}
 }
 
 // secondary is the answer to who breaks a secondary limit.

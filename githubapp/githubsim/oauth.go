@@ -40,7 +40,7 @@ func (s *Sim) exchangeToken(w http.ResponseWriter, r *http.Request) {
 	case t.claims.Audience != s.runnerBase(r)+tokenPath:
 		deny("aud is not this token service")
 		return
-	case !now.Before(unix(t.claims.Expires)) || unix(t.claims.NotBefore).After(now.Add(5*time.Minute)):
+	case !s.clock.now().Before(unix(t.claims.Expires)) || unix(t.claims.NotBefore).After(s.clock.now().Add(5*time.Minute)):
 		deny("the assertion is outside of its time; is the runner's clock right?")
 		return
 	}

@@ -47,6 +47,7 @@ type Options struct {
 	// API is below /api/v3 only, it knows no rate limits, and says its version.
 	Enterprise string
 	Latency    time.Duration // added to every REST answer
+	Ahead      time.Duration // of GitHub's clock before this machine's, in all that GitHub tells and checks; negative: behind
 	Flow       Flow          // default FlowV1
 	Acquire    bool          // scale sets have to ask for jobs that are available, as on older servers; default: they are given them
 	Timing     Timing

@@ -39,7 +39,7 @@ func (s *Sim) pipelineRoutes(mux *http.ServeMux) {
 	}))
 	mux.HandleFunc("POST "+plan+"/logs", s.asJob(func(j *job, _ *http.Request, body []byte) any {
 		j.logSeq++
-		return object{"id": j.logSeq, "path": decodeLoose[struct{ Path string }](body).Path, "createdOn": stamp(time.Now()), "lastChangedOn": stamp(time.Now())}
+		return object{"id": j.logSeq, "path": decodeLoose[struct{ Path string }](body).Path, "createdOn": stamp(s.clock.now()), "lastChangedOn": stamp(s.clock.now())}
 	}))
 	mux.HandleFunc("POST "+plan+"/logs/{log}", s.asJob(func(j *job, r *http.Request, body []byte) any {
 		j.log(r.PathValue("log")).Write(body)
@@ -139,7 +139,7 @@ func (s *Sim) patchJobRequest(w http.ResponseWriter, r *http.Request, ru *runner
 	}
 	s.start(ru.job)
 	s.renew(ru.job)
-	reply(w, http.StatusOK, object{"requestId": ru.job.requestID, "lockedUntil": time.Now().Add(s.timing.Lease).UTC().Format(time.RFC3339)})
+	reply(w, http.StatusOK, object{"requestId": ru.job.requestID, "lockedUntil": s.clock.now().Add(s.timing.Lease).UTC().Format(time.RFC3339)})
 }
 
 type timelineRecord struct {

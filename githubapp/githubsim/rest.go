@@ -201,7 +201,7 @@ func (s *Sim) unchanged(r *http.Request, a *answer) bool {
 	if r.Header.Get("If-None-Match") != etag {
 		return false
 	}
-	a.status, a.body, a.list = http.StatusNotModified, nil, nil
+	a.status, a.body, a.list, a.raw = http.StatusNotModified, nil, nil, nil
 	a.header.Del("Link") // nobody promises it
 	return true
 }

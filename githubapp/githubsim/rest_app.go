@@ -31,7 +31,7 @@ func (s *Sim) listInstallations(c *call) *answer {
 		v := in.view(s, c.base)
 		// GitHub describes the accounts of this one list as user and enterprise at once.
 		maps.Copy(v["account"].(object), object{
-			"name": in.account.login, "slug": in.account.login, "created_at": stamp(in.createdAt), "updated_at": stamp(in.createdAt),
+			"name": in.account.login, "slug": in.account.login, "created_at": s.clock.stamp(in.createdAt), "updated_at": s.clock.stamp(in.createdAt),
 		})
 		all = append(all, v)
 	}
@@ -103,7 +103,7 @@ func (s *Sim) createToken(c *call) *answer {
 		}
 		t.permissions["metadata"] = "read"
 	}
-	body := object{"expires_at": stamp(t.expires), "permissions": t.permissions, "repository_selection": in.selection()}
+	body := object{"expires_at": s.clock.stamp(t.expires), "permissions": t.permissions, "repository_selection": in.selection()}
 	if len(want.Repositories)+len(want.RepositoryIDs) > 0 {
 		chosen := s.choose(in, want.Repositories, want.RepositoryIDs)
 		if chosen == nil {
@@ -192,7 +192,7 @@ func (s *Sim) getMeta(*call) *answer {
 func (s *Sim) getRateLimit(c *call) *answer {
 	core := s.limits.view(c.who.bucket())
 	idle := func(limit int) object {
-		return object{"limit": limit, "remaining": limit, "used": 0, "reset": c.now.Add(time.Hour).Unix()}
+		return object{"limit": limit, "remaining": limit, "used": 0, "reset": s.clock.of(c.now).Add(time.Hour).Unix()}
 	}
 	return ok(object{"rate": core, "resources": object{
 		"core": core, "search": idle(30), "graphql": idle(5000), "actions_runner_registration": idle(registrationPool),

@@ -95,14 +95,14 @@ func (s *Sim) listDeliveries(c *call) *answer {
 			header.Set("Link", "<"+c.base+u.RequestURI()+`>; rel="next"`)
 			return &answer{status: http.StatusOK, list: list, header: header}
 		}
-		list = append(list, d.view())
+		list = append(list, d.view(s.clock))
 	}
 	return &answer{status: http.StatusOK, list: list, header: header}
 }
 
-func (d *delivery) view() object {
+func (d *delivery) view(clock clock) object {
 	v := object{
-		"id": d.ID, "guid": d.GUID, "delivered_at": d.DeliveredAt.UTC().Format("2006-01-02T15:04:05.000Z"), "redelivery": d.Redelivery,
+		"id": d.ID, "guid": d.GUID, "delivered_at": clock.of(d.DeliveredAt).UTC().Format("2006-01-02T15:04:05.000Z"), "redelivery": d.Redelivery,
 		"duration": float64(d.Duration.Milliseconds()) / 1000, "status": d.Status, "status_code": d.StatusCode, "event": d.Event,
 		"action": orNil(d.Action), "installation_id": nil, "repository_id": nil, "throttled_at": nil,
 	}
@@ -113,7 +113,7 @@ func (d *delivery) view() object {
 		v["repository_id"] = d.repo
 	}
 	if !d.throttledAt.IsZero() {
-		v["throttled_at"] = stamp(d.throttledAt)
+		v["throttled_at"] = clock.stamp(d.throttledAt)
 	}
 	return v
 }
@@ -125,7 +125,7 @@ func (s *Sim) getDelivery(c *call) *answer {
 	if d == nil {
 		return notFound()
 	}
-	v := d.view()
+	v := d.view(s.clock)
 	v["url"] = ""
 	v["request"] = object{"headers": d.requestHeaders, "payload": json.RawMessage(d.Payload)}
 	if d.bare {

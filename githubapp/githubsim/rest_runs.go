@@ -104,7 +104,7 @@ func runFilter(c *call) (func(*run) bool, *answer) {
 			status, conclusion, ok := r.listed(c.now)
 			return ok && (want == "" || status == want || conclusion == want)
 		},
-		func(r *run) bool { return created(r.createdAt) },
+		func(r *run) bool { return created(r.repo.clock.of(r.createdAt)) },
 	}
 	return func(r *run) bool {
 		return !slices.ContainsFunc(filters, func(f func(*run) bool) bool { return !f(r) })

@@ -208,7 +208,7 @@ func (s *Sim) tellSet(set *scaleSet, j *job, kind string, more object) {
 		"messageType": kind, "runnerRequestId": int64(0), "jobId": j.guid, "repositoryName": j.run.repo.name, "ownerName": j.run.repo.owner.login,
 		"jobWorkflowRef": j.run.repo.fullName() + "/" + j.run.workflowPath() + "@refs/heads/" + j.run.workflow.Branch,
 		"jobDisplayName": j.spec.Name, "workflowRunId": j.run.id, "eventName": j.run.workflow.Event, "requestLabels": j.spec.Labels,
-		"queueTime": stampOf(j.queuedAt), "scaleSetAssignTime": stampOf(j.setAt), "runnerAssignTime": stampOf(j.startedAt), "finishTime": stampOf(j.completedAt),
+		"queueTime": s.stampOf(j.queuedAt), "scaleSetAssignTime": s.stampOf(j.setAt), "runnerAssignTime": s.stampOf(j.startedAt), "finishTime": s.stampOf(j.completedAt),
 	}
 	if s.opt.Acquire { // older servers name jobs by the request alone
 		news["runnerRequestId"] = j.requestID
@@ -242,9 +242,9 @@ func (s *Sim) setFinished(j *job) {
 }
 
 // stampOf writes a time as the service does, one that has not come as .NET's first.
-func stampOf(t time.Time) string {
+func (s *Sim) stampOf(t time.Time) string {
 	if t.IsZero() {
 		return "0001-01-01T00:00:00Z"
 	}
-	return t.UTC().Format("2006-01-02T15:04:05.000000Z")
+	return s.clock.of(t).UTC().Format("2006-01-02T15:04:05.000000Z")
 }

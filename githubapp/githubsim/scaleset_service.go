@@ -21,7 +21,7 @@ func (s *Sim) registrationToken(c *call) *answer {
 	}
 	token := newToken("A")
 	s.setTokens[token] = setAccess{scope: at, expires: c.now.Add(time.Hour)}
-	return &answer{status: http.StatusCreated, body: object{"token": token, "expires_at": c.now.Add(time.Hour).UTC().Format(time.RFC3339)}}
+	return &answer{status: http.StatusCreated, body: object{"token": token, "expires_at": s.clock.of(c.now).Add(time.Hour).UTC().Format(time.RFC3339)}}
 }
 
 // setAccess is what a token of the service lets its bearer manage.
@@ -39,7 +39,7 @@ func (s *Sim) registerClient(c *call) *answer {
 	}
 	expires := c.now.Add(s.timing.SetToken)
 	part := base64.RawURLEncoding.EncodeToString
-	jwt := part(marshal(object{"alg": "HS256", "typ": "JWT"})) + "." + part(marshal(object{"exp": expires.Unix(), "jti": newGUID()})) + "." + part([]byte(newToken("")))
+	jwt := part(marshal(object{"alg": "HS256", "typ": "JWT"})) + "." + part(marshal(object{"exp": s.clock.of(expires).Unix(), "jti": newGUID()})) + "." + part([]byte(newToken("")))
 	s.setTokens[jwt] = setAccess{scope: access.scope, expires: expires}
 	return ok(object{"url": c.base + setsPath + "/", "token": jwt, "token_schema": "OAuthAccessToken"})
 }
@@ -115,7 +115,7 @@ func (s *Sim) setView(set *scaleSet) object {
 	}
 	return object{
 		"id": set.id, "name": set.name, "runnerGroupId": set.groupID, "runnerGroupName": set.groupName, "labels": labels,
-		"RunnerSetting": object{"disableUpdate": set.disableUpdate, "ephemeral": true}, "createdOn": set.createdAt.UTC().Format(time.RFC3339),
+		"RunnerSetting": object{"disableUpdate": set.disableUpdate, "ephemeral": true}, "createdOn": s.clock.of(set.createdAt).UTC().Format(time.RFC3339),
 		"statistics": s.statisticsView(set),
 	}
 }

@@ -29,6 +29,7 @@ type Settings struct {
 	Enterprise    string         `json:"enterprise,omitempty"` // version of an Enterprise Server; default: github.com
 	Seed          uint64         `json:"seed,omitempty"`
 	Latency       time.Duration  `json:"latency,omitempty"`
+	Ahead         time.Duration  `json:"ahead,omitempty"` // of GitHub's clock before this machine's
 	FaultRate     float64        `json:"fault_rate,omitempty"`
 	KeyPool       int            `json:"key_pool,omitempty"`
 	Timing        Timing         `json:"timing,omitzero"`
@@ -39,7 +40,7 @@ type Settings struct {
 func (s Settings) Options(log *slog.Logger) Options {
 	return Options{
 		Listen: s.Listen, AppID: s.AppID, PrivateKey: s.PrivateKey, WebhookSecret: s.WebhookSecret, WebhookURL: s.WebhookURL, RunnerURL: s.RunnerURL,
-		Flow: s.Flow, Kind: s.Kind, Prompt: s.Prompt, OneKey: s.OneKey, Acquire: s.Acquire, Enterprise: s.Enterprise, Seed: s.Seed, Latency: s.Latency, FaultRate: s.FaultRate, KeyPool: s.KeyPool, Timing: s.Timing, Log: log,
+		Flow: s.Flow, Kind: s.Kind, Prompt: s.Prompt, OneKey: s.OneKey, Acquire: s.Acquire, Enterprise: s.Enterprise, Seed: s.Seed, Latency: s.Latency, Ahead: s.Ahead, FaultRate: s.FaultRate, KeyPool: s.KeyPool, Timing: s.Timing, Log: log,
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 type Sim struct {
 	opt     Options
 	timing  Timing
+	clock   clock
 	log     *slog.Logger
 	rng     *random
 	keys    *keyPool
@@ -78,7 +79,7 @@ func New(opt Options) (*Sim, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s := &Sim{
-		opt: opt, timing: opt.Timing, log: opt.Log, rng: newRandom(opt.Seed), keys: newKeyPool(opt.KeyPool, opt.OneKey || opt.Prompt), timers: newTimers(),
+		opt: opt, timing: opt.Timing, clock: clock{opt.Ahead}, log: opt.Log, rng: newRandom(opt.Seed), keys: newKeyPool(opt.KeyPool, opt.OneKey || opt.Prompt), timers: newTimers(),
 		appKey: key, appPEM: pemText, ctx: ctx, stop: stop, baseURL: strings.TrimSuffix(opt.BaseURL, "/"),
 		nextID: 100, changed: make(chan struct{}), accounts: map[string]*account{}, repos: map[string]*repository{},
 		tokens: map[string]*accessToken{}, usedJWTs: map[[32]byte]*usedJWT{}, grants: map[string]grant{},
@@ -87,12 +88,13 @@ func New(opt Options) (*Sim, error) {
 	}
 	s.faults = &faults{rng: s.rng, rate: opt.FaultRate}
 	s.limits = newLimits(opt.Prompt || opt.Enterprise != "")
+	s.limits.clock = s.clock
 	s.limits.silent = opt.Enterprise != ""
 	s.hooks = newHookEngine(s)
 	for _, f := range opt.Faults {
 		s.faults.add(f)
 	}
-	s.handler = s.routes()
+	s.handler = s.clock.date(s.routes())
 	s.wg.Go(func() { s.keys.fill(ctx) })
 	s.wg.Go(func() { s.timers.run(ctx) })
 	s.wg.Go(func() { s.hooks.run(ctx) })

@@ -25,6 +25,7 @@ type repository struct {
 	private   bool
 	fork      bool
 	createdAt time.Time
+	clock     clock
 }
 
 func (r *repository) fullName() string { return r.owner.login + "/" + r.name }

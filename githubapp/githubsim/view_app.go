@@ -28,11 +28,11 @@ func (in *installation) view(s *Sim, base string) object {
 		"id": in.id, "account": in.account.view(base), "repository_selection": in.selection(), "html_url": html,
 		"access_tokens_url": fmt.Sprintf("%s/app/installations/%d/access_tokens", base, in.id), "repositories_url": base + "/installation/repositories",
 		"app_id": s.opt.AppID, "app_slug": s.app.slug, "target_id": in.account.id, "target_type": kind,
-		"permissions": maps.Clone(in.permissions), "events": append([]string{}, s.app.events...), "created_at": stamp(in.createdAt), "updated_at": stamp(in.updatedAt),
+		"permissions": maps.Clone(in.permissions), "events": append([]string{}, s.app.events...), "created_at": s.clock.stamp(in.createdAt), "updated_at": s.clock.stamp(in.updatedAt),
 		"single_file_name": nil, "has_multiple_single_files": false, "single_file_paths": []string{}, "suspended_by": nil, "suspended_at": nil,
 	}
 	if !in.suspendedAt.IsZero() {
-		v["suspended_by"], v["suspended_at"] = s.account("octocat", false).view(base), stamp(in.suspendedAt)
+		v["suspended_by"], v["suspended_at"] = s.account("octocat", false).view(base), s.clock.stamp(in.suspendedAt)
 	}
 	return v
 }

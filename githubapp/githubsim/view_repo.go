@@ -31,14 +31,6 @@ func nodeID(kind string, id int64) string {
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// stampOrNil is null for a time that has not come.
-func stampOrNil(t time.Time) any {
-	if t.IsZero() {
-		return nil
-	}
-	return stamp(t)
-}
-
 func orNil(s string) any {
 	if s == "" {
 		return nil
@@ -130,7 +122,7 @@ func (r *repository) hookView(base string) object {
 		visibility = "public"
 	}
 	maps.Copy(v, object{
-		"created_at": stamp(r.createdAt), "updated_at": stamp(r.createdAt), "pushed_at": stamp(r.createdAt),
+		"created_at": r.clock.stamp(r.createdAt), "updated_at": r.clock.stamp(r.createdAt), "pushed_at": r.clock.stamp(r.createdAt),
 		"git_url": "git://" + strings.TrimPrefix(strings.TrimPrefix(html, "https://"), "http://") + ".git", "ssh_url": "git@github.invalid:" + r.fullName() + ".git",
 		"clone_url": html + ".git", "svn_url": html, "homepage": nil, "size": 1, "stargazers_count": 0, "watchers_count": 0,
 		"language": nil, "has_issues": true, "has_projects": true, "has_downloads": true, "has_wiki": true, "has_pages": false,
