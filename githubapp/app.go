@@ -100,6 +100,7 @@ type App struct {
 	gate     gate
 	version  atomic.Pointer[string] // of the Enterprise Server; nil: it has not said
 	rates    rates
+	clock    clock
 	answers  answers
 	self     *github.Client // signed in as the App itself
 	lookups  keyedLock
@@ -153,7 +154,7 @@ func New(c Config) (*App, error) {
 		}
 		a.wire = a.owned
 	}
-	if a.signer, err = newSigner(c.PrivateKey, a.now); err != nil {
+	if a.signer, err = newSigner(c.PrivateKey, a.githubTime); err != nil {
 		return nil, err
 	}
 	tr, err := a.appTransport(0)
@@ -163,6 +164,9 @@ func New(c Config) (*App, error) {
 	a.self, err = a.client(tr, 0)
 	return a, err
 }
+
+// githubTime is the time on GitHub's clock, as far as its answers have told.
+func (a *App) githubTime() time.Time { return a.now().Add(a.clock.off()) }
 
 // Close closes idle connections. Calls under way go on.
 func (a *App) Close() {

@@ -54,7 +54,8 @@ type statusError struct {
 	status    int
 	message   string
 	requestID string
-	token     bool // it was the answer to the request for a token
+	token     bool          // it was the answer to the request for a token
+	apart     time.Duration // of this machine's clock before GitHub's
 }
 
 func (e *statusError) Error() string {
@@ -69,7 +70,11 @@ func (e *statusError) Error() string {
 	if e.requestID != "" {
 		fmt.Fprintf(&b, " (request %s)", e.requestID)
 	}
-	if e.status == http.StatusUnauthorized {
+	switch {
+	case e.status != http.StatusUnauthorized:
+	case e.apart.Abs() > clockWrong:
+		b.WriteString(": this machine's clock is " + apart(e.apart) + ": set it by NTP")
+	default:
 		b.WriteString(": check the App id, its private key and this machine's clock")
 	}
 	return b.String()
@@ -106,9 +111,9 @@ func explain(ctx context.Context, err error, now time.Time) error {
 	case errors.As(err, &secondary):
 		return &RateLimited{Until: now.Add(max(secondary.GetRetryAfter(), defaultPause))}
 	case errors.As(err, &token) && token.Response != nil:
-		return newStatusError(token.Response, "", true)
+		return newStatusError(token.Response, "", true, now)
 	case errors.As(err, &answered) && answered.Response != nil:
-		return newStatusError(answered.Response, refusal(answered), false)
+		return newStatusError(answered.Response, refusal(answered), false, now)
 	case errors.As(err, &accepted):
 		return errors.New("GitHub put the request off (202) instead of answering it")
 	}
@@ -118,11 +123,19 @@ func explain(ctx context.Context, err error, now time.Time) error {
 	return err
 }
 
-func newStatusError(resp *http.Response, message string, token bool) *statusError {
+func newStatusError(resp *http.Response, message string, token bool, now time.Time) *statusError {
 	return &statusError{
 		status: resp.StatusCode, message: printable(message, 300), token: token,
-		requestID: printable(resp.Header.Get("X-Github-Request-Id"), 64),
+		requestID: printable(resp.Header.Get("X-Github-Request-Id"), 64), apart: now.Sub(dateOf(resp, now)),
 	}
+}
+
+// dateOf returns the time that an answer tells, or now if it tells none.
+func dateOf(resp *http.Response, now time.Time) time.Time {
+	if at, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		return at
+	}
+	return now
 }
 
 // refusal is what GitHub says against a request, field by field if it does.

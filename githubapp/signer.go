@@ -15,7 +15,7 @@ import (
 )
 
 // GitHub refuses a token issued in its future or that ends more than ten minutes
-// from its now. Both ends leave room for a clock that is a few minutes off.
+// from its now. Both ends leave room for a time of GitHub's that is not known well.
 const (
 	jwtBackdate = time.Minute
 	jwtLife     = 5 * time.Minute

@@ -34,8 +34,23 @@ type transport struct {
 	installation int64
 }
 
-// RoundTrip implements http.RoundTripper.
-func (t *transport) RoundTrip(req *http.Request) (resp *http.Response, err error) {
+// RoundTrip implements http.RoundTripper. A sign-in of the App that is refused because it
+// was signed for another time is repeated, once.
+func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	before := t.app.clock.off()
+	resp, err := t.roundTrip(req)
+	if err != nil || resp.StatusCode != http.StatusUnauthorized || (t.app.clock.off()-before).Abs() < clockMoved ||
+		t.installation != 0 && !isTokenRequest(req) {
+		return resp, err
+	}
+	again := t.app.signedAnew(req)
+	if again == nil {
+		return resp, nil
+	}
+	return t.roundTrip(again)
+}
+
+func (t *transport) roundTrip(req *http.Request) (resp *http.Response, err error) {
 	class := classOf(req.Method, req.URL.Path)
 	p := &pass{lane: t.installation, class: class, path: req.URL.Path, priority: priorityOf(req.Context(), class), points: writePoints}
 	if req.Method == http.MethodGet || req.Method == http.MethodHead {
@@ -105,6 +120,8 @@ func (t *transport) send(ctx context.Context, req *http.Request, p *pass, out *o
 	}
 	t.app.noteVersion(resp.Header.Get("X-Github-Enterprise-Version"))
 	now := t.app.now()
+	t.app.clock.note(resp.Header, began, now, t.app.log)
+	t.app.clock.here(resp.Header)
 	t.app.rates.note(p.lane, resp.Header, now)
 	limit := rateLimited(resp, body, now)
 	if until := t.app.gate.charged(p, resp.Header.Get("X-Ratelimit-Resource"), limit, now); limit != nil {
@@ -114,6 +131,7 @@ func (t *transport) send(ctx context.Context, req *http.Request, p *pass, out *o
 		if err := checkToken(body); err != nil {
 			return nil, err
 		}
+		body = t.app.clock.tokenHere(body)
 	}
 	// go-github books every rate it sees as that of the path it guesses, and would
 	// hold back all calls when a resource of another name is used up.
