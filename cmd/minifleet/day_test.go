@@ -11,6 +11,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/http"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -23,7 +24,8 @@ import (
 
 var (
 	daySeed  = flag.Uint64("seed", 1, "of the virtual day's jobs and faults")
-	dayHours = flag.Float64("hours", 0.25, "length of the virtual day, without the quiet time that follows")
+	dayHours = flag.Float64("hours", 24, "length of the virtual day, without the quiet time that follows")
+	dayJobs  = flag.Float64("jobs", 20, "of the virtual day that are asked for in an hour, beside those of matrices")
 	dayLog   = flag.String("daylog", "", "file for the programs' log of the virtual day")
 )
 
@@ -32,12 +34,16 @@ var (
 // asked of it and what goes wrong. At the end nothing is lost, leaked or stuck, and
 // nothing was killed.
 func TestVirtualDay(t *testing.T) {
+	t.Parallel()
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // its garbage is many small things
 	length := time.Duration(*dayHours * float64(time.Hour))
 	began := time.Now()
 	synctest.Test(t, func(t *testing.T) {
-		d := newDay(t, dayPlan{seed: *daySeed, length: length, hosts: 5, slots: 4, standby: 1, flaws: 0.04, timing: githubsim.Timing{
+		plan := dayPlan{seed: *daySeed, length: length, hosts: 5, slots: 4, standby: 1, flaws: 0.06, jobs: *dayJobs, timing: githubsim.Timing{
 			ListLag: 20 * time.Second, BusyLag: 5 * time.Second, DeliveryDelay: 8 * time.Second,
-		}})
+		}}
+		plan.ahead = between(plan.random("clock"), -10*time.Minute, 10*time.Minute)
+		d := newDay(t, plan)
 		defer d.close()
 		d.live()
 		d.last()
@@ -53,8 +59,10 @@ type dayPlan struct {
 	length       time.Duration
 	hosts, slots int
 	standby      int
-	flaws        float64 // share of VMs that something is wrong with
-	kind         bool    // GitHub does nothing but what it is asked to
+	flaws        float64       // share of VMs that something is wrong with
+	jobs         float64       // that are asked for in an hour, beside those of matrices
+	kind         bool          // GitHub does nothing but what it is asked to
+	ahead        time.Duration // of GitHub's clock before the site's
 	timing       githubsim.Timing
 }
 
@@ -77,6 +85,7 @@ type day struct {
 	life     *dayLife
 	lives    int
 	busy     sync.WaitGroup // what makes work and trouble
+	ills     *deck[flaw]    // of VMs
 
 	mu      sync.Mutex // guards the rest
 	counts  map[string]int
@@ -92,7 +101,7 @@ type day struct {
 }
 
 // random returns a source of chance that nobody shares.
-func (d *day) random(what string) *rand.Rand {
+func (d dayPlan) random(what string) *rand.Rand {
 	h := uint64(14695981039346656037)
 	for _, c := range []byte(what) {
 		h = (h ^ uint64(c)) * 1099511628211
@@ -157,8 +166,9 @@ func (d *day) flawOf(r *rand.Rand) flaw {
 	if d.quiet || r.Float64() >= d.flaws {
 		return flawless
 	}
-	d.counts["flaws"]++
-	return 1 + flaw(r.IntN(int(flaws)-1))
+	f := d.ills.deal()
+	d.counts["VMs with "+f.String()]++
+	return f
 }
 
 // script says how long a job takes and how it ends.
@@ -232,7 +242,11 @@ func (d *day) hold() {
 	d.killed()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.t.Logf("seed %d, %s:", d.seed, d.length)
+	for kind, n := range d.sim.FaultsTaken() {
+		d.counts["faults "+string(kind)] = n
+	}
+	d.whole()
+	d.t.Logf("seed %d, %s, GitHub's clock is ahead by %s:", d.seed, d.length, d.ahead.Round(time.Second))
 	for _, what := range slices.Sorted(maps.Keys(d.counts)) {
 		d.t.Logf("%7d %s", d.counts[what], what)
 	}

@@ -158,6 +158,9 @@ func (d *day) killed() {
 		books[x.GUID] = true
 	}
 	for _, x := range d.sim.Deliveries() {
+		if x.Repeat {
+			d.count("deliveries sent twice", 1)
+		}
 		d.count(fmt.Sprintf("deliveries answered %d", x.StatusCode), 1)
 		if x.StatusCode/100 == 2 && !books[x.GUID] && x.Event != "ping" {
 			d.broken("invariant 7: delivery %s (%s %s) was answered well and is lost", x.GUID, x.Event, x.Action)

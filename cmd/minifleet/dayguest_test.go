@@ -35,6 +35,9 @@ func (v *dayVM) listen(config secret.Text) {
 		v.finish(guest.OutcomeNoJob, "", err.Error())
 		return
 	}
+	v.mu.Lock()
+	v.agent = agentNameOf(config)
+	v.mu.Unlock()
 	v.say(func(s *guest.Status) { s.Phase, s.Runner.IdleAt = guest.PhaseIdle, time.Now() })
 	ctx, cancel := context.WithCancel(v.life)
 	defer cancel()

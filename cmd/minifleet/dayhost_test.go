@@ -150,6 +150,22 @@ func (h *dayHost) left() []string {
 	return out
 }
 
+// idle names the registrations whose listeners wait for a job.
+func (h *dayHost) idle() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var out []string
+	for _, v := range h.vms {
+		v.mu.Lock()
+		if v.status.Phase == guest.PhaseIdle {
+			out = append(out, v.agent)
+		}
+		v.mu.Unlock()
+	}
+	slices.Sort(out)
+	return out
+}
+
 func (h *dayHost) Scan(context.Context) ([]agent.Found, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

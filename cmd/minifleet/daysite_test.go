@@ -21,9 +21,10 @@ import (
 	"github.com/minifleet/minifleet/secret"
 )
 
-// dayKey is the App's: making one takes longer than an hour of such a day.
+// dayKey is the App's: making one takes longer than an hour of such a day, and signing by one
+// of GitHub's length a tenth of it.
 var dayKey = sync.OnceValue(func() secret.Text {
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	key, err := rsa.GenerateKey(rand.Reader, 1024)
 	if err != nil {
 		panic(err)
 	}
@@ -36,6 +37,11 @@ func newDay(t *testing.T, plan dayPlan) *day {
 		dayPlan: plan, t: t, start: time.Now(), wires: &wires{}, installs: map[string]int64{},
 		counts: map[string]int{}, lost: map[int64]string{}, ranBy: map[int64]string{}, jobOf: map[string]int64{}, foreign: map[string]bool{}, waits: map[int64]string{},
 	}
+	each := map[flaw]int{}
+	for f := flawless + 1; f < flaws; f++ {
+		each[f] = 1
+	}
+	d.ills = newDeck(d.random("ills"), each)
 	d.folder()
 	d.tail = &tailWriter{}
 	to := io.Writer(d.tail)
@@ -50,7 +56,7 @@ func newDay(t *testing.T, plan dayPlan) *day {
 	d.hooks = &http.Transport{DialContext: d.wires.plug().dial, MaxIdleConnsPerHost: 16}
 	var err error
 	d.sim, err = githubsim.New(githubsim.Options{
-		Seed: d.seed, Kind: d.kind, OneKey: true, KeyPool: 1, PrivateKey: dayKey(), Latency: 60 * time.Millisecond, BaseURL: "http://" + dayGitHub,
+		Seed: d.seed, Kind: d.kind, OneKey: true, KeyPool: 1, PrivateKey: dayKey(), Latency: 60 * time.Millisecond, Ahead: d.ahead, BaseURL: "http://" + dayGitHub,
 		WebhookClient: &http.Client{Transport: d.hooks},
 		Timing:        d.timing,
 		Log:           d.log.With("who", "github"),

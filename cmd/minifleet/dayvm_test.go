@@ -36,6 +36,13 @@ const (
 	flaws
 )
 
+func (f flaw) String() string {
+	return [...]string{
+		"no flaw", "no clone", "no boot", "no answer", "no listener", "no session", "a crash", "a ghost", "a listener that is too late", "a deaf guest",
+		"a registration that is removed early",
+	}[f]
+}
+
 // dayVM is a VM that exists in memory alone. It outlives the agent, not its host.
 type dayVM struct {
 	host *dayHost
@@ -58,7 +65,8 @@ type dayVM struct {
 	deafTill time.Time
 	why      string
 	ended    chan struct{}
-	running  int64 // the job that its listener has taken
+	running  int64  // the job that its listener has taken
+	agent    string // its registration's name
 }
 
 func (v *dayVM) sleep(d time.Duration) bool { return pauseFor(v.life, d) }

@@ -14,9 +14,6 @@ import (
 	"github.com/minifleet/minifleet/githubapp/githubsim"
 )
 
-// jobsPerHour is how many jobs are asked for, on average.
-const jobsPerHour = 120
-
 // every calls f at random times, on average once in a period, until ctx ends. Each
 // call is a goroutine's own.
 func (d *day) every(ctx context.Context, what string, period time.Duration, f func(r *rand.Rand)) {
@@ -31,8 +28,8 @@ func (d *day) every(ctx context.Context, what string, period time.Duration, f fu
 
 // work lets people push to their repositories.
 func (d *day) work(ctx context.Context) {
-	d.every(ctx, "pushes", time.Hour*2/jobsPerHour, func(r *rand.Rand) { d.push(ctx, r) })
-	d.every(ctx, "matrices", 3*time.Hour, func(r *rand.Rand) { d.queue(r, 20+r.IntN(40), func(*githubsim.JobSpec) {}) })
+	d.every(ctx, "pushes", 2*time.Hour/time.Duration(d.jobs), func(r *rand.Rand) { d.push(ctx, r) })
+	d.every(ctx, "matrices", 4*time.Hour, func(r *rand.Rand) { d.queue(r, 20+r.IntN(20), func(*githubsim.JobSpec) {}) })
 	d.every(ctx, "thieves", 40*time.Minute, func(r *rand.Rand) { d.steal(ctx, r) })
 	d.every(ctx, "looks", 7*time.Minute, func(*rand.Rand) { d.look() })
 }
@@ -83,13 +80,13 @@ func (d *day) push(ctx context.Context, r *rand.Rand) {
 		after = func(run githubsim.Run) {
 			pauseFor(ctx, between(r, 0, []time.Duration{2 * time.Second, time.Minute, 10 * time.Minute}[r.IntN(3)]))
 			d.sim.CancelRun(run.ID) //nolint:errcheck // it may be over
-			d.count("runs cancelled", 1)
+			d.count(cancelled, 1)
 		}
 	case p < 0.40: // runs again if it fails, which nobody notices at once
 		after = func(run githubsim.Run) {
 			if pauseFor(ctx, between(r, 5*time.Minute, 40*time.Minute)) {
 				if _, err := d.sim.Rerun(run.ID, 0); err == nil {
-					d.count("runs run again", 1)
+					d.count(rerun, 1)
 				}
 			}
 		}
@@ -124,7 +121,7 @@ func (d *day) steal(ctx context.Context, r *rand.Rand) {
 	if !pauseFor(context.Background(), time.Second) || l.Take() != nil {
 		return
 	}
-	d.count("jobs stolen", 1)
+	d.count(stolen, 1)
 	takes, result := d.script(job.ID)
 	if l.Work(context.Background(), takes) != nil {
 		result = "canceled"
@@ -137,35 +134,38 @@ func (d *day) trouble(ctx context.Context) {
 	d.weather(nil)
 	d.busy.Go(func() { d.storms(ctx, d.random("storms")) })
 	d.busy.Go(func() { d.controllers(ctx, d.random("controllers")) })
-	d.every(ctx, "removals", 15*time.Minute, d.removeIdle)
-	d.every(ctx, "suspensions", 8*time.Hour, func(r *rand.Rand) {
-		account := []string{"octo", "acme", "kim"}[r.IntN(3)]
-		if d.sim.Suspend(d.installs[account], true) == nil {
-			d.count("suspensions", 1)
-			pauseFor(ctx, between(r, time.Minute, 25*time.Minute))
-			d.must(d.sim.Suspend(d.installs[account], false))
-		}
-	})
+	d.busy.Go(func() { d.suspensions(ctx, d.random("suspensions")) })
+	d.every(ctx, "removals", min(2*time.Hour, d.length/4), func(r *rand.Rand) { d.removeIdle(ctx, r) })
+	woes := newDeck(d.random("woes"), map[string]int{restarted: 7, cutShort: 7, cutLong: 3, powerless: 3})
 	for _, h := range d.minis {
-		d.busy.Go(func() { h.suffer(ctx, d.random(h.name)) })
+		d.busy.Go(func() { h.suffer(ctx, d.random(h.name), woes) })
+	}
+}
+
+// suspensions lets accounts suspend the App for a while.
+func (d *day) suspensions(ctx context.Context, r *rand.Rand) {
+	for pauseFor(ctx, between(r, d.length/6, d.length/3)) {
+		account := []string{"octo", "acme", "kim"}[r.IntN(3)]
+		d.must(d.sim.Suspend(d.installs[account], true))
+		d.count(suspended, 1)
+		pauseFor(ctx, between(r, time.Minute, 25*time.Minute))
+		d.must(d.sim.Suspend(d.installs[account], false))
 	}
 }
 
 // suffer is one host's day, one trouble after another.
-func (h *dayHost) suffer(ctx context.Context, r *rand.Rand) {
+func (h *dayHost) suffer(ctx context.Context, r *rand.Rand, woes *deck[string]) {
 	for pauseFor(ctx, time.Duration(r.ExpFloat64()*float64(2*time.Hour))) {
-		switch p := r.Float64(); {
-		case p < 0.35:
-			h.day.count("agents restarted", 1)
+		what := woes.deal()
+		h.day.count(what, 1)
+		switch what {
+		case restarted:
 			h.restart(r.Float64() < 0.5, between(r, 0, 90*time.Second))
-		case p < 0.7:
-			h.day.count("hosts cut off for minutes", 1)
+		case cutShort:
 			h.cut(between(r, time.Second, 12*time.Minute))
-		case p < 0.85:
-			h.day.count("hosts cut off for long", 1)
+		case cutLong:
 			h.cut(between(r, 20*time.Minute, 3*time.Hour))
-		default:
-			h.day.count("hosts without power", 1)
+		case powerless:
 			h.blackout(between(r, 2*time.Minute, 40*time.Minute))
 		}
 	}
@@ -196,41 +196,38 @@ func (d *day) weather(worse []githubsim.Fault) {
 
 // storms is GitHub's day: one long outage, and shorter trouble around it.
 func (d *day) storms(ctx context.Context, r *rand.Rand) {
-	outage := d.length / 12
 	at := between(r, d.length/8, d.length/2)
-	for began := time.Now(); pauseFor(ctx, time.Duration(r.ExpFloat64()*float64(d.length/8))); d.weather(nil) {
-		lasts := between(r, time.Minute, 10*time.Minute)
-		switch p := r.Float64(); {
-		case time.Since(began) > at:
-			at, lasts = d.length, outage
-			d.count("outages", 1)
-			d.weather([]githubsim.Fault{
+	kinds := newDeck(r, map[string]int{stormOf5xx: 2, stormOf429: 2, stormOfLost: 1})
+	for began := time.Now(); pauseFor(ctx, between(r, d.length/24, d.length/8)); d.weather(nil) {
+		what, lasts := outage, d.length/12
+		if time.Since(began) < at {
+			what, lasts = kinds.deal(), between(r, time.Minute, 10*time.Minute)
+		} else {
+			at = d.length
+		}
+		d.count(what, 1)
+		d.weather(map[string][]githubsim.Fault{
+			outage: {
 				{Kind: githubsim.FaultStatus, Status: http.StatusServiceUnavailable},
 				{Kind: githubsim.DeliveryLost, Rate: 0.7},
 				{Kind: githubsim.DeliveryFailed},
-			})
-		case p < 0.4:
-			d.count("storms of 5xx", 1)
-			d.weather([]githubsim.Fault{{Kind: githubsim.FaultStatus, Status: http.StatusInternalServerError, Rate: 0.5}})
-		case p < 0.8:
-			d.count("storms of 429", 1)
-			d.weather([]githubsim.Fault{{Kind: githubsim.FaultRetryAfter, Delay: 40 * time.Second, Rate: 0.3}})
-		default:
-			d.count("storms of lost deliveries", 1)
-			d.weather([]githubsim.Fault{{Kind: githubsim.DeliveryLost, Rate: 0.8}})
-		}
+			},
+			stormOf5xx:  {{Kind: githubsim.FaultStatus, Status: http.StatusInternalServerError, Rate: 0.5}},
+			stormOf429:  {{Kind: githubsim.FaultRetryAfter, Delay: 40 * time.Second, Rate: 0.3}},
+			stormOfLost: {{Kind: githubsim.DeliveryLost, Rate: 0.8}},
+		}[what])
 		pauseFor(ctx, lasts)
 	}
 }
 
 // controllers lets the controller be restarted and killed.
 func (d *day) controllers(ctx context.Context, r *rand.Rand) {
-	for pauseFor(ctx, time.Duration(r.ExpFloat64()*float64(min(d.length/4, 3*time.Hour)))) {
-		if r.Float64() < 0.5 {
-			d.count("controllers restarted", 1)
+	ends := newDeck(r, map[string]int{ended: 1, killed: 1})
+	for pauseFor(ctx, time.Duration((0.3+r.Float64())*float64(min(d.length/5, 3*time.Hour)))) {
+		what := ends.deal()
+		if d.count(what, 1); what == ended {
 			d.end()
 		} else {
-			d.count("controllers killed", 1)
 			d.crash()
 		}
 		time.Sleep(between(r, time.Second, []time.Duration{10 * time.Second, 2 * time.Minute, 15 * time.Minute}[r.IntN(3)]))
@@ -238,12 +235,23 @@ func (d *day) controllers(ctx context.Context, r *rand.Rand) {
 	}
 }
 
-// removeIdle lets GitHub remove a registration that listens (actions/runner#4726).
-func (d *day) removeIdle(r *rand.Rand) {
-	idle := slices.DeleteFunc(d.sim.Runners(), func(x githubsim.Runner) bool {
-		return !x.RemovedAt.IsZero() || x.Status != "online" || x.JobID != 0 || strings.HasPrefix(x.Name, "office-")
-	})
-	if len(idle) > 0 && d.sim.RemoveRunner(idle[r.IntN(len(idle))].ID) == nil {
-		d.count("idle registrations removed", 1)
+// removeIdle lets GitHub remove the next registration that listens (actions/runner#4726).
+func (d *day) removeIdle(ctx context.Context, r *rand.Rand) {
+	for pauseFor(ctx, between(r, time.Second, 5*time.Second)) {
+		idle := map[string]bool{}
+		for _, h := range d.minis {
+			for _, name := range h.idle() {
+				idle[name] = true
+			}
+		}
+		if len(idle) == 0 {
+			continue
+		}
+		for _, x := range d.sim.Runners() {
+			if idle[x.Name] && x.JobID == 0 && d.sim.RemoveRunner(x.ID) == nil {
+				d.count(removed, 1)
+				return
+			}
+		}
 	}
 }

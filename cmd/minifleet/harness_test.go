@@ -11,12 +11,15 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"flag"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -34,10 +37,17 @@ const operatorToken = "the-operators-own-token"
 
 func TestMain(m *testing.M) { leakcheck.Main(tidy{m}) }
 
-// tidy closes the connections that the CLI's clients keep for the next call.
+// tidy closes the connections that the CLI's clients keep for the next call. The virtual day
+// is at work for all of its time, and other tests mostly wait: it takes none of their places.
 type tidy struct{ m *testing.M }
 
 func (t tidy) Run() int {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		flag.Set("test.parallel", strconv.Itoa(runtime.GOMAXPROCS(0)+1)) //nolint:errcheck // a flag that there is
+	}
 	defer http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 	return t.m.Run()
 }
