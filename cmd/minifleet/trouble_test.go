@@ -81,7 +81,7 @@ func TestTroubleAtGitHub(t *testing.T) {
 	if n := s.mints(); n != before+1 {
 		t.Errorf("%d registrations for one job", n-before)
 	}
-	if log := c.log.String(); strings.Count(log, "GitHub cannot be reached") != 1 || strings.Count(log, "GitHub is reached again") != 1 {
+	if log := c.log.String(); strings.Count(log, `msg="GitHub cannot be reached`) != 1 || strings.Count(log, `msg="GitHub is reached again`) != 1 {
 		t.Errorf("the log does not show both edges once")
 	}
 }
