@@ -174,7 +174,7 @@ func TestHungVMM(t *testing.T) {
 	m := start(t, dir)
 	awaitGuest(t, m)
 	guest := identify(t, facts(t, m).PID)
-	signalTo(t, m.VMM(), syscall.SIGSTOP)
+	freezeProcess(t, m.VMM())
 
 	cause := errors.New("the agent shuts down")
 	cancelled, cancel := context.WithCancelCause(t.Context())
@@ -200,7 +200,7 @@ func TestAdoptHungVMM(t *testing.T) {
 	m := start(t, dir)
 	awaitGuest(t, m)
 	m.Detach()
-	signalTo(t, m.VMM(), syscall.SIGSTOP)
+	freezeProcess(t, m.VMM())
 	again, err := vm.Adopt(within(t), dir)
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/minifleet/minifleet/internal/freeze"
 	"github.com/minifleet/minifleet/internal/leakcheck"
 	"github.com/minifleet/minifleet/vm"
 	"github.com/minifleet/minifleet/vm/vmtest"
@@ -237,6 +238,14 @@ func signalTo(t *testing.T, id vm.ProcessID, sig syscall.Signal) {
 		t.Fatalf("process %d does not run", id.PID)
 	}
 	if err := syscall.Kill(id.PID, sig); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// freezeProcess has a process stand still.
+func freezeProcess(t *testing.T, id vm.ProcessID) {
+	t.Helper()
+	if err := freeze.Process(id.PID); err != nil {
 		t.Fatal(err)
 	}
 }

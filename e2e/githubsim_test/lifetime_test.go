@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/minifleet/minifleet/githubapp/githubsim"
+	"github.com/minifleet/minifleet/internal/freeze"
 )
 
 // sleeper is a job that ends only with its runner, so that nothing is left of it
@@ -34,13 +35,21 @@ func (s *site) signal(c *client, sig syscall.Signal) {
 	}
 }
 
+// freeze has a runner's client stand still.
+func (s *site) freeze(c *client) {
+	s.t.Helper()
+	if err := freeze.Process(c.cmd.Process.Pid); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // A runner that does not take the job it is offered gets no more than its time.
 func TestJobNotTakenIsQueuedAgain(t *testing.T) {
 	forBothFlowsWith(t, githubsim.Options{Timing: githubsim.Timing{AssignTimeout: 500 * time.Millisecond}}, func(t *testing.T, s *site) {
 		_, jit := s.mint("asleep", "vm")
 		asleep := s.startRunner(jit)
 		s.online("asleep")
-		s.signal(asleep, syscall.SIGSTOP)
+		s.freeze(asleep)
 		ids := s.queue(githubsim.JobSpec{Name: "build", Labels: []string{"vm"}, Steps: []githubsim.Step{{Run: "true"}}})
 		s.wait(ids[0], func(j githubsim.Job) bool { return j.Attempts > 1 })
 		_, jit = s.mint("awake", "vm")
@@ -83,7 +92,7 @@ func TestCancellationByForce(t *testing.T) {
 	_, jit := s.mint("vm-1", "vm")
 	c := s.startRunner(jit)
 	s.wait(ids[0], githubsim.Job.Running)
-	s.signal(c, syscall.SIGSTOP)
+	s.freeze(c)
 	if err := s.sim.CancelJob(ids[0]); err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/minifleet/minifleet/crashpoint"
 	"github.com/minifleet/minifleet/githubapp/githubsim"
+	"github.com/minifleet/minifleet/internal/freeze"
 )
 
 // Each program is killed at each of its points, in turn, while jobs come, run and are
@@ -326,13 +327,11 @@ func (c *crashSite) killedVMM() {
 		}
 		return m != nil && len(m.vmms) == 1 && len(m.hypervisors)+len(m.guests) == 1
 	})
-	for _, kill := range []struct {
-		pid    int
-		signal syscall.Signal
-	}{{append(m.hypervisors, m.guests...)[0], syscall.SIGSTOP}, {m.vmms[0], syscall.SIGKILL}} {
-		if err := syscall.Kill(kill.pid, kill.signal); err != nil {
-			c.t.Fatal(err)
-		}
+	if err := freeze.Process(append(m.hypervisors, m.guests...)[0]); err != nil {
+		c.t.Fatal(err)
+	}
+	if err := syscall.Kill(m.vmms[0], syscall.SIGKILL); err != nil {
+		c.t.Fatal(err)
 	}
 }
 

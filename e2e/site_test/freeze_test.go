@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/minifleet/minifleet/githubapp/githubsim"
+	"github.com/minifleet/minifleet/internal/freeze"
 )
 
 // pids returns the processes of the site whose arguments or place have all the words.
@@ -49,7 +50,11 @@ func (s *site) freeze(pids ...int) (thaw func()) {
 	if len(pids) == 0 {
 		s.t.Fatal("there is no process to freeze")
 	}
-	s.strike(syscall.SIGSTOP, pids...)
+	for _, pid := range pids {
+		if err := freeze.Process(pid); err != nil && !errors.Is(err, syscall.ESRCH) {
+			s.t.Fatal(err)
+		}
+	}
 	return sync.OnceFunc(func() { s.strike(syscall.SIGCONT, pids...) })
 }
 

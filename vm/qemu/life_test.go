@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/minifleet/minifleet/internal/freeze"
 	"github.com/minifleet/minifleet/vm"
 	"github.com/minifleet/minifleet/vm/options"
 	"github.com/minifleet/minifleet/vm/vmtest"
@@ -192,7 +193,7 @@ func TestReasons(t *testing.T) {
 func TestHangingQEMU(t *testing.T) {
 	m := start(t, bundle(t, nil))
 	m.call("GET", "/v1/health", "")
-	if err := unix.Kill(m.pid(), unix.SIGSTOP); err != nil {
+	if err := freeze.Process(m.pid()); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeoutCause(m.ctx, 100*time.Millisecond, errors.New("the test's cause"))
