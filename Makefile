@@ -7,7 +7,7 @@
 # make check-darwin   the types of what only a Mac builds, on any machine
 # make test-vz IMAGE=DIR   on a Mac with Apple silicon: the backend vz on real machines
 # make bench   the figures; make bench ONLY=webhook,assign for some of them, ONLY=clone,boot,restore,cycle for those of VMs, ONLY=images,ready for those of images
-# make sim     ten simulated days of all that goes wrong, for SEEDS (300) seeds from SEED (0) on
+# make sim     ten simulated days of all that goes wrong, for SEEDS (200) seeds from SEED (0) on
 # make fuzz    every fuzz target for FUZZTIME (30s), one after the other
 
 GO       ?= go
@@ -154,7 +154,7 @@ endif
 	cd e2e && bin/bench -only '$(ONLY)' $(ARGS)
 
 # A seed that breaks a law is shrunk to the shortest history that does. JOBS are of each seed.
-SEEDS ?= 300
+SEEDS ?= 200
 SEED  ?= 0
 JOBS  ?= 2000
 DAYS  ?= 10
