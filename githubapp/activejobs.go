@@ -14,9 +14,10 @@ import (
 )
 
 // ActiveJobs returns the jobs, in the latest attempt, of every run of a repository
-// that is not over and may hold queued jobs. GitHub has no list of queued jobs. What it returns can lack a run that began or moved on
-// meanwhile, and the oldest of more than a thousand: absence proves nothing. What has not
-// changed since it was asked for last costs nothing of GitHub's hourly limit.
+// that is not over and may hold queued jobs. GitHub has no list of queued jobs. What it
+// returns can lack a run that began or moved on meanwhile, and the oldest of more than a
+// thousand: absence proves nothing. What has not changed since it was asked for last costs
+// nothing of GitHub's hourly limit.
 func (a *App) ActiveJobs(ctx context.Context, owner, repo string) ([]fleet.JobNews, error) {
 	scope := fleet.Scope{Owner: owner, Repo: repo}
 	if repo == "" {

@@ -38,8 +38,9 @@ const (
 	statusNotFound = http.StatusNotFound
 )
 
-// wire is below GitHub's library. It has the App sign in, never repeats a request by itself, reads each answer whole, turns limits into errors, and notes what
-// became of a call: the library's errors do not tell.
+// wire is below GitHub's library. It has the App sign in, never repeats a request by itself,
+// reads each answer whole, turns limits into errors, and notes what became of a call: the
+// library's errors do not tell.
 type wire struct {
 	base    http.RoundTripper
 	signIn  func(context.Context) (secret.Text, error) // gives a token that registers

@@ -43,6 +43,13 @@ func newSimulated(t *testing.T, options githubsim.Options) (*site, *githubsim.Si
 	t.Helper()
 	programs(t)
 	dir := folder(t)
+	github := simulate(t, options)
+	return newSiteAt(t, dir, github.URL()), github
+}
+
+// simulate starts a GitHub in the test's own process.
+func simulate(t *testing.T, options githubsim.Options) *githubsim.Sim {
+	t.Helper()
 	github, err := githubsim.New(options)
 	if err == nil {
 		err = github.Start()
@@ -55,7 +62,7 @@ func newSimulated(t *testing.T, options githubsim.Options) (*site, *githubsim.Si
 			t.Errorf("close the simulated GitHub: %v", err)
 		}
 	})
-	return newSiteAt(t, dir, github.URL()), github
+	return github
 }
 
 // received is a delivery in the books.

@@ -30,19 +30,8 @@ func newSiteOnQEMU(t *testing.T, seed uint64, vms int) *site {
 	images := testimage.Need(t)
 	giveBack := takeRoom(t, machineSlots, int64(vms))
 	dir := folder(t)
-	github, err := githubsim.New(githubsim.Options{
+	github := simulate(t, githubsim.Options{
 		Seed: seed, RunnerURL: "http://" + guestGitHub, Timing: githubsim.Timing{CancelGrace: time.Second, OfflineAfter: 5 * time.Second},
-	})
-	if err == nil {
-		err = github.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := github.Close(); err != nil {
-			t.Errorf("close the simulated GitHub: %v", err)
-		}
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	t.Cleanup(cancel)

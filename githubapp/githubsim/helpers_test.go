@@ -173,6 +173,20 @@ func jitBody(name string) string {
 	return fmt.Sprintf(`{"name":%q,"runner_group_id":1,"labels":["vm"]}`, name)
 }
 
+// filesOf reads a JIT config: its files by their names.
+func filesOf(t *testing.T, encoded string) map[string][]byte {
+	t.Helper()
+	raw, err := base64.StdEncoding.DecodeString(encoded)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var files map[string][]byte
+	if err := json.Unmarshal(raw, &files); err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
 // received is one delivery as a receiver saw it.
 type received struct {
 	header http.Header

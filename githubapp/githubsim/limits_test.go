@@ -3,8 +3,6 @@
 package githubsim_test
 
 import (
-	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -77,19 +75,8 @@ func TestPrompt(t *testing.T) {
 		for i := range 1600 { // more than a minute's points and a scope's registrations
 			w := call(t, sim, "POST", "/repos/octo/demo/actions/runners/generate-jitconfig", token,
 				fmt.Sprintf(`{"name":"r-%d","runner_group_id":1,"labels":["x"]}`, i))
-			want(t, w, http.StatusCreated)
-			var got struct {
-				Config string `json:"encoded_jit_config"`
-			}
-			var files map[string][]byte
-			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil {
-				t.Fatal(err)
-			}
-			raw, err := base64.StdEncoding.DecodeString(got.Config)
-			if err != nil || json.Unmarshal(raw, &files) != nil {
-				t.Fatal("the config cannot be read")
-			}
-			keys[string(files[".credentials_rsaparams"])] = true
+			got := want(t, w, http.StatusCreated)
+			keys[string(filesOf(t, got["encoded_jit_config"].(string))[".credentials_rsaparams"])] = true
 		}
 		if len(keys) != 1 {
 			t.Errorf("%d keys", len(keys))

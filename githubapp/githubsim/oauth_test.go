@@ -4,7 +4,6 @@ package githubsim_test
 
 import (
 	"crypto/rsa"
-	"encoding/base64"
 	"encoding/json"
 	"math/big"
 	"net/http"
@@ -21,18 +20,11 @@ import (
 // runnerToken exchanges what a JIT config holds for a token, as a runner does when it starts.
 func runnerToken(t *testing.T, sim *githubsim.Sim, encoded string) string {
 	t.Helper()
-	raw, err := base64.StdEncoding.DecodeString(encoded)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var files map[string][]byte
+	files := filesOf(t, encoded)
 	var oauth struct {
 		Data struct{ ClientID, AuthorizationURL string }
 	}
 	var params map[string][]byte
-	if err := json.Unmarshal(raw, &files); err != nil {
-		t.Fatal(err)
-	}
 	if err := json.Unmarshal(files[".credentials"], &oauth); err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@
 package githubsim_test
 
 import (
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,14 +29,7 @@ func TestGenerateJIT(t *testing.T) {
 	if r := jit.GetRunner(); r.GetName() != "vm-1" || r.GetStatus() != "offline" || r.GetBusy() || len(r.Labels) != 2 {
 		t.Errorf("runner is %v", r)
 	}
-	raw, err := base64.StdEncoding.DecodeString(jit.GetEncodedJITConfig())
-	if err != nil {
-		t.Fatal(err)
-	}
-	var files map[string][]byte
-	if err := json.Unmarshal(raw, &files); err != nil {
-		t.Fatal(err)
-	}
+	files := filesOf(t, jit.GetEncodedJITConfig())
 	var settings map[string]any
 	if err := json.Unmarshal(files[".runner"], &settings); err != nil {
 		t.Fatal(err)
