@@ -28,7 +28,9 @@ func start(t *testing.T, o emulator.Options) (*emulator.Server, *storage.BucketH
 	t.Cleanup(s.Stop)
 	transport := &http.Transport{}
 	t.Cleanup(transport.CloseIdleConnections)
-	c, err := storage.NewClient(t.Context(), option.WithEndpoint(s.URL+"/storage/v1/"), option.WithHTTPClient(&http.Client{Transport: transport}), storage.WithJSONReads())
+	c, err := storage.NewClient(t.Context(), option.WithEndpoint(s.URL+"/storage/v1/"), option.WithHTTPClient(&http.Client{Transport: transport}),
+		option.WithoutAuthentication(), // or it asks the cloud that the test may run in who it is
+		storage.WithJSONReads(), storage.WithDisabledClientMetrics())
 	if err != nil {
 		t.Fatal(err)
 	}

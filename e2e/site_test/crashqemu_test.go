@@ -14,6 +14,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -135,14 +136,29 @@ func (c *crashSite) armInside() {
 	}
 	at := path.Join(pointsInside, p.String())
 	for _, b := range bundles {
-		states, err := vm.ReadStatus(b)
-		if err != nil || len(states) == 0 || states[len(states)-1].Phase == vm.PhaseFinal {
-			continue // it is not started, or over
+		if !c.runs(b) {
+			continue
 		}
 		// A guest program that has a config runs a job by now, or its agent is done with it.
 		c.inside(b, fmt.Sprintf("pidof Runner.Listener || { mkdir -p %s && touch %[1]s/armed; }", at))
 	}
 	c.revive(crashpoint.VMMReady)
+}
+
+// runs reports whether a bundle's machine was started and is not over. Of a vmm that another
+// machine's death has left before its first word, the word is waited for.
+func (c *crashSite) runs(bundle string) bool {
+	c.t.Helper()
+	var states []vm.State
+	eventually(c.t, "the vmm of "+bundle+" says what it does", func() bool {
+		vmm := slices.ContainsFunc(processesOf(c.t, c.dir), func(line string) bool {
+			return strings.Contains(line, "minifleet-vmm run --bundle "+bundle+" ")
+		})
+		var err error
+		states, err = vm.ReadStatus(bundle) // after the look, in which it may have ended
+		return !vmm || err == nil && len(states) > 0
+	})
+	return len(states) > 0 && states[len(states)-1].Phase != vm.PhaseFinal
 }
 
 // killedInside returns the guest program's process that died at the point, 0 as long as
