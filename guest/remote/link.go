@@ -24,6 +24,7 @@ const (
 	keepAliveWait  = 15 * time.Second
 	openTime       = 10 * time.Second // to open a stream
 	closeTime      = 10 * time.Second // to confirm the end of one
+	stopTime       = time.Second      // for writers to meet the end
 )
 
 // What is kept of a command's output.
@@ -35,8 +36,8 @@ const (
 // link is one SSH connection that is logged in.
 type link struct {
 	client *ssh.Client
-	conn   net.Conn // below client: closing it ends everything at once, whatever the guest does
-	socket string   // minifleet-guest's, once it is known
+	conn   *wire  // below client: closing it ends everything at once, whatever the guest does
+	socket string // minifleet-guest's, once it is known
 	done   chan struct{}
 	work   sync.WaitGroup
 
@@ -44,7 +45,8 @@ type link struct {
 	ended bool // no work begins any more; guarded by mu
 }
 
-func newLink(client *ssh.Client, conn net.Conn) *link {
+func newLink(client *ssh.Client, conn *wire) *link {
+	conn.serve(client)
 	l := &link{client: client, conn: conn, done: make(chan struct{})}
 	l.work.Go(func() {
 		l.client.Wait() //nolint:errcheck // why it ended, the next connection shows
@@ -109,60 +111,99 @@ func (l *link) keepAlive() {
 	}
 }
 
-// wire writes nothing any more once its end was read. x/crypto forgets a stream that is
-// being opened while it takes in the end of its connection, unless writing fails
-// (v0.58.0, ssh/mux.go: openChannel after dropAll), and whoever opens it waits for ever.
+// wire tells the client of the end of its connection in an order that x/crypto does not keep
+// by itself: that nothing can be written any more comes before that nothing is read. It ends
+// the streams that it knows of as soon as nothing is read, and forgets one that is being
+// opened just then: whoever opens it waits for ever, unless writing has failed before
+// (v0.58.0, ssh/handshake.go: readLoop stops writers last, and writePacket does not return
+// the error that it meets, but the one of before; ssh/mux.go: openChannel after dropAll).
 type wire struct {
 	net.Conn
-	over atomic.Bool
+	over   atomic.Bool
+	client atomic.Pointer[ssh.Client] // nil until it is logged in
 }
 
 func (w *wire) Read(p []byte) (int, error) {
 	n, err := w.Conn.Read(p)
 	if err != nil {
 		w.over.Store(true)
+		w.stopWriters()
 	}
 	return n, err
 }
 
-func (w *wire) Write(p []byte) (int, error) {
+// serve says whose writers are to be stopped.
+func (w *wire) serve(c *ssh.Client) {
+	w.client.Store(c)
 	if w.over.Load() {
-		return 0, net.ErrClosed
+		w.stopWriters()
 	}
-	return w.Conn.Write(p)
+}
+
+// stopWriters closes the connection and has the client meet that in writing.
+func (w *wire) stopWriters() {
+	w.Close()
+	c := w.client.Load()
+	if c == nil {
+		return
+	}
+	met := make(chan struct{})
+	go func() {
+		c.SendRequest("over@minifleet", false, nil) //nolint:errcheck // it fails, or the one before it has
+		close(met)
+	}()
+	// In a key exchange it may wait until that fails, by the end that is told after this.
+	limit := time.NewTimer(stopTime)
+	defer limit.Stop()
+	select {
+	case <-met:
+	case <-limit.C:
+	}
+}
+
+// opening has x/crypto open something, and waits for it no longer than the connection lasts:
+// a guest that breaks the protocol, instead of the connection, can still have it forgotten.
+func opening[T io.Closer](ctx context.Context, l *link, open func() (T, error)) (T, error) {
+	type result struct {
+		opened T
+		err    error
+	}
+	results := make(chan result)
+	go func() { // nobody waits for its end
+		opened, err := open()
+		select {
+		case results <- result{opened, err}:
+			return
+		case <-ctx.Done():
+		case <-l.done:
+		}
+		if err == nil {
+			opened.Close()
+		}
+	}()
+	var none T
+	select {
+	case r := <-results:
+		return r.opened, r.err
+	case <-ctx.Done():
+		return none, context.Cause(ctx)
+	case <-l.done:
+		return none, errEnded
+	}
 }
 
 // open opens a stream to the guest's socket.
 func (l *link) open(ctx context.Context) (net.Conn, error) {
-	type opened struct {
-		conn net.Conn
-		err  error
-	}
-	result := make(chan opened)
-	begun := l.begin(func() {
+	conn, err := opening(ctx, l, func() (net.Conn, error) {
 		limit := time.AfterFunc(openTime, l.close)
 		defer limit.Stop()
 		conn, err := l.client.Dial("unix", l.socket)
-		if err == nil {
-			conn = &stream{Conn: conn, link: l, reader: make(chan struct{}, 1)}
+		if err != nil {
+			return nil, err
 		}
-		select {
-		case result <- opened{conn, err}:
-		case <-ctx.Done():
-			if conn != nil {
-				conn.Close()
-			}
-		}
+		return &stream{Conn: conn, link: l, reader: make(chan struct{}, 1)}, nil
 	})
-	if !begun {
-		return nil, errEnded
-	}
-	select {
-	case o := <-result:
-		return o.conn, refusal(o.err)
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
+	return conn, refusal(err)
 }
 
 // refusal makes the guest's words printable.
@@ -248,15 +289,15 @@ func (e *exitError) Error() string {
 func (l *link) run(ctx context.Context, c command) ([]byte, error) {
 	stop := context.AfterFunc(ctx, l.close)
 	defer stop()
-	out, err := l.runUnbounded(c)
+	out, err := l.runUnbounded(ctx, c)
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
 	return out, err
 }
 
-func (l *link) runUnbounded(c command) ([]byte, error) {
-	session, err := l.client.NewSession()
+func (l *link) runUnbounded(ctx context.Context, c command) ([]byte, error) {
+	session, err := opening(ctx, l, l.client.NewSession)
 	if err != nil {
 		return nil, refusal(err)
 	}

@@ -287,7 +287,8 @@ func (g *Guest) login(ctx context.Context, conn net.Conn) (*link, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, loginTime, fmt.Errorf("it is not done within %s", loginTime))
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	sc, channels, requests, err := ssh.NewClientConn(&wire{Conn: conn}, "", conf)
+	below := &wire{Conn: conn}
+	sc, channels, requests, err := ssh.NewClientConn(below, "", conf)
 	if !stop() && err == nil {
 		err = sc.Close()
 	}
@@ -305,7 +306,7 @@ func (g *Guest) login(ctx context.Context, conn net.Conn) (*link, error) {
 		conn.Close()
 		return nil, err
 	}
-	l := newLink(ssh.NewClient(sc, channels, requests), conn)
+	l := newLink(ssh.NewClient(sc, channels, requests), below)
 	if known == nil {
 		if err := g.cfg.HostKeys.pin(g.cfg.Image, shown); err != nil {
 			l.end()
