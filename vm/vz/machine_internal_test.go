@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -153,12 +154,13 @@ func TestColdBootAfterARefusedState(t *testing.T) {
 
 // TestStartGivenUpIsUndone: the framework's start returns after its caller has left.
 func TestStartGivenUpIsUndone(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
 	gate := make(chan struct{})
-	o := openSimulated(t, func(s *simulated) { s.block["start"] = gate })
-	ctx, cancel := context.WithCancel(o.ctx)
-	time.AfterFunc(10*time.Millisecond, cancel)
-	time.AfterFunc(50*time.Millisecond, func() { close(gate) })
-	if err := o.Start(ctx); !errors.Is(err, context.Canceled) {
+	cause := &spoken{gate: gate} // as Start does when it has given up
+	o := openSimulated(t, func(s *simulated) {
+		s.block["start"], s.meets["start"] = gate, func() { cancel(cause) }
+	})
+	if err := o.Start(ctx); !errors.Is(err, cause) {
 		t.Errorf("start: %v", err)
 	}
 	o.sim.mu.Lock()
@@ -175,21 +177,31 @@ func TestStartGivenUpIsUndone(t *testing.T) {
 	}
 }
 
+// spoken is an error that opens a gate when somebody reports it.
+type spoken struct {
+	once sync.Once
+	gate chan struct{}
+}
+
+func (s *spoken) Error() string {
+	s.once.Do(func() { close(s.gate) })
+	return "the test's cause"
+}
+
 // TestStopWaitsForACallThatHangs: two calls into the framework are never made at once.
 func TestStopWaitsForACallThatHangs(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
 	gate := make(chan struct{})
-	o := openSimulated(t, func(s *simulated) { s.block["pause"] = gate })
+	o := openSimulated(t, func(s *simulated) { s.block["pause"], s.meets["pause"] = gate, cancel })
 	if err := o.Start(o.ctx); err != nil {
 		t.Fatal(err)
 	}
-	short, cancel := context.WithTimeout(o.ctx, 10*time.Millisecond)
-	defer cancel()
-	if err := o.Pause(short); !errors.Is(err, context.DeadlineExceeded) {
+	if err := o.Pause(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("pause: %v", err)
 	}
-	long, cancel := context.WithTimeout(o.ctx, 100*time.Millisecond)
-	defer cancel()
-	if err := o.Stop(long); !errors.Is(err, context.DeadlineExceeded) {
+	short, cancelShort := context.WithTimeout(o.ctx, 100*time.Millisecond)
+	defer cancelShort()
+	if err := o.Stop(short); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("stop: %v", err)
 	}
 	close(gate)
@@ -226,14 +238,13 @@ func TestFailedSaveLeavesNothing(t *testing.T) {
 
 // TestAbandonedSaveLeavesNothing: the framework writes the file when nobody waits any more.
 func TestAbandonedSaveLeavesNothing(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
 	gate := make(chan struct{})
-	o, dir := openSimulated(t, func(s *simulated) { s.block["save"] = gate }), t.TempDir()
+	o, dir := openSimulated(t, func(s *simulated) { s.block["save"], s.meets["save"] = gate, cancel }), t.TempDir()
 	if err := errors.Join(o.Start(o.ctx), o.Pause(o.ctx)); err != nil {
 		t.Fatal(err)
 	}
-	short, cancel := context.WithTimeout(o.ctx, 10*time.Millisecond)
-	defer cancel()
-	if err := o.Save(short, dir); !errors.Is(err, context.DeadlineExceeded) {
+	if err := o.Save(ctx, dir); !errors.Is(err, context.Canceled) {
 		t.Errorf("save: %v", err)
 	}
 	close(gate)

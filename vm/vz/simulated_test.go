@@ -23,6 +23,7 @@ type simulated struct {
 	savesUpTo error // what savable says
 	fail      map[string]error
 	block     map[string]chan struct{} // the call waits for it
+	meets     map[string]func()        // called when the call has begun
 
 	mu      sync.Mutex // guards all below
 	now     state
@@ -37,13 +38,16 @@ type simulated struct {
 const simulatedBoot = 20 * time.Millisecond
 
 func newSimulated() *simulated {
-	return &simulated{changes: make(chan state, 1000), fail: map[string]error{}, block: map[string]chan struct{}{}}
+	return &simulated{changes: make(chan state, 1000), fail: map[string]error{}, block: map[string]chan struct{}{}, meets: map[string]func(){}}
 }
 
 func (s *simulated) called(what string) error {
 	s.mu.Lock()
 	s.calls = append(s.calls, what)
 	s.mu.Unlock()
+	if f := s.meets[what]; f != nil {
+		f()
+	}
 	if b := s.block[what]; b != nil {
 		<-b
 	}
