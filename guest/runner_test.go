@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -273,8 +274,12 @@ func TestListenerThatCannotBeStarted(t *testing.T) {
 	})
 }
 
+// write makes a file, which may be a program: no child that another test forks meanwhile has
+// it open for writing until its exec, since nobody could run it then.
 func write(t *testing.T, path, content string, mode os.FileMode) {
 	t.Helper()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(path, []byte(content), mode); err != nil {
 		t.Fatal(err)
 	}

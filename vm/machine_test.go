@@ -376,6 +376,10 @@ func TestStartFails(t *testing.T) {
 	t.Parallel()
 	script := func(t *testing.T, text string) string {
 		path := filepath.Join(t.TempDir(), "vmm")
+		// A child that another test forks meanwhile would have the file open for writing until
+		// its exec, and nobody could run it.
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
 		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
 			t.Fatal(err)
 		}

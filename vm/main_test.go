@@ -159,6 +159,9 @@ func await(t *testing.T, m *vm.Machine, what string, fits func(vm.State) bool) v
 	ctx := within(t)
 	for revision := int64(0); ; {
 		s, err := m.State(ctx, revision, patience)
+		if err != nil && ctx.Err() == nil {
+			continue // an adopted one may not have its sockets yet
+		}
 		if err != nil {
 			t.Fatalf("waiting for %s: %v", what, err)
 		}

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/minifleet/minifleet/internal/flock"
 	"github.com/minifleet/minifleet/vm"
 )
 
@@ -30,7 +31,8 @@ func TestOwnersWord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lock.Close()
+	// For good: a child that is being forked in that moment has it too.
+	defer flock.Release(lock.File())
 	stranger := exec.CommandContext(t.Context(), "sleep", "100000")
 	stranger.ExtraFiles = []*os.File{lock.File()}
 	if err := stranger.Start(); err != nil {

@@ -203,7 +203,7 @@ func (s *site) start() (stop func()) {
 	}
 	a, err := agent.New(agent.Config{
 		Controller: s.url, Name: "mini-1", StateDir: s.dir, EnrolmentToken: s.c.enrolmentToken(), Slots: 2,
-		Machines: vms, Backends: []string{"process"}, Machine: "hardware", Log: log, BootTimeout: 30 * time.Second,
+		Machines: vms, Backends: []string{"process"}, Machine: "hardware", Log: log, BootTimeout: s.c.patience,
 	})
 	if err != nil {
 		s.t.Fatal(err)

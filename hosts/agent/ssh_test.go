@@ -89,7 +89,7 @@ func TestImageWithOnlySSH(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	log := &strings.Builder{}
+	log := &lockedBuffer{}
 	cfg := agent.VMsConfig{
 		Dir: filepath.Join(dir, agent.DirVMs), ImagesDir: images.Dir, Backend: vm.BackendQEMU, AllowCopy: true,
 		QEMU: agent.QEMUConfig{Accelerator: "tcg"}, VMMProgram: filepath.Join(bin, "minifleet-vmm"),
