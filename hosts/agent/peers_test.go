@@ -108,7 +108,10 @@ func TestAnAgentGivesAndTakes(t *testing.T) {
 	if pin := protocol.Pin(id.Certificate.Leaf); pin != id.Pin {
 		t.Errorf("packages protocol and peer have two ideas of a pin: %s and %s", pin, id.Pin)
 	}
-	other, err := peer.New(peer.Config{Identity: id, Chunks: &sharing{content: onOther}, Group: "berlin"})
+	other, err := peer.New(peer.Config{
+		Identity: id, Chunks: &sharing{content: onOther}, Group: "berlin",
+		Limits: peer.Limits{Sign: time.Minute, Hold: time.Minute, Whole: time.Minute}, // of a busy machine
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

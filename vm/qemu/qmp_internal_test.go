@@ -6,8 +6,13 @@ package qemu
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -55,4 +60,65 @@ func TestPauseWaitsForTheDisk(t *testing.T) {
 	qemu.Close()
 	answers.Wait()
 	<-m.qemu.qmp.done
+}
+
+// A save that is called off while QEMU has not yet answered that it begins is ended as well: a
+// copy that went on would halt the machine in the end.
+func TestSaveThatIsCalledOffAsItBegins(t *testing.T) {
+	t.Parallel()
+	ours, theirs, err := socketPair("qmp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	qemu, err := unixConn(theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := unixConn(ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var said []string
+	var answers sync.WaitGroup
+	answers.Go(func() {
+		late := ""
+		for lines := bufio.NewScanner(qemu); lines.Scan(); {
+			var q struct {
+				Execute string
+				ID      uint64
+			}
+			if err := json.Unmarshal(lines.Bytes(), &q); err != nil {
+				t.Error(err)
+			}
+			said = append(said, q.Execute)
+			answer := fmt.Sprintf(`{"return":{},"id":%d}`+"\n", q.ID)
+			switch q.Execute {
+			case "migrate":
+				late = answer
+				cancel()
+				continue
+			case "migrate_cancel":
+				answer = late + answer + `{"event":"MIGRATION","data":{"status":"cancelled"}}` + "\n"
+			}
+			fmt.Fprint(qemu, answer)
+		}
+	})
+	r := &process{gone: make(chan struct{}), migration: make(chan string, 16)}
+	r.qmp = newMonitor(conn, r.hear)
+	f, err := os.Create(filepath.Join(t.TempDir(), "state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := r.save(ctx, f); !errors.Is(err, context.Canceled) {
+		t.Errorf("save: %v", err)
+	}
+	conn.Close()
+	qemu.Close()
+	answers.Wait()
+	<-r.qmp.done
+	if !slices.Contains(said, "migrate_cancel") {
+		t.Errorf("QEMU was told %q, and not to end it", said)
+	}
 }

@@ -59,12 +59,16 @@ func (r *process) save(ctx context.Context, f *os.File) error {
 	if err := r.call(ctx, "migrate-set-parameters", obj{"max-bandwidth": int64(1) << 40}, nil); err != nil {
 		return errors.Join(err, r.call(context.WithoutCancel(ctx), "closefd", obj{"fdname": idState}, nil))
 	}
-	if err := r.call(ctx, "migrate", obj{"uri": "fd:" + idState}, nil); err != nil {
+	err = r.call(ctx, "migrate", obj{"uri": "fd:" + idState}, nil)
+	if _, refused := errors.AsType[*qmpError](err); refused {
 		return err
 	}
-	err = r.awaitMigration(ctx)
-	if err != nil && ctx.Err() != nil {
-		// Nobody waits any more: QEMU must not go on writing.
+	unheard := err != nil // it may have begun all the same
+	if err == nil {
+		err = r.awaitMigration(ctx)
+	}
+	if unheard || err != nil && ctx.Err() != nil {
+		// Nobody waits any more: QEMU must not go on writing, and halt the machine in the end.
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), callLimit)
 		defer cancel()
 		err = errors.Join(err, r.call(end, "migrate_cancel", nil, nil))
