@@ -120,11 +120,13 @@ func TestPeersThatHaveNothing(t *testing.T) {
 			know(a, poor)
 			f, release := a.First(Pull{Manifest: img.manifest, Next: &bucket{content: img.content}})
 			defer release()
+			began := time.Now()
 			for i := range 60 {
 				a.fetch(f, img, i)
 			}
 			o := a.others[poor.peer]
-			if n := asked.Load(); n < 1 || n > tc.most || o.failures != 0 || !o.aside.IsZero() {
+			again := int64(time.Since(began) / busyFor) // on a slow machine
+			if n := asked.Load(); n < 1 || n > tc.most+again || o.failures != 0 || !o.aside.IsZero() {
 				t.Errorf("asked %d times, want up to %d; %d failures, aside until %s", n, tc.most, o.failures, o.aside)
 			}
 			if wait := time.Until(o.lacking); wait > lackMost {

@@ -47,7 +47,7 @@ func open(t *testing.T, dir string) *machine {
 
 func openWith(t *testing.T, dir string, b vm.Backend) *machine {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
 	spec, err := vm.ReadSpec(dir)
 	if err != nil {
@@ -382,7 +382,7 @@ func TestDurable(t *testing.T) {
 		"a guest that obeys": {func(o options.QEMU) string { return create(t, testImage(t), o) }, time.Minute, vm.ReasonGuestEnded},
 		"one that does not": {func(options.QEMU) string {
 			return bundle(t, func(o *options.QEMU) { o.Durable = true })
-		}, 2 * time.Second, vm.ReasonHypervisorCrashed},
+		}, 6 * time.Second, vm.ReasonHypervisorCrashed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := start(t, tt.make(options.QEMU{

@@ -26,6 +26,9 @@ import (
 	"github.com/minifleet/minifleet/vm/vmtest"
 )
 
+// patience bounds what is certain to come, of an emulated machine on a busy host.
+const patience = 5 * time.Minute
+
 // handOver makes the test's own binary the program that hands a connection over.
 const handOver = "-hand-over"
 
@@ -198,7 +201,8 @@ func TestConformance(t *testing.T) {
 			_, err := vmtest.Call(ctx, c, "POST", "/off", "")
 			return err
 		},
-		Twin: twin,
+		Twin:     twin,
+		Patience: patience,
 	})
 }
 

@@ -23,6 +23,7 @@ import (
 // waits for the guest, but stop and cont for what the guest has under way on the disk.
 const (
 	callLimit       = 5 * time.Second
+	greetingLimit   = 30 * time.Second // a program of many libraries, from a disk that others use
 	maxMessageBytes = 1 << 20
 )
 
@@ -93,7 +94,7 @@ func (q *monitor) greet(ctx context.Context) error {
 	w := q.waiting[0]
 	q.mu.Unlock()
 	if w != nil {
-		ctx, cancel := limited(ctx, "QEMU's greeting")
+		ctx, cancel := within(ctx, greetingLimit, "QEMU's greeting")
 		defer cancel()
 		if _, err := q.await(ctx, 0, w); err != nil {
 			return fmt.Errorf("greeting: %w", err)
@@ -103,7 +104,11 @@ func (q *monitor) greet(ctx context.Context) error {
 }
 
 func limited(ctx context.Context, what string) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, callLimit, fmt.Errorf("%s did not come within %v", what, callLimit))
+	return within(ctx, callLimit, what)
+}
+
+func within(ctx context.Context, limit time.Duration, what string) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("%s did not come within %v", what, limit))
 }
 
 func (q *monitor) listen() {

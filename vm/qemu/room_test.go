@@ -20,7 +20,7 @@ import (
 )
 
 // writes has the guest write 64 MiB to its disk.
-const writes = `{"argv": ["sh", "-c", "dd if=/dev/zero of=/root/filler bs=1M count=64 && sync && echo written"], "timeout_seconds": 100}`
+const writes = `{"argv": ["sh", "-c", "dd if=/dev/zero of=/root/filler bs=1M count=64 && sync && echo written"], "timeout_seconds": 300}`
 
 // smallVolume mounts a volume on which a VM of the image has little room, and fills it.
 func smallVolume(t *testing.T) (dir, filler string) {
@@ -50,12 +50,12 @@ func smallVolume(t *testing.T) (dir, filler string) {
 // not hang where there is none.
 func TestFullVolume(t *testing.T) {
 	image := testImage(t)
-	for name, patience := range map[string]time.Duration{"room is made": time.Minute, "none is made": 15 * time.Second} {
+	for name, roomTime := range map[string]time.Duration{"room is made": time.Minute, "none is made": 15 * time.Second} {
 		t.Run(name, func(t *testing.T) {
 			dir, filler := smallVolume(t)
 			m := startWith(t, createIn(t, dir, image, options.QEMU{
 				Identity: options.Identity{MAC: "02:00:00:00:00:0a"}, Network: options.NetworkIsolated, Accelerator: "tcg",
-			}), backendWith(t, patience))
+			}), backendWith(t, roomTime))
 			m.call("GET", "/v1/health", "")
 			fill(t, filler)
 			asked := make(chan string, 1)
