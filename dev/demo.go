@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -39,6 +41,9 @@ func (s *site) ordinaryJobs() int {
 
 // demoTime is far more than a demo takes, emulated processors on a busy machine included.
 const demoTime = 10 * time.Minute
+
+// patience is far more than a step of it takes on such a machine.
+const patience = 3 * time.Minute
 
 // nap is the sleep of the job that is cancelled while it runs: ten minutes, in a
 // form that only processes of this site's jobs have among their arguments.
@@ -116,11 +121,7 @@ func (s *site) demo(asked context.Context) error {
 }
 
 func (s *site) play(ctx context.Context) error {
-	first, err := s.sim.QueueRun(ctx, firstRun())
-	if err != nil {
-		return err
-	}
-	if err := s.cancelWhileBooting(ctx, first.JobIDs[0]); err != nil {
+	if err := s.cancelWhileBooting(ctx); err != nil {
 		return fmt.Errorf("%s: %w", jobBooting, err)
 	}
 	w := mainRun(s.ordinaryJobs())
@@ -152,25 +153,30 @@ func named(job string, err error) error {
 	return nil
 }
 
-// cancelWhileBooting waits until a VM is coming for the job and cancels it then.
-func (s *site) cancelWhileBooting(ctx context.Context, id int64) error {
-	err := s.until(ctx, time.Minute, "a VM boots for it", func() (bool, error) {
+// cancelWhileBooting queues a job and cancels it once a VM is coming for it. GitHub registers
+// no runner meanwhile: on a machine that stands still for a moment the VM may have booted
+// unseen, and would take the job.
+func (s *site) cancelWhileBooting(ctx context.Context) error {
+	if err := s.sim.Inject(ctx, githubsim.Fault{
+		Kind: githubsim.FaultStatus, Status: http.StatusServiceUnavailable, Method: http.MethodPost, Path: "/generate-jitconfig", Count: -1,
+	}); err != nil {
+		return err
+	}
+	run, err := s.sim.QueueRun(ctx, firstRun())
+	if err != nil {
+		return err
+	}
+	err = s.until(ctx, patience, "a VM boots for it", func() (bool, error) {
 		list, err := s.runners(ctx, false)
-		for _, r := range list {
-			switch r.Phase {
-			case api.PhasePreparing, api.PhaseBooting:
-				return true, nil
-			case api.PhasePlaced:
-			default:
-				return false, fmt.Errorf("runner %s is %s already", r.ID, r.Phase)
-			}
-		}
-		return false, err
+		return slices.ContainsFunc(list, func(r api.Runner) bool { return r.Phase != api.PhaseRequested && r.Phase != api.PhasePlaced }), err
 	})
 	if err != nil {
 		return err
 	}
-	return s.sim.CancelJob(ctx, id)
+	if err := s.sim.CancelJob(ctx, run.JobIDs[0]); err != nil {
+		return err
+	}
+	return s.sim.ClearFaults(ctx)
 }
 
 // cancelWhileRunning cancels a job once its grandchild runs.
@@ -178,7 +184,7 @@ func (s *site) cancelWhileRunning(ctx context.Context, id int64) error {
 	if _, err := s.sim.WaitJob(ctx, id, "in_progress"); err != nil {
 		return err
 	}
-	if err := s.until(ctx, time.Minute, "its sleep has begun", func() (bool, error) {
+	if err := s.until(ctx, patience, "its sleep has begun", func() (bool, error) {
 		if s.real() { // the processes are the guest's
 			j, err := s.sim.Job(ctx, id)
 			return len(j.Feed) > 0, err
@@ -198,7 +204,7 @@ func (s *site) restartAgentUnder(ctx context.Context, id int64) error {
 		return err
 	}
 	var host string
-	if err := s.until(ctx, time.Minute, "its host is known", func() (bool, error) {
+	if err := s.until(ctx, patience, "its host is known", func() (bool, error) {
 		host, err = s.hostOf(ctx, j.RunnerName)
 		return host != "", err
 	}); err != nil {
@@ -229,7 +235,7 @@ func (s *site) restartAgentUnder(ctx context.Context, id int64) error {
 // quiet waits until nothing is left of the runners: at GitHub, in the controller's
 // books, on the hosts.
 func (s *site) quiet(ctx context.Context) error {
-	return s.until(ctx, time.Minute, "every runner is gone", func() (bool, error) {
+	return s.until(ctx, patience, "every runner is gone", func() (bool, error) {
 		left, err := s.leftovers(ctx)
 		return err == nil && len(left) == 0, err
 	})

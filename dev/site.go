@@ -368,7 +368,7 @@ func (s *site) enrolment(ctx context.Context, name string) (secret.Text, error) 
 
 // hostsOnline waits until every agent has said hello.
 func (s *site) hostsOnline(ctx context.Context) error {
-	return s.until(ctx, 30*time.Second, "all agents are online", func() (bool, error) {
+	return s.until(ctx, patience, "all agents are online", func() (bool, error) {
 		for _, a := range s.agents {
 			select {
 			case <-a.done:

@@ -69,7 +69,7 @@ func processesWith(such func(arg string) bool) []string {
 
 // summary prints the account of the demo and returns what was wrong in it.
 func (s *site) summary(ctx context.Context, took time.Duration) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Second, errors.New("the summary cannot be had"))
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errors.New("the summary cannot be had"))
 	defer cancel()
 	jobs, err := s.sim.Jobs(ctx)
 	if err != nil {
