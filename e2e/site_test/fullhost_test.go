@@ -29,7 +29,9 @@ func TestHostWithoutRoom(t *testing.T) {
 			controller := s.startController()
 			agent := s.startAgent("mini-1")
 			const ticks = 60
-			long := s.queue(ticking("long", ticks))[0]
+			job := ticking("long", ticks)
+			job.Steps = slices.Insert(job.Steps, 1, s.held("room")) // its end makes room
+			long := s.queue(job)[0]
 			s.untilJob(long, "it ticks", func(j githubsim.Job) bool { return len(j.Feed) > 2 })
 
 			free := fault.do(v)
@@ -54,8 +56,9 @@ func TestHostWithoutRoom(t *testing.T) {
 			}
 
 			free()
-			for _, job := range []int64{id, long} {
-				s.untilEnd(job, "the job ends")
+			s.file("room", "")
+			for _, id := range []int64{id, long} {
+				s.untilEnd(id, "the job ends")
 			}
 			complete(t, s.job(long), ticks)
 			s.settled()

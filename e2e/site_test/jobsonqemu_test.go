@@ -158,7 +158,7 @@ func TestDeletionFailsOnQEMU(t *testing.T) {
 	}
 	controller := s.startController()
 	agent := s.startAgent("mini-1")
-	first := s.queue(ticking("first", 5))[0]
+	first := s.queue(endless("first"))[0]
 	bundle := s.begun(first)
 	held := filepath.Join(bundle, "held")
 	if err := os.Mkdir(held, 0o700); err != nil {
@@ -175,6 +175,10 @@ func TestDeletionFailsOnQEMU(t *testing.T) {
 		}
 	})
 	defer free()
+	s.fates[first] = "cancelled"
+	if err := s.sim.CancelJob(s.ctx, first); err != nil {
+		t.Fatal(err)
+	}
 	s.untilEnd(first, "it ends")
 	eventually(t, "the host says what it cannot delete", func() bool {
 		return slices.ContainsFunc(all[hostRow](s, "hosts"), func(h hostRow) bool {

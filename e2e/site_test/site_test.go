@@ -368,6 +368,12 @@ func ticking(name string, ticks int) githubsim.JobSpec {
 	}}
 }
 
+// held is a step that goes on, and says so, until a file is in the site's folder: what a test
+// does beside the job lasts as long as it lasts. No VM sees that folder.
+func (s *site) held(file string) githubsim.Step {
+	return githubsim.Step{Name: "Hold", Run: fmt.Sprintf(`until [ -e '%s' ]; do echo "it is held"; sleep 0.2; done`, s.path(file))}
+}
+
 // complete checks the log of such a job.
 func complete(t *testing.T, j githubsim.Job, ticks int) {
 	t.Helper()
