@@ -21,8 +21,9 @@ import (
 // patience is far more than anything here takes; it only ends a test that hangs.
 const patience = 3 * time.Minute
 
-// settling is how long the last process may take from the end of its work to its end.
-const settling = 5 * time.Second
+// settling is how long the last process may take from the end of its work to its end, on a
+// machine that is busy with others.
+const settling = 30 * time.Second
 
 // folder makes a folder whose path is short enough for sockets, and holds the test to
 // leave nothing of it behind: no process that knows its name, no report of a race.
