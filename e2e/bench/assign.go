@@ -26,7 +26,7 @@ func (s *site) assigned(ctx context.Context, first int64, n int, send func([][]b
 	if all, err = send(requests); err != nil {
 		return nil, nil, s.failed(err)
 	}
-	at, err = s.receipts.times(ctx, "assigned", before, n, time.Minute)
+	at, err = s.receipts.times(ctx, "assigned", before, n, patience)
 	return all, at, s.failed(err)
 }
 
@@ -100,7 +100,7 @@ func measureThousand(ctx context.Context, b *bencher) error {
 	took := slices.MaxFunc(at, time.Time.Compare).Sub(first)
 	b.limit(fmt.Sprintf("%d jobs at once, %d hosts: all assigned", 2*hosts, hosts), "<= 1 s", short(took), took <= time.Second)
 	b.note("  meanwhile deliveries were accepted at", fmt.Sprintf("%.0f/s", float64(len(all))/last.Sub(first).Seconds()))
-	if _, err := s.receipts.times(ctx, "idle", 0, 2*hosts, 2*time.Minute); err != nil {
+	if _, err := s.receipts.times(ctx, "idle", 0, 2*hosts, patience); err != nil {
 		return s.failed(err)
 	}
 	if err := s.settled(ctx); err != nil {

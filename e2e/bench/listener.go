@@ -169,7 +169,7 @@ func (s *site) oneJob(ctx context.Context, door net.Listener, job int64) (start,
 // allFree waits until the controller knows every slot to be free, and returns when it
 // was first seen to; it is asked every 2 ms.
 func (s *site) allFree(ctx context.Context) (at time.Time, err error) {
-	err = until(ctx, time.Minute, 2*time.Millisecond, "the slot is free", func() (bool, error) {
+	err = until(ctx, patience, 2*time.Millisecond, "the slot is free", func() (bool, error) {
 		all, err := s.allHosts(ctx)
 		at = time.Now()
 		return len(all) == 1 && all[0].Free == all[0].Slots, err
@@ -179,7 +179,7 @@ func (s *site) allFree(ctx context.Context) (at time.Time, err error) {
 
 func accept(ctx context.Context, door net.Listener) (net.Conn, error) {
 	if d, ok := door.(*net.UnixListener); ok {
-		if err := d.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		if err := d.SetDeadline(time.Now().Add(patience)); err != nil {
 			return nil, err
 		}
 	}

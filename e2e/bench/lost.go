@@ -101,7 +101,7 @@ func (b *bencher) lost(ctx context.Context, of siteOf, fault githubsim.FaultKind
 // oneLost queues a job, waits until nothing of it is left, and returns how long it took to
 // run, by GitHub's clock.
 func (s *site) oneLost(ctx context.Context) (time.Duration, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, fmt.Errorf("a job is not over within a minute"))
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("a job is not over within %s", patience))
 	defer cancel()
 	run, err := s.sim.QueueRun(ctx, githubsim.Workflow{Repo: owner + "/" + repo, Jobs: []githubsim.JobSpec{
 		{Name: "bench", Labels: poolLabels(), Steps: []githubsim.Step{{Run: "true"}}},

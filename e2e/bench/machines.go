@@ -22,7 +22,7 @@ const (
 )
 
 // machineTime bounds the life of one VM, emulated processors on a busy machine included.
-const machineTime = 2 * time.Minute
+const machineTime = 5 * time.Minute
 
 // noMachines says why no VM can be booted here, or nothing.
 func (b *bencher) noMachines() string {

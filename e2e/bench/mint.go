@@ -46,7 +46,7 @@ func (b *bencher) mints(ctx context.Context, limited bool) error {
 	if _, err := s.burst(requests, 64); err != nil {
 		return s.failed(err)
 	}
-	ready, err := s.receipts.times(ctx, "booted", 0, n, time.Minute)
+	ready, err := s.receipts.times(ctx, "booted", 0, n, patience)
 	if err != nil {
 		return s.failed(err)
 	}
@@ -54,7 +54,7 @@ func (b *bencher) mints(ctx context.Context, limited bool) error {
 	if limited {
 		return s.paced(ctx, n, first)
 	}
-	at, err := s.receipts.times(ctx, "config", 0, n, time.Minute)
+	at, err := s.receipts.times(ctx, "config", 0, n, patience)
 	if err != nil {
 		return s.failed(err)
 	}
@@ -66,7 +66,7 @@ func (b *bencher) mints(ctx context.Context, limited bool) error {
 
 // paced looks at what GitHub's limits leave of the same.
 func (s *site) paced(ctx context.Context, n int, first time.Time) error {
-	if _, err := s.receipts.times(ctx, "config", 0, min(n, 180), time.Minute); err != nil {
+	if _, err := s.receipts.times(ctx, "config", 0, min(n, 180), patience); err != nil {
 		return s.failed(err)
 	}
 	var expected []string
@@ -81,7 +81,7 @@ func (s *site) paced(ctx context.Context, n int, first time.Time) error {
 			expected = append(expected, turn)
 		}
 	}
-	at, err := s.receipts.times(ctx, "config", 0, n, 3*time.Minute)
+	at, err := s.receipts.times(ctx, "config", 0, n, patience)
 	if err != nil {
 		return s.failed(err)
 	}

@@ -66,9 +66,9 @@ func launch(ctx context.Context, dir, name string, announced []string, extra []*
 		return p, nil
 	case <-p.done:
 		return nil, fmt.Errorf("%s ended before it was ready: %v\n%s", name, p.err, p.tail())
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		p.stop()
-		return nil, fmt.Errorf("%s is not ready after 30 s:\n%s", name, p.tail())
+		return nil, fmt.Errorf("%s is not ready after %s:\n%s", name, patience, p.tail())
 	case <-ctx.Done():
 		p.stop()
 		return nil, context.Cause(ctx)

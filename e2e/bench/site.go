@@ -254,7 +254,7 @@ func (s *site) simulate(ctx context.Context, hosts, slots int, args ...string) e
 // online waits until so many hosts have reported, and then a moment more, so that
 // nothing of their coming is measured.
 func (s *site) online(ctx context.Context, hosts int) error {
-	return until(ctx, 3*time.Minute, 100*time.Millisecond, fmt.Sprintf("%d hosts are online", hosts), func() (bool, error) {
+	return until(ctx, patience, 100*time.Millisecond, fmt.Sprintf("%d hosts are online", hosts), func() (bool, error) {
 		select {
 		case <-s.hosts.done:
 			return false, fmt.Errorf("the hosts ended: %v", s.hosts.err)
@@ -274,7 +274,7 @@ func (s *site) online(ctx context.Context, hosts int) error {
 // settled waits until the controller has been at rest for a second.
 func (s *site) settled(ctx context.Context) error {
 	before, quiet := s.controller.cpu(), 0
-	return until(ctx, time.Minute, 200*time.Millisecond, "the controller is at rest", func() (bool, error) {
+	return until(ctx, patience, 200*time.Millisecond, "the controller is at rest", func() (bool, error) {
 		now := s.controller.cpu()
 		if quiet++; now-before > 10*time.Millisecond {
 			quiet = 0
@@ -283,6 +283,9 @@ func (s *site) settled(ctx context.Context) error {
 		return quiet >= 5, nil
 	})
 }
+
+// patience is far more than any step takes on a machine that is busy with others.
+const patience = 3 * time.Minute
 
 // until asks a question now and then.
 func until(ctx context.Context, atMost, every time.Duration, what string, ask func() (bool, error)) error {

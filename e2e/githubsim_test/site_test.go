@@ -30,7 +30,7 @@ import (
 )
 
 // patience is far more than anything here takes; it only ends a test that hangs.
-const patience = 60 * time.Second
+const patience = 3 * time.Minute
 
 // site is a simulated GitHub with a receiver, both held to the schemas.
 type site struct {
@@ -195,7 +195,7 @@ func (s *site) startRunnerWatched(jit, watch string, found chan struct{}) *clien
 		"HOME=" + dir, "XDG_CACHE_HOME=" + filepath.Join(dir, ".cache"), "PATH=" + os.Getenv("PATH"), "ACTIONS_RUNNER_INPUT_JITCONFIG=" + jit,
 	}
 	c.cmd.Stdout, c.cmd.Stderr = c, c
-	c.cmd.WaitDelay = time.Second
+	c.cmd.WaitDelay = 10 * time.Second
 	if err := c.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}

@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 	leakcheck.Main(m)
 }
 
-const patience = 60 * time.Second
+const patience = 3 * time.Minute
 
 type github struct {
 	*githubsim.Sim

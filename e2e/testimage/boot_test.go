@@ -156,7 +156,7 @@ func (m *machine) ssh(ctx context.Context, t *testing.T, user, command string) s
 	}
 	// A first try that the guest was not ready for is never answered; one that it answers can
 	// take long.
-	for timeout := 2; ; timeout *= 2 {
+	for timeout := 2; ; timeout = min(2*timeout, 64) { // others are refused at once, any number of them
 		cmd := exec.CommandContext(ctx, "ssh", "-F", "none", "-p", found[1], "-i", m.images.Key, "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes",
 			"-o", "StrictHostKeyChecking=yes", "-o", "UserKnownHostsFile="+m.path("known"), "-o", fmt.Sprintf("ConnectTimeout=%d", timeout), user+"@127.0.0.1", command)
 		var stderr bytes.Buffer

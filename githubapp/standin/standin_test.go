@@ -26,7 +26,7 @@ import (
 
 func TestMain(m *testing.M) { leakcheck.Main(m) }
 
-const patience = 60 * time.Second
+const patience = 3 * time.Minute
 
 // sim starts a GitHub with one repository.
 func sim(t *testing.T, flow githubsim.Flow) (*githubsim.Sim, *http.Client) {
