@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,9 +25,10 @@ func TestJobThroughScaleSet(t *testing.T) {
 	for name, acquire := range map[string]bool{"given": false, "acquired": true} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, githubsim.Options{Acquire: acquire})
-			if w.run(); w.sets.Fresh() {
+			if w.make(); w.sets.Fresh() {
 				t.Error("all is known before GitHub was asked")
 			}
+			w.start()
 			set := w.reads(2)
 			if set.Name != "big macs" || set.Group != "Macs" || set.Scope != "octo" || !set.DisableUpdate || !slices.Equal(set.Labels, []string{"Mac-Set", "M4"}) {
 				t.Errorf("the scale set is %+v", set)
@@ -207,14 +210,45 @@ func TestTroubleAtGitHub(t *testing.T) {
 	w.untilBooks("build queued")
 }
 
+// uncounted is a network on which GitHub can be kept from telling its count of a set's jobs.
+type uncounted struct {
+	mu   sync.RWMutex // guards kept
+	kept bool
+}
+
+var countCall = regexp.MustCompile(`/runnerscalesets/[0-9]+$`)
+
+func (u *uncounted) RoundTrip(req *http.Request) (*http.Response, error) {
+	if countCall.MatchString(req.URL.Path) {
+		u.mu.RLock()
+		defer u.mu.RUnlock()
+		if u.kept {
+			return nil, errors.New("kept from telling its count")
+		}
+	}
+	return http.DefaultTransport.RoundTrip(req)
+}
+
+// keep returns when no such call is under way any more.
+func (u *uncounted) keep(on bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.kept = on
+}
+
 // What messages did not tell, GitHub's count shows.
 func TestLostMessages(t *testing.T) {
 	w := newWorld(t, githubsim.Options{Timing: githubsim.Timing{Poll: 50 * time.Millisecond}})
 	w.every = 200 * time.Millisecond
+	net := &uncounted{}
+	w.wire = net
 	w.run()
 	w.reads(2)
 	w.must(w.sim.Inject(githubsim.Fault{Kind: githubsim.MessageLost, Path: "JobAssigned"}))
+	net.keep(true) // or the count may come before the message, and neither job has a name
 	ids := w.queue("lost", "told")
+	w.untilBooks("told queued")
+	net.keep(false)
 	w.untilBooks("told queued", "? queued")
 	jobs, err := w.store.SetJobs(w.ctx, "macs")
 	w.must(err)
@@ -242,7 +276,9 @@ func TestCountAloneEndsNothing(t *testing.T) {
 	}}})
 	w.must(err)
 	w.queue("another") // its message brings the count, which is one too low
-	w.untilLog("their runs are looked at", 2)
+	w.untilBooks("build queued", "build in_progress", "another queued")
+	const looked = "their runs are looked at"
+	w.untilLog(looked, w.logged(looked)+2)
 	if got := w.books(); !slices.Equal(got, []string{"build queued", "build in_progress", "another queued"}) {
 		t.Errorf("the books hold %q", got)
 	}
@@ -251,13 +287,12 @@ func TestCountAloneEndsNothing(t *testing.T) {
 // Each way in which a registration fails says whether there may be one.
 func TestRegister(t *testing.T) {
 	w := newWorld(t, githubsim.Options{})
-	early := func() error { _, err := w.sets.Register(w.ctx, "macs", "site-macs-0"); return err }
 	w.pools = append(w.pools, fleet.Pool{Name: "plain", Scopes: macs().Scopes})
-	w.must(w.sim.Inject(githubsim.Fault{Kind: githubsim.FaultDelay, Delay: 50 * time.Millisecond, Path: "/runnergroups/"}))
-	w.run()
-	if err := early(); !errors.Is(err, fleet.ErrLater) {
+	w.make()
+	if _, err := w.sets.Register(w.ctx, "macs", "site-macs-0"); !errors.Is(err, fleet.ErrLater) {
 		t.Errorf("before the set is known: %v", err)
 	}
+	w.start()
 	w.reads(2)
 	fault := func(f githubsim.Fault) error {
 		f.Path = "/generatejitconfig"

@@ -33,7 +33,7 @@ import (
 func TestMain(m *testing.M) { leakcheck.Main(m) }
 
 // patience is far more than anything here takes; it only ends a test that hangs.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // appKey is one App key for all tests, because making one takes long.
 var appKey = sync.OnceValue(func() secret.Text {
@@ -137,6 +137,13 @@ func (w *world) host(name string, slots int) {
 // run reads the queues until stop.
 func (w *world) run() {
 	w.Helper()
+	w.make()
+	w.start()
+}
+
+// make makes what reads the queues, which calls nobody before start.
+func (w *world) make() {
+	w.Helper()
 	var err error
 	w.sets, err = scalesets.New(scalesets.Config{
 		Store: w.store, GitHub: w, Pools: w.pools, WebURL: w.sim.URL(), Owner: "minifleet-test", Every: w.every, Absence: time.Hour,
@@ -148,9 +155,12 @@ func (w *world) run() {
 			c.Took = 0
 			w.calls.Store(c, true)
 		},
-		Retry: 10 * time.Millisecond, Log: slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		HostDeadline: time.Hour, Retry: 10 * time.Millisecond, Log: slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	w.must(err)
+}
+
+func (w *world) start() {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(w.ctx))
 	ended := make(chan struct{})
 	go func() {
@@ -270,13 +280,17 @@ func (j *journal) String() string {
 	return j.text.String()
 }
 
+// logged counts how often the log holds a text.
+func (w *world) logged(text string) int { return strings.Count(w.log.String(), text) }
+
 // untilLog waits until the log holds a text so many times.
 func (w *world) untilLog(text string, times int) {
 	w.Helper()
 	for {
 		w.log.mu.Lock()
-		n, news := strings.Count(w.log.text.String(), text), w.log.news
+		news := w.log.news
 		w.log.mu.Unlock()
+		n := w.logged(text)
 		if n >= times {
 			return
 		}
