@@ -76,10 +76,12 @@ func inside(m interface{ Run() int }) int {
 	if code != 0 {
 		return code
 	}
-	var leaks []string
-	if err := goleak.Find(running); err != nil {
-		leaks = append(leaks, err.Error())
-	}
+	leaks := awaitNone(func() []string {
+		if err := goleak.Find(running); err != nil { // it waits too, for less than half a second
+			return []string{err.Error()}
+		}
+		return nil
+	})
 	for _, d := range awaitNone(func() []string { return opened(before, descriptors()) }) {
 		leaks = append(leaks, "descriptor "+d)
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/minifleet/minifleet/internal/leakcheck"
 )
@@ -36,6 +37,8 @@ func (kind leaves) Run() int {
 		return 3
 	case "goroutine":
 		go func() { select {} }()
+	case "goroutine that ends":
+		go time.Sleep(2 * time.Second)
 	case "descriptor":
 		_, err := syscall.Open(os.DevNull, syscall.O_RDONLY, 0) // which no garbage collection closes
 		check(err)
@@ -75,6 +78,7 @@ func TestWhatIsLeftBehindFailsThePackage(t *testing.T) {
 		"nothing":              {0, "", false},
 		"poller":               {0, "", false},
 		"grandchild that ends": {0, "", false},
+		"goroutine that ends":  {0, "", false},
 		"failure":              {3, "", false},
 		"goroutine":            {1, "found unexpected goroutines", false},
 		"file":                 {1, "/forgotten", false},
