@@ -16,6 +16,7 @@ import (
 
 	"github.com/minifleet/minifleet/admin/admintest"
 	"github.com/minifleet/minifleet/admin/show"
+	"github.com/minifleet/minifleet/internal/keepport"
 	"github.com/minifleet/minifleet/secret"
 )
 
@@ -28,17 +29,6 @@ func answering(t *testing.T, status int, body string) string {
 	}))
 	t.Cleanup(s.Close)
 	return s.URL
-}
-
-// closedPort returns the URL of a port at which nothing listens.
-func closedPort(t *testing.T) string {
-	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return "http://" + l.Addr().String()
 }
 
 func TestErrorsSayWhatToDo(t *testing.T) {
@@ -55,7 +45,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		options show.Options
 		wants   []string
 	}{
-		"nothing listens":     {show.Options{Server: closedPort(t), Kind: "jobs"}, []string{"is `minifleet serve` running there?", "http://127.0.0.1:"}},
+		"nothing listens":     {show.Options{Server: "http://" + keepport.Address(t), Kind: "jobs"}, []string{"is `minifleet serve` running there?", "http://127.0.0.1:"}},
 		"unknown host name":   {show.Options{Server: "https://nowhere.invalid", Kind: "jobs", HTTP: unknown}, []string{"nowhere.invalid is not known", "check the server's address"}},
 		"foreign certificate": {show.Options{Server: secure.URL, Kind: "jobs"}, []string{"certificate", "not trusted"}},
 		"plain where TLS is": {

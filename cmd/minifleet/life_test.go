@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/minifleet/minifleet/githubapp/githubsim"
+	"github.com/minifleet/minifleet/internal/keepport"
 )
 
 // waiting checks that explain gives a code for a job, and words that hold a part.
@@ -144,6 +145,7 @@ func (s *site) noSecrets(c *served, h *host, token string) {
 func TestRestart(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
+	s.agents = fmt.Sprintf(`{address: %q}`, keepport.Address(t))
 	c := s.serve()
 	g := newGates()
 	g.create.open()
@@ -157,7 +159,6 @@ func TestRestart(t *testing.T) {
 
 	seen := fmt.Sprint(c.list("hosts")[0]["seen_at"])
 	c.stop() // the agent's desired call is open
-	s.agents = fmt.Sprintf(`{address: "%s"}`, strings.TrimPrefix(c.agents, "http://"))
 	again := s.serve()
 	if jobs := again.list("jobs"); len(jobs) != 2 {
 		t.Errorf("jobs after the restart: %v", jobs)

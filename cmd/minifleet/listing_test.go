@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/minifleet/minifleet/internal/keepport"
 )
 
 func TestListings(t *testing.T) {
@@ -152,12 +154,7 @@ func TestCallerMistakes(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	c := s.serve()
-	closed, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	nobody := "http://" + closed.Addr().String()
-	closed.Close()
+	nobody := "http://" + keepport.Address(t)
 	wrongFile := s.file("wrong.token", "guess")
 	for name, test := range map[string]struct {
 		getenv func(string) string

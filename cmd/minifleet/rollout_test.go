@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/minifleet/minifleet/imagecache/manifest"
+	"github.com/minifleet/minifleet/internal/keepport"
 )
 
 // folder is a place of images that hosts only pretend to fetch from.
@@ -59,6 +60,7 @@ func TestRollOutAndBack(t *testing.T) {
   - {name: mac, labels: [self-hosted, macOS, ARM64], scopes: [octo/demo], image: "file://%s/mac:stable", standby: 1}
   - {name: big, labels: [big], scopes: [octo/demo], image: sonoma}
 images: {refresh: 1s, bandwidth_mib: 100}`, f.dir)
+	s.agents = fmt.Sprintf(`{address: %q}`, keepport.Address(t))
 	c := s.serve()
 	startHost(t, hostConfig(t, c.agents, "mini-1", "", c.hostToken("mini-1")), nil)
 	image := func(letter string) string { return "file://" + f.dir + "/mac@" + imageDigest(letter) }
@@ -116,7 +118,6 @@ images: {refresh: 1s, bandwidth_mib: 100}`, f.dir)
 	if err := os.Remove(filepath.Join(f.dir, filepath.FromSlash(manifest.TagObject("mac", "stable")))); err != nil {
 		t.Fatal(err)
 	}
-	s.agents = fmt.Sprintf(`{address: %q}`, strings.TrimPrefix(c.agents, "http://"))
 	c = s.serve()
 	eventually(t, "the tag cannot be read", func() bool { return strings.Contains(c.get("pools"), "has no image") })
 	if out := c.get("pools"); !strings.Contains(out, imageDigest("b")[7:19]) {

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"html"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -20,6 +19,7 @@ import (
 	"testing"
 
 	"github.com/minifleet/minifleet/githubapp/githubsim"
+	"github.com/minifleet/minifleet/internal/keepport"
 )
 
 // person is whoever sits before the browser: reads what setup says, opens what it asks
@@ -87,17 +87,6 @@ func (p person) click(page string) {
 	p.press(at, next)
 }
 
-// freeAddress is a loopback address at which nobody listens.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // From nothing to a controller that serves what setup wrote, and to a test delivery
 // that it took.
 func TestSetupWholeWay(t *testing.T) {
@@ -109,7 +98,7 @@ func TestSetupWholeWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sim.Close()
-	dir, hook := t.TempDir(), freeAddress(t)
+	dir, hook := t.TempDir(), keepport.Address(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	out, in := io.Pipe()

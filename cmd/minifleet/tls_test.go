@@ -19,6 +19,7 @@ import (
 
 	"github.com/minifleet/minifleet/hosts/agent"
 	"github.com/minifleet/minifleet/hosts/protocol"
+	"github.com/minifleet/minifleet/internal/keepport"
 	"github.com/minifleet/minifleet/secret"
 )
 
@@ -59,7 +60,8 @@ func TestAgentsOverTLS(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	mine, other := s.goodCertificate("mine"), s.goodCertificate("other")
-	s.agents = `{address: "127.0.0.1:0", cert_file: mine.pem, key_file: mine.key}`
+	at := keepport.Address(t)
+	s.agents = fmt.Sprintf(`{address: %q, cert_file: mine.pem, key_file: mine.key}`, at)
 	c := s.serve()
 	if !strings.HasPrefix(c.agents, "https://") {
 		t.Fatalf("agents are told to call %s", c.agents)
@@ -99,7 +101,7 @@ func TestAgentsOverTLS(t *testing.T) {
 	// The pin outlives the token: an agent that starts again has it from its state.
 	h.stop()
 	c.stop()
-	s.agents = fmt.Sprintf(`{address: %q, cert_file: other.pem, key_file: other.key}`, strings.TrimPrefix(c.agents, "https://"))
+	s.agents = fmt.Sprintf(`{address: %q, cert_file: other.pem, key_file: other.key}`, at)
 	s.serve()
 	cfg.EnrolmentToken = secret.Text{}
 	h = startHost(t, cfg, g)

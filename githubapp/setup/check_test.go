@@ -18,6 +18,7 @@ import (
 	"github.com/minifleet/minifleet/githubapp"
 	"github.com/minifleet/minifleet/githubapp/githubsim"
 	"github.com/minifleet/minifleet/githubapp/setup"
+	"github.com/minifleet/minifleet/internal/keepport"
 	"github.com/minifleet/minifleet/secret"
 )
 
@@ -75,9 +76,7 @@ func (x *checked) delivered() {
 // receive starts a receiver at an address that is free.
 func receive(t *testing.T, key secret.Text) (*setup.Receiver, string) {
 	t.Helper()
-	l := httptest.NewUnstartedServer(nil).Listener
-	address := l.Addr().String()
-	l.Close()
+	address := keepport.Address(t)
 	r, err := setup.Receive(t.Context(), address, key, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

@@ -21,6 +21,7 @@ import (
 	"github.com/minifleet/minifleet/githubapp"
 	"github.com/minifleet/minifleet/githubapp/githubsim"
 	"github.com/minifleet/minifleet/githubapp/setup"
+	"github.com/minifleet/minifleet/internal/keepport"
 )
 
 func TestCreate(t *testing.T) {
@@ -277,9 +278,8 @@ func TestCreateRefusesAtOnce(t *testing.T) {
 	}
 	defer l.Close()
 	sim := newSim(t, githubsim.Options{})
-	closed := httptest.NewServer(nil)
-	closed.Close()
-	gone := setup.Server{Web: closed.URL, API: closed.URL}
+	nobody := "http://" + keepport.Address(t)
+	gone := setup.Server{Web: nobody, API: nobody}
 	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/pages/meta":

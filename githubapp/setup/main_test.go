@@ -26,7 +26,7 @@ import (
 func TestMain(m *testing.M) { leakcheck.Main(m) }
 
 // patience is far more than anything here takes; it only ends a test that hangs.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // appKey is made once for all simulated GitHubs.
 var appKey = sync.OnceValue(func() secret.Text {
