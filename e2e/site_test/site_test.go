@@ -18,6 +18,7 @@ import (
 	"testing"
 
 	"github.com/minifleet/minifleet/githubapp/githubsim"
+	"github.com/minifleet/minifleet/internal/keepport"
 )
 
 const operatorToken = "the-operators-own-token"
@@ -152,12 +153,12 @@ func (s *site) image() {
 }
 
 // startController starts the controller: at any addresses the first time, at the same
-// ones from then on.
+// ones from then on, which are kept for it meanwhile.
 func (s *site) startController() *program {
 	s.t.Helper()
 	address := func(url string) string {
 		if url == "" {
-			return "127.0.0.1:0"
+			return keepport.Address(cmp.Or(s.whole, s.t))
 		}
 		return strings.TrimPrefix(url, "http://")
 	}
