@@ -51,6 +51,7 @@ type Config struct {
 type Tracker struct {
 	c     Config
 	pools map[string]fleet.Pool
+	turns map[string]chan struct{} // by reference with a tag; holds one element while somebody has it
 }
 
 // New returns a tracker that Run starts.
@@ -67,9 +68,12 @@ func New(c Config) (*Tracker, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	t := &Tracker{c: c, pools: map[string]fleet.Pool{}}
+	t := &Tracker{c: c, pools: map[string]fleet.Pool{}, turns: map[string]chan struct{}{}}
 	for _, p := range c.Pools {
 		t.pools[p.Name] = p
+	}
+	for _, reference := range t.references() {
+		t.turns[reference] = make(chan struct{}, 1)
 	}
 	return t, nil
 }
@@ -118,23 +122,21 @@ func (t *Tracker) follow(ctx context.Context, reference string) {
 			return
 		case <-timer.C:
 		}
-		digest, err := t.resolve(ctx, reference)
+		digest, err, unstored := t.read(ctx, reference)
 		if ctx.Err() != nil {
 			return
 		}
 		log := t.c.Log.With("image", reference)
 		if err != nil {
-			failures++
-			err = errors.Join(err, t.c.Store.ImageUnresolved(ctx, reference, sentence(err)))
-			if failures == 1 {
-				log.Warn("the tag of an image cannot be read: what serves goes on serving", "error", err)
+			if failures++; failures == 1 {
+				log.Warn("the tag of an image cannot be read: what serves goes on serving", "error", errors.Join(err, unstored))
 			}
 			timer.Reset(t.pause(failures))
 			continue
 		}
-		if err := t.c.Store.ImageResolved(ctx, reference, digest); err != nil {
+		if unstored != nil {
 			if failures++; failures == 1 {
-				log.Error("what the tag of an image names is not stored", "error", err)
+				log.Error("what the tag of an image names is not stored", "error", unstored)
 			}
 			timer.Reset(t.pause(failures))
 			continue
@@ -144,6 +146,40 @@ func (t *Tracker) follow(ctx context.Context, reference string) {
 		}
 		failures, last = 0, digest
 		timer.Reset(t.c.Refresh)
+	}
+}
+
+// read reads a tag once and has stored what came of it.
+func (t *Tracker) read(ctx context.Context, reference string) (digest string, err, unstored error) {
+	done, err := t.turn(ctx, reference)
+	if err != nil {
+		return "", err, nil
+	}
+	defer done()
+	digest, err = t.resolve(ctx, reference)
+	switch {
+	case ctx.Err() != nil:
+		return "", context.Cause(ctx), nil
+	case err != nil:
+		return "", err, t.c.Store.ImageUnresolved(ctx, reference, sentence(err))
+	default:
+		return digest, nil, t.c.Store.ImageResolved(ctx, reference, digest)
+	}
+}
+
+// turn waits until nobody else is between reading a tag and storing what it names: what was
+// read before the tag moved, and came late, would undo what was read and taken since. done
+// gives the turn to the next.
+func (t *Tracker) turn(ctx context.Context, reference string) (done func(), err error) {
+	turn := t.turns[reference]
+	if turn == nil { // it has no tag, and its digest does not move
+		return func() {}, nil
+	}
+	select {
+	case turn <- struct{}{}:
+		return func() { <-turn }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
 }
 
@@ -198,6 +234,11 @@ func (t *Tracker) Take(ctx context.Context, pool, digest string, now bool) (flee
 	if digest != "" {
 		reference = fleet.ImageAt(p.Image, digest)
 	}
+	done, err := t.turn(ctx, reference)
+	if err != nil {
+		return fleet.Rollout{}, err
+	}
+	defer done()
 	found, err := t.resolve(ctx, reference)
 	if err != nil {
 		return fleet.Rollout{}, fmt.Errorf("%w: %s: %s", fleet.ErrNoImage, reference, sentence(err))

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -226,6 +227,44 @@ func TestTimeout(t *testing.T) {
 			t.Errorf("%q", r.Error)
 		}
 	})
+}
+
+// late is a bucket whose answers can take a while on their way.
+type late struct {
+	*bucket
+	takes atomic.Int64
+}
+
+func (l *late) Resolve(ctx context.Context, reference string) (string, error) {
+	takes := time.Duration(l.takes.Load())
+	digest, err := l.bucket.Resolve(ctx, reference)
+	time.Sleep(takes) // of the bubble's own time
+	return digest, err
+}
+
+// What was read of a tag before it moved, and comes late, undoes nothing of what an operator
+// had taken of it since.
+func TestOldAnswer(t *testing.T) {
+	t.Parallel()
+	for _, now := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s, b := &memory{}, &late{bucket: newBucket()}
+			k := start(t, s, b, pools(stable), nil)
+			synctest.Wait()
+			b.takes.Store(int64(10 * time.Second))
+			pass(time.Minute) // the tag is being read
+			b.takes.Store(0)
+			b.set(stable, digest("b"), nil)
+			want, err := k.Take(t.Context(), "a", "", now)
+			if err != nil || fleet.ImageDigest(want.Current) != digest("b") && fleet.ImageDigest(want.Next) != digest("b") {
+				t.Fatalf("%+v, %v", want, err)
+			}
+			pass(10 * time.Second)
+			if got := s.get("a"); got.Current != want.Current || got.Next != want.Next || got.Tagged != digest("b") {
+				t.Errorf("at once: %t: the operator was told\n%+v\nand it became\n%+v", now, want, got)
+			}
+		})
+	}
 }
 
 // What is no digest is never taken for one.
