@@ -66,12 +66,12 @@ func TestTroubleAtGitHub(t *testing.T) {
 	if err := s.sim.Inject(githubsim.Fault{Kind: githubsim.FaultStatus, Status: http.StatusBadGateway, Count: -1}); err != nil {
 		t.Fatal(err)
 	}
-	for range 3 { // each time the list of installations is asked for
-		suspend(true)
-		suspend(false)
-	}
 	unreachable := fmt.Sprintf("minifleet_github_unreachable{app=\"%d\"} 1", s.sim.AppID())
-	eventually(t, "the metrics show the outage", func() bool { return strings.Contains(s.scrape(c), unreachable) })
+	eventually(t, "the metrics show the outage", func() bool {
+		suspend(true) // each time the list of installations is asked for, or once for several
+		suspend(false)
+		return strings.Contains(s.scrape(c), unreachable)
+	})
 	run := s.queue(macLabels())
 	s.delivered()
 	queued := fmt.Sprint(run.JobIDs[0])

@@ -117,7 +117,7 @@ func TestControl(t *testing.T) {
 // eventually waits, change by change, for what is to be true after one of them.
 func eventually(t *testing.T, c githubsim.Control, ok func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	at, err := uint64(0), error(nil)
 	for !ok() {
