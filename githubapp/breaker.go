@@ -75,7 +75,8 @@ func (g *gate) ask(now time.Time) {
 	lane, path := g.breaker.lane, g.breaker.path
 	g.prober = time.AfterFunc(g.breaker.next.Sub(now), func() {
 		g.mu.Lock()
-		if g.closed {
+		// A clock that was stopped may have rung already, and another was set instead.
+		if g.closed || g.probing || !g.breaker.open {
 			g.mu.Unlock()
 			return
 		}

@@ -279,6 +279,27 @@ func TestOutageOneQuestionAtATime(t *testing.T) {
 	})
 }
 
+// A question whose time has come just as another call fails is asked once, and Close ends it.
+func TestOutageQuestionWhoseClockIsSetAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &blackout{hang: true}
+		a, _ := outage(t, b, place, appsMint)
+		a.gate.mu.Lock()
+		time.Sleep(time.Until(a.gate.breaker.next)) // the clock has rung: who is to ask waits for the lock
+		a.gate.ask(time.Now())
+		a.gate.mu.Unlock()
+		synctest.Wait()
+		if asked, _ := b.questions(); len(asked) != 1 {
+			t.Errorf("%d questions at once", len(asked))
+		}
+		began := time.Now()
+		a.Close()
+		if took := time.Since(began); took != 0 {
+			t.Errorf("the end took %s", took)
+		}
+	})
+}
+
 // Close ends a question that is under way, and none is asked afterwards.
 func TestOutageCloses(t *testing.T) {
 	for name, at := range map[string]time.Duration{"before a question": 0, "during one": 2 * time.Second} {
