@@ -83,6 +83,14 @@ func (h *Handler) Take(ctx context.Context, env Envelope) (Outcome, error) {
 	}
 	crashpoint.Reached(crashpoint.DeliveryJudged)
 	done, err := h.store.Ingest(ctx, in)
+	if err == nil && in.Delivery.Status == fleet.DeliveryFailed && in.Delivery.InstallationID != 0 {
+		// The news of its installation may have been stored since it was judged, and those who
+		// take early deliveries again may have found none: it is judged once more.
+		if again, unread := h.judge(ctx, env); unread == nil && again.Delivery.Status != fleet.DeliveryFailed {
+			in = again
+			done, err = h.store.Ingest(ctx, in)
+		}
+	}
 	if err != nil {
 		return Outcome{}, fmt.Errorf("store delivery %s: %w", env.GUID, cause(ctx, err))
 	}

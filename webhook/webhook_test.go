@@ -519,6 +519,37 @@ func TestFailedIsProcessedAgain(t *testing.T) {
 	}
 }
 
+// between is a store in which something happens after a delivery was judged and before it is
+// stored.
+type between struct {
+	*memory
+	happens func()
+}
+
+func (b between) Ingest(ctx context.Context, in fleet.Ingest) (fleet.Ingested, error) {
+	if in.Job != nil || in.Delivery.Status == fleet.DeliveryFailed {
+		b.happens()
+	}
+	return b.memory.Ingest(ctx, in)
+}
+
+// The news of an installation comes between the look for it and the storing of a delivery
+// that failed for the lack of it: who takes such deliveries again has found none yet.
+func TestInstallationMadeKnownMeanwhile(t *testing.T) {
+	var store between
+	r := newRig(t, func(c *webhook.Config) {
+		store = between{newMemory(), sync.OnceFunc(func() {
+			store.set(func(m *memory) { m.installed = map[int64]bool{installation: true} })
+		})}
+		store.installed = map[int64]bool{}
+		c.Store = store
+	})
+	got := send(t, request(t, r.url, "workflow_job", guid, fixture(t, "job_queued")))
+	if got.Status != fleet.DeliveryProcessed || got.Dup || store.jobs[58110023901].State != fleet.JobQueued || store.deliveries[guid].Status != fleet.DeliveryProcessed {
+		t.Errorf("answer %s, job %+v", got.text, store.jobs[58110023901])
+	}
+}
+
 func TestUnloadedInstallationsLoseNothing(t *testing.T) {
 	r := newRig(t)
 	r.store.set(func(m *memory) { m.installed = nil })
