@@ -25,11 +25,12 @@ func (s *site) watch(ctx context.Context, began time.Time) error {
 		defer close(ended)
 		s.follow(ctx, states)
 	}()
-	defer func() { <-ended }()
 	show := display{site: s, began: began, known: map[int64]string{}}
 	for {
 		select {
 		case <-ctx.Done():
+			<-ended
+			s.last(context.WithoutCancel(ctx), &show)
 			show.finish()
 			return nil
 		case line := <-s.lines:
@@ -37,6 +38,18 @@ func (s *site) watch(ctx context.Context, began time.Time) error {
 		case jobs := <-states:
 			show.jobs(jobs)
 		}
+	}
+}
+
+// last shows what has come since the last look.
+func (s *site) last(ctx context.Context, show *display) {
+	for len(s.lines) > 0 {
+		show.line(<-s.lines)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if jobs, err := s.sim.Jobs(ctx); err == nil { // whoever accounts for them asks for them too, and tells of errors
+		show.jobs(jobs)
 	}
 }
 
