@@ -16,7 +16,7 @@ import (
 
 func newSim(t *testing.T, faults ...githubsim.Fault) (*githubsim.Sim, *githubapp.App, int64) {
 	t.Helper()
-	sim, err := githubsim.New(githubsim.Options{Kind: true, Faults: faults})
+	sim, err := githubsim.New(githubsim.Options{Kind: true, OneKey: true, PrivateKey: keyPEM(), Faults: faults})
 	if err != nil {
 		t.Fatal(err)
 	}
