@@ -11,12 +11,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/minifleet/minifleet/fleet"
 	"github.com/minifleet/minifleet/githubapp/githubsim"
 	"github.com/minifleet/minifleet/scalesets"
+	"github.com/minifleet/minifleet/store"
 )
 
 // A job from its beginning to its end, on servers that give jobs to scale sets and on those
@@ -172,6 +174,32 @@ func TestSessionOfADeadController(t *testing.T) {
 	w.queue("build")
 	w.untilBooks("build queued")
 	if strings.Contains(w.log.String(), "is not read") {
+		t.Error("its own session was in the way")
+	}
+}
+
+// forgetful is a database that cannot be written when a session was opened, a few times.
+type forgetful struct {
+	*store.Store
+	times atomic.Int32
+}
+
+func (f *forgetful) KeepSession(ctx context.Context, pool, session string) error {
+	if session != "" && f.times.Add(-1) >= 0 {
+		return errors.New("disk full")
+	}
+	return f.Store.KeepSession(ctx, pool, session)
+}
+
+// A session that cannot be noted is closed: nobody would, and it would be in the way.
+func TestSessionThatIsNotNoted(t *testing.T) {
+	w := newWorld(t, githubsim.Options{})
+	books := &forgetful{Store: w.store}
+	books.times.Store(2)
+	w.kept = books
+	w.run()
+	w.reads(2)
+	if log := w.log.String(); !strings.Contains(log, "disk full") || strings.Contains(log, "another client") {
 		t.Error("its own session was in the way")
 	}
 }

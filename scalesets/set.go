@@ -278,7 +278,11 @@ func (s *set) open(ctx context.Context, kept fleet.ScaleSet) (*scaleset.MessageS
 		return nil, err
 	}
 	crashpoint.Reached(crashpoint.SetSessionOpened)
-	return ses, s.c.Store.KeepSession(context.WithoutCancel(ctx), s.pool.Name, ses.Session().SessionID.String())
+	if err := s.c.Store.KeepSession(context.WithoutCancel(ctx), s.pool.Name, ses.Session().SessionID.String()); err != nil {
+		s.close(ctx, ses)
+		return nil, err
+	}
+	return ses, nil
 }
 
 // closeWithin bounds the beginning and the end of a session, for which a stop waits.

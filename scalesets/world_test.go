@@ -59,6 +59,7 @@ type world struct {
 	sim   *githubsim.Sim
 	app   *githubapp.App
 	store *store.Store
+	kept  scalesets.Store // the same, unless a test has it otherwise
 	pools []fleet.Pool
 	sets  *scalesets.Sets
 	every time.Duration // without a message, until GitHub is asked for its count
@@ -91,6 +92,7 @@ func newWorld(t *testing.T, opt githubsim.Options) *world {
 	w.store, err = store.Open(ctx, store.Config{Path: filepath.Join(t.TempDir(), "state.db")})
 	w.must(err)
 	t.Cleanup(func() { w.check(w.store.Close()) })
+	w.kept = w.store
 	t.Cleanup(func() {
 		w.stop()
 		if t.Failed() {
@@ -146,7 +148,7 @@ func (w *world) make() {
 	w.Helper()
 	var err error
 	w.sets, err = scalesets.New(scalesets.Config{
-		Store: w.store, GitHub: w, Pools: w.pools, WebURL: w.sim.URL(), Owner: "minifleet-test", Every: w.every, Absence: time.Hour,
+		Store: w.kept, GitHub: w, Pools: w.pools, WebURL: w.sim.URL(), Owner: "minifleet-test", Every: w.every, Absence: time.Hour,
 		Transport: w.wire, PassedOver: func(string) { w.odd.Add(1) },
 		Observe: func(c scalesets.Call) {
 			if c.Took <= 0 {
