@@ -427,7 +427,7 @@ func guestCrashesInside(c *crashSite) {
 		c.again = c.interrupted
 		c.die(func() {
 			if unseen {
-				c.rearm(crashpoint.ConfigDelivered)
+				c.thenArm = crashpoint.ConfigDelivered
 			}
 			c.interrupted()
 			if unseen {

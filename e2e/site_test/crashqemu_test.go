@@ -80,8 +80,10 @@ for mark in %[2]s/*/killed-*; do [ ! -e "$mark" ] || echo "%[4]s$mark."; done
 	return dir
 }
 
-// inside runs a shell's script in a machine, by the way that the agent goes.
-func (c *crashSite) inside(bundle, script string) {
+// inside runs a shell's script in a machine, by the way that the agent goes, and reports
+// whether the machine lasted so long: one that an agent told to end may outlive the agent
+// by a moment.
+func (c *crashSite) inside(bundle, script string) bool {
 	c.t.Helper()
 	client := guest.NewClient(func(ctx context.Context) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(bundle, vm.FileGuestSocket))
@@ -94,11 +96,13 @@ func (c *crashSite) inside(bundle, script string) {
 	for {
 		out.Reset()
 		code, err := client.Exec(ctx, guest.ExecRequest{Argv: []string{"sh", "-c", script}}, &out, &out)
-		if err == nil && code == 0 {
-			return
-		}
-		if err == nil || ctx.Err() != nil {
+		switch {
+		case err == nil && code == 0:
+			return true
+		case err == nil || ctx.Err() != nil:
 			c.t.Fatalf("in the machine of %s: %s: %d, %v\n%s", bundle, script, code, err, &out)
+		case !c.runs(bundle):
+			return false
 		}
 	}
 }
@@ -121,14 +125,15 @@ func (c *crashSite) rearm(p crashpoint.Point) {
 
 // armInside arms the point that is to be armed in the next machine, if there is one, in the
 // machine that the agent has just started, and in any other that has no config either:
-// the agent dies before it has spoken with it, and is started again.
+// the agent dies before it has spoken with it, and is started again, with the point armed
+// at which it is to die next.
 func (c *crashSite) armInside() {
 	c.t.Helper()
-	p := c.inNext
+	p, then := c.inNext, c.thenArm
 	if p == noPoint {
 		return
 	}
-	c.inNext = noPoint
+	c.inNext, c.thenArm = noPoint, noPoint
 	c.untilDead(crashpoint.VMMReady)
 	bundles, err := filepath.Glob(c.path(host, "vms", "*"))
 	if err != nil {
@@ -142,6 +147,9 @@ func (c *crashSite) armInside() {
 		// A guest program that has a config runs a job by now, or its agent is done with it.
 		c.inside(b, fmt.Sprintf("pidof Runner.Listener || { mkdir -p %s && touch %[1]s/armed; }", at))
 	}
+	if then != noPoint {
+		c.rearm(then)
+	}
 	c.revive(crashpoint.VMMReady)
 }
 
@@ -149,16 +157,17 @@ func (c *crashSite) armInside() {
 // machine's death has left before its first word, the word is waited for.
 func (c *crashSite) runs(bundle string) bool {
 	c.t.Helper()
+	var vmm bool
 	var states []vm.State
 	eventually(c.t, "the vmm of "+bundle+" says what it does", func() bool {
-		vmm := slices.ContainsFunc(processesOf(c.t, c.dir), func(line string) bool {
+		vmm = slices.ContainsFunc(processesOf(c.t, c.dir), func(line string) bool {
 			return strings.Contains(line, "minifleet-vmm run --bundle "+bundle+" ")
 		})
 		var err error
 		states, err = vm.ReadStatus(bundle) // after the look, in which it may have ended
 		return !vmm || err == nil && len(states) > 0
 	})
-	return len(states) > 0 && states[len(states)-1].Phase != vm.PhaseFinal
+	return vmm && len(states) > 0 && states[len(states)-1].Phase != vm.PhaseFinal
 }
 
 // killedInside returns the guest program's process that died at the point, 0 as long as
@@ -192,7 +201,9 @@ func (c *crashSite) killedInside(p crashpoint.Point) int {
 func (c *crashSite) endLong() {
 	c.t.Helper()
 	if c.onMachines() {
-		c.inside(c.bundleOf(c.long), "touch "+c.stop)
+		if b := c.bundleOf(c.long); !c.inside(b, "touch "+c.stop) {
+			c.t.Fatalf("the machine of the long job, %s, has ended", b)
+		}
 		return
 	}
 	if err := os.WriteFile(c.stop, nil, 0o600); err != nil {

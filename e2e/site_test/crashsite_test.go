@@ -39,7 +39,8 @@ type crashSite struct {
 
 	alone bool // no job is queued while a program is dead
 
-	inNext crashpoint.Point // is to be armed in the next machine; none is noPoint
+	inNext  crashpoint.Point // is to be armed in the next machine; none is noPoint
+	thenArm crashpoint.Point // is to be armed once that one is; none is noPoint
 
 	again func() // provokes once more, every few seconds, where one runner may miss the point; nil: once is enough
 }
@@ -50,7 +51,7 @@ func newCrashSite(t *testing.T, programs, images string, died func(crashpoint.Po
 	t.Helper()
 	c := &crashSite{
 		site: &site{t: t, ctx: t.Context(), programs: programs, slots: 3}, agents: map[string]*program{}, died: died, born: time.Now(),
-		images: images, inNext: noPoint,
+		images: images, inNext: noPoint, thenArm: noPoint,
 	}
 	c.points = t.TempDir()
 	c.env = []string{crashpoint.Variable + "=" + c.points}
