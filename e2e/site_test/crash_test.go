@@ -151,7 +151,9 @@ func mintCrashes(c *crashSite) {
 	// GitHub registers and does not answer until it lists that: an earlier attempt that
 	// must be deleted, and is found.
 	unanswered := githubsim.Fault{Kind: githubsim.FaultTimeoutAfterSuccess, Delay: time.Second, Method: http.MethodPost, Path: "/generate-jitconfig"}
-	c.die(func() { c.fault(unanswered); c.jobs() }, crashpoint.EarlierDeleted)
+	c.again = func() { c.fault(unanswered); c.jobs() }
+	c.die(c.again, crashpoint.EarlierDeleted)
+	c.again = nil
 	c.die(func() {
 		c.fault(githubsim.Fault{Kind: githubsim.FaultStatus, Status: http.StatusForbidden, Method: http.MethodPost, Path: "/generate-jitconfig"})
 		c.jobs()
@@ -368,6 +370,7 @@ func vmmCrashesInTurn(c *crashSite) {
 			after = append(after, p)
 		}
 	}
+	c.again = c.jobs
 	for points := range slices.Chunk(before, 3) {
 		failed := c.failed()
 		for _, p := range points {
@@ -389,6 +392,7 @@ func vmmCrashesInTurn(c *crashSite) {
 	for _, p := range after {
 		c.untilDead(p)
 	}
+	c.again = nil
 	c.rest()
 }
 

@@ -175,6 +175,9 @@ func (c *crashSite) crashes(points ...crashpoint.Point) {
 // rest waits until the site is at rest and the long job has counted on.
 func (c *crashSite) rest() {
 	c.t.Helper()
+	for _, agent := range c.agents { // until it speaks, the books know nothing of what its guests do
+		agent.await("it speaks with the controller", func(out string) bool { return strings.Contains(out, "connected to the controller") })
+	}
 	c.settled(c.long)
 	c.ticks()
 }
