@@ -266,10 +266,20 @@ func enrolmentCrashes(c *crashSite) {
 
 func agentCrashes(c *crashSite) {
 	c.begin(host)
-	c.crash(c.jobs, crashpoint.RecordWritten, crashpoint.RecordMourned)
-	c.crash(c.jobs, crashpoint.BundleBegun)
-	c.crash(c.jobs, crashpoint.BundleFilled, crashpoint.LeftoverRemoved)
-	c.crash(c.jobs, crashpoint.ConfigRecorded, crashpoint.ConfigWithdrawn)
+	follow := [][]crashpoint.Point{
+		{crashpoint.RecordWritten, crashpoint.RecordMourned},
+		{crashpoint.BundleBegun},
+		{crashpoint.BundleFilled, crashpoint.LeftoverRemoved},
+		{crashpoint.ConfigRecorded, crashpoint.ConfigWithdrawn}, // the second of two is met at the start after the first
+	}
+	if c.onMachines() {
+		follow = [][]crashpoint.Point{slices.Concat(follow...)}
+	}
+	c.again = c.jobs
+	for _, points := range follow {
+		c.crash(c.jobs, points...)
+	}
+	c.again = nil
 	c.crashes(crashpoint.DesiredReceived, crashpoint.DesiredApplied, crashpoint.FileWritten, crashpoint.BundlePlaced)
 	c.crashes(crashpoint.VMMSpawned, crashpoint.MintAsking, crashpoint.MintAnswered, crashpoint.ConfigDelivered)
 	c.crashes(crashpoint.VMMReady, crashpoint.ReportReady, crashpoint.ReportAnswered)
