@@ -129,7 +129,7 @@ func TestRegisterTimesOutAfterSuccess(t *testing.T) {
 	o.on(orgMint, replying(201, registered(359, "s1-mac-abc", config("s1-mac-abc", true))))
 	tr := &http.Transport{}
 	defer tr.CloseIdleConnections()
-	a := o.app(func(c *githubapp.Config) { c.Transport, c.MintTimeout = late{tr}, time.Second })
+	a := o.app(func(c *githubapp.Config) { c.Transport, c.MintTimeout = late{tr}, 3*time.Second })
 	if _, _, err := a.GetRunner(t.Context(), org, 1); err != nil { // so that a token is there
 		t.Fatal(err)
 	}

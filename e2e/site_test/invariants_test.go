@@ -29,7 +29,7 @@ const settlePatience = 4 * time.Minute
 
 // fleeting is for how long a look from outside can see what is over already: a vmm
 // gives its lock up just before it ends.
-const fleeting = 2 * time.Second
+const fleeting = 5 * time.Second
 
 // settled waits until the site has come to rest with nothing but the running jobs in
 // it, and holds it to the seven invariants of docs/architecture.md all the while.
