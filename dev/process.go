@@ -18,7 +18,7 @@ import (
 )
 
 // startGrace is how long a program may take until it is ready. It only ends one that hangs.
-const startGrace = time.Minute
+const startGrace = patience
 
 // process is a child of ours with its log.
 type process struct {
