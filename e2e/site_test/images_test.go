@@ -39,7 +39,7 @@ func newImageSite(t *testing.T, githubArgs ...string) *imageSite {
 	t.Cleanup(bucket.Stop)
 	dir := folder(t)
 	github := launch(t, dir, "minifleet", nil, append([]string{"githubsim"}, githubArgs...)...).announced("github")
-	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
 	t.Cleanup(cancel)
 	s := &imageSite{site: &site{t: t, dir: dir, ctx: ctx, programs: programs(t), slots: 2}, bucket: bucket}
 	s.env = []string{"STORAGE_EMULATOR_HOST=" + strings.TrimPrefix(bucket.URL, "http://")}

@@ -14,10 +14,10 @@ import (
 )
 
 // newImpatientSite has a GitHub that gives a job up soon after its runner fell silent:
-// just later than a living runner renews it.
+// later than a living runner renews it, which is once a minute.
 func newImpatientSite(t *testing.T) *site {
 	t.Helper()
-	s, _ := newSimulated(t, githubsim.Options{Seed: 101, Timing: githubsim.Timing{Lease: 70 * time.Second}})
+	s, _ := newSimulated(t, githubsim.Options{Seed: 101, Timing: githubsim.Timing{Lease: 90 * time.Second}})
 	return s
 }
 
@@ -31,7 +31,9 @@ func TestVMsDie(t *testing.T) {
 	controller := s.startController()
 	first := s.startAgent("mini-1")
 	const ticks = 60
-	onFirst := s.queue(githubsim.JobSpec{Name: "loses-its-vmm", Steps: []githubsim.Step{{Run: "sleep 1000"}}}, ticking("neighbour", ticks))
+	neighbour := ticking("neighbour", ticks)
+	neighbour.Steps = slices.Insert(neighbour.Steps, 1, s.held("over")) // its slot is free for none of the second host's
+	onFirst := s.queue(githubsim.JobSpec{Name: "loses-its-vmm", Steps: []githubsim.Step{{Run: "sleep 1000"}}}, neighbour)
 	for _, id := range onFirst {
 		s.untilJob(id, "it runs", githubsim.Job.Running)
 	}
@@ -52,6 +54,7 @@ func TestVMsDie(t *testing.T) {
 	if left := s.pids(bundle); len(left) > 0 {
 		t.Errorf("the failure is stated and processes %v still use the disk", left)
 	}
+	s.file("over", "")
 	eventually(t, "the slot is free", func() bool {
 		return slices.ContainsFunc(all[hostRow](s, "hosts"), func(h hostRow) bool { return h.Name == "mini-1" && h.FreeSlots >= 1 })
 	})

@@ -19,7 +19,7 @@ import (
 )
 
 // patience is far more than anything here takes; it only ends a test that hangs.
-const patience = 3 * time.Minute
+const patience = 5 * time.Minute
 
 // settling is how long the last process may take from the end of its work to its end, on a
 // machine that is busy with others.

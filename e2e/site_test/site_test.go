@@ -55,7 +55,7 @@ func newSite(t *testing.T, githubArgs ...string) *site {
 // newSiteAt makes a site of a simulated GitHub that runs.
 func newSiteAt(t *testing.T, dir, github string) *site {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
 	t.Cleanup(cancel)
 	s := &site{t: t, dir: dir, ctx: ctx, programs: programs(t), slots: 2}
 	s.open(github)
