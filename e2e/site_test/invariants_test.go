@@ -25,7 +25,7 @@ import (
 
 // settlePatience is how long a site may take to come to rest: the longest single wait
 // in it is for GitHub's list to prove that a registration is not there.
-const settlePatience = 4 * time.Minute
+const settlePatience = 5 * time.Minute
 
 // fleeting is for how long a look from outside can see what is over already: a vmm
 // gives its lock up just before it ends.
