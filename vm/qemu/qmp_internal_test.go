@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,10 +19,18 @@ import (
 	"time"
 )
 
-// A disk that takes long to come to rest is no reason to give up on a pause half way: the
-// machine would halt after that, and nobody would know.
-func TestPauseWaitsForTheDisk(t *testing.T) {
-	t.Parallel()
+// question is a command to QEMU.
+type question struct {
+	Execute string
+	ID      uint64
+}
+
+// done is QEMU's answer to what succeeds.
+func (q question) done() string { return fmt.Sprintf(`{"return":{},"id":%d}`+"\n", q.ID) }
+
+// answering returns a connection to a QEMU that says no more than answer does; end ends it.
+func answering(t *testing.T, answer func(question) string) (conn *net.UnixConn, end func()) {
+	t.Helper()
 	ours, theirs, err := socketPair("qmp")
 	if err != nil {
 		t.Fatal(err)
@@ -30,21 +39,34 @@ func TestPauseWaitsForTheDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := unixConn(ours)
-	if err != nil {
+	if conn, err = unixConn(ours); err != nil {
 		t.Fatal(err)
 	}
 	var answers sync.WaitGroup
 	answers.Go(func() {
 		for lines := bufio.NewScanner(qemu); lines.Scan(); {
-			var q struct{ ID uint64 }
+			var q question
 			if err := json.Unmarshal(lines.Bytes(), &q); err != nil {
 				t.Error(err)
 			}
-			late := time.NewTimer(callLimit + 200*time.Millisecond)
-			<-late.C
-			fmt.Fprintf(qemu, `{"return":{},"id":%d}`+"\n", q.ID)
+			fmt.Fprint(qemu, answer(q))
 		}
+	})
+	return conn, func() {
+		conn.Close()
+		qemu.Close()
+		answers.Wait()
+	}
+}
+
+// A disk that takes long to come to rest is no reason to give up on a pause half way: the
+// machine would halt after that, and nobody would know.
+func TestPauseWaitsForTheDisk(t *testing.T) {
+	t.Parallel()
+	conn, end := answering(t, func(q question) string {
+		late := time.NewTimer(callLimit + 200*time.Millisecond)
+		<-late.C
+		return q.done()
 	})
 	m := &machine{
 		running: true, stopped: make(chan struct{}), done: make(chan struct{}),
@@ -56,9 +78,7 @@ func TestPauseWaitsForTheDisk(t *testing.T) {
 	if err := m.Start(t.Context()); err != nil || m.paused {
 		t.Errorf("paused %t, %v", m.paused, err)
 	}
-	conn.Close()
-	qemu.Close()
-	answers.Wait()
+	end()
 	<-m.qemu.qmp.done
 }
 
@@ -66,43 +86,20 @@ func TestPauseWaitsForTheDisk(t *testing.T) {
 // copy that went on would halt the machine in the end.
 func TestSaveThatIsCalledOffAsItBegins(t *testing.T) {
 	t.Parallel()
-	ours, theirs, err := socketPair("qmp")
-	if err != nil {
-		t.Fatal(err)
-	}
-	qemu, err := unixConn(theirs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := unixConn(ours)
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var said []string
-	var answers sync.WaitGroup
-	answers.Go(func() {
-		late := ""
-		for lines := bufio.NewScanner(qemu); lines.Scan(); {
-			var q struct {
-				Execute string
-				ID      uint64
-			}
-			if err := json.Unmarshal(lines.Bytes(), &q); err != nil {
-				t.Error(err)
-			}
-			said = append(said, q.Execute)
-			answer := fmt.Sprintf(`{"return":{},"id":%d}`+"\n", q.ID)
-			switch q.Execute {
-			case "migrate":
-				late = answer
-				cancel()
-				continue
-			case "migrate_cancel":
-				answer = late + answer + `{"event":"MIGRATION","data":{"status":"cancelled"}}` + "\n"
-			}
-			fmt.Fprint(qemu, answer)
+	begins := ""
+	conn, end := answering(t, func(q question) string {
+		said = append(said, q.Execute)
+		switch q.Execute {
+		case "migrate":
+			begins = q.done()
+			cancel()
+			return ""
+		case "migrate_cancel":
+			return begins + q.done() + `{"event":"MIGRATION","data":{"status":"cancelled"}}` + "\n"
 		}
+		return q.done()
 	})
 	r := &process{gone: make(chan struct{}), migration: make(chan string, 16)}
 	r.qmp = newMonitor(conn, r.hear)
@@ -114,9 +111,7 @@ func TestSaveThatIsCalledOffAsItBegins(t *testing.T) {
 	if err := r.save(ctx, f); !errors.Is(err, context.Canceled) {
 		t.Errorf("save: %v", err)
 	}
-	conn.Close()
-	qemu.Close()
-	answers.Wait()
+	end()
 	<-r.qmp.done
 	if !slices.Contains(said, "migrate_cancel") {
 		t.Errorf("QEMU was told %q, and not to end it", said)
