@@ -14,22 +14,23 @@ import (
 	"github.com/minifleet/minifleet/internal/keepport"
 )
 
-// waiting checks that explain gives a code for a job, and words that hold a part.
+// waiting checks that explain gives a code for a job, and words that hold a part, and tells
+// people the same: which a job's state, in between, may have changed.
 func (c *served) waiting(job, code, part string) {
 	c.t.Helper()
-	var got, reason string
+	var got, reason, text string
 	defer func() {
 		if c.t.Failed() {
-			c.t.Logf("job %s was explained last as %s: %s", job, got, reason)
+			c.t.Logf("job %s was explained last as %s: %s\nto people as:\n%s", job, got, reason, text)
 		}
 	}()
 	eventually(c.t, fmt.Sprintf("job %s waits because of %s: %s", job, code, part), func() bool {
-		got, reason = c.explain(job)
-		return got == code && strings.Contains(reason, part)
+		if got, reason = c.explain(job); got != code || !strings.Contains(reason, part) {
+			return false
+		}
+		text = c.get("explain", job)
+		return strings.Contains(text, "why: ") && strings.Contains(text, "("+code+")")
 	})
-	if text := c.get("explain", job); !strings.Contains(text, "why: ") || !strings.Contains(text, "("+code+")") {
-		c.t.Errorf("explained to people as:\n%s", text)
-	}
 }
 
 // The life of a job and its runner as an operator sees it, step by step.
