@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/minifleet/minifleet/fleet"
@@ -127,19 +128,20 @@ func (l late) RoundTrip(req *http.Request) (*http.Response, error) {
 func TestRegisterTimesOutAfterSuccess(t *testing.T) {
 	o := newOdd(t)
 	o.on(orgMint, replying(201, registered(359, "s1-mac-abc", config("s1-mac-abc", true))))
-	tr := &http.Transport{}
-	defer tr.CloseIdleConnections()
-	a := o.app(func(c *githubapp.Config) { c.Transport, c.MintTimeout = late{tr}, 3*time.Second })
-	if _, _, err := a.GetRunner(t.Context(), org, 1); err != nil { // so that a token is there
-		t.Fatal(err)
-	}
-	_, err := a.Register(t.Context(), ask(org))
-	if !errors.Is(err, githubapp.ErrUncertain) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "in time") {
-		t.Errorf("error %v", err)
-	}
-	if n := o.count("POST", "generate-jitconfig"); n != 1 {
-		t.Errorf("asked %d times", n)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		o.t = t
+		a := o.app(func(c *githubapp.Config) { c.Transport, c.MintTimeout = late{direct{o}}, 3*time.Second })
+		if _, _, err := a.GetRunner(t.Context(), org, 1); err != nil { // so that a token is there
+			t.Fatal(err)
+		}
+		_, err := a.Register(t.Context(), ask(org))
+		if !errors.Is(err, githubapp.ErrUncertain) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "in time") {
+			t.Errorf("error %v", err)
+		}
+		if n := o.count("POST", "generate-jitconfig"); n != 1 {
+			t.Errorf("asked %d times", n)
+		}
+	})
 }
 
 func TestCallerGivesUpAfterSending(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/minifleet/minifleet/githubapp"
@@ -31,31 +32,29 @@ func (s silent) RoundTrip(r *http.Request) (*http.Response, error) {
 func TestTokenOfAnother(t *testing.T) {
 	t.Parallel()
 	o := newOdd(t)
-	way := silent{&http.Transport{}, make(chan struct{}, 2)}
-	t.Cleanup(way.RoundTripper.(*http.Transport).CloseIdleConnections)
-	a, err := githubapp.New(githubapp.Config{AppID: appID, PrivateKey: keyPEM(), BaseURL: o.server.URL, Transport: way})
-	if err != nil {
-		t.Fatal(err)
-	}
-	first, leave := context.WithCancel(t.Context())
-	left := make(chan error, 2)
-	ask := func(ctx context.Context) {
-		_, _, err := a.GetRunner(ctx, org, 1)
-		left <- err
-	}
-	go ask(first)
-	<-way.asked
-	second, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	go ask(second)
-	select {
-	case err := <-left:
-		if !errors.Is(err, context.DeadlineExceeded) {
+	synctest.Test(t, func(t *testing.T) {
+		o.t = t
+		way := silent{direct{o}, make(chan struct{}, 2)}
+		a := o.app(func(c *githubapp.Config) { c.Transport = way })
+		first, leave := context.WithCancel(t.Context())
+		left := make(chan error, 2)
+		ask := func(ctx context.Context) {
+			_, _, err := a.GetRunner(ctx, org, 1)
+			left <- err
+		}
+		go ask(first)
+		<-way.asked
+		began := time.Now()
+		second, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		go ask(second)
+		if err := <-left; !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v", err)
 		}
-	case <-time.After(20 * time.Second):
-		t.Error("it waits for as long as the other does")
-	}
-	leave()
-	<-left
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("it waited for %s, as the other does", took)
+		}
+		leave()
+		<-left
+	})
 }
