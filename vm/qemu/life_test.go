@@ -22,6 +22,7 @@ import (
 	"github.com/minifleet/minifleet/internal/freeze"
 	"github.com/minifleet/minifleet/vm"
 	"github.com/minifleet/minifleet/vm/options"
+	"github.com/minifleet/minifleet/vm/qemu"
 	"github.com/minifleet/minifleet/vm/vmtest"
 )
 
@@ -376,20 +377,22 @@ func TestRealGuest(t *testing.T) {
 func TestDurable(t *testing.T) {
 	for name, tt := range map[string]struct {
 		make   func(o options.QEMU) string
-		limit  time.Duration
 		reason vm.Reason
 	}{
-		"a guest that obeys": {func(o options.QEMU) string { return create(t, testImage(t), o) }, time.Minute, vm.ReasonGuestEnded},
+		"a guest that obeys": {func(o options.QEMU) string { return create(t, testImage(t), o) }, vm.ReasonGuestEnded},
 		"one that does not": {func(options.QEMU) string {
 			return bundle(t, func(o *options.QEMU) { o.Durable = true })
-		}, 6 * time.Second, vm.ReasonHypervisorCrashed},
+		}, vm.ReasonHypervisorCrashed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := start(t, tt.make(options.QEMU{
 				Identity: options.Identity{MAC: "02:00:00:00:00:09"}, Network: options.NetworkIsolated, Accelerator: "tcg", Durable: true,
 			}))
 			m.call("GET", "/v1/health", "")
-			ctx, cancel := context.WithTimeout(t.Context(), tt.limit)
+			if tt.reason == vm.ReasonGuestEnded {
+				qemu.LongButton(t)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			if err := m.Stop(ctx); err != nil {
 				t.Fatal(err)

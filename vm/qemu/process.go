@@ -269,7 +269,7 @@ func (r *process) tidy() {
 
 // buttonLimit is how long a guest may take to shut down. It is well below what a vmm waits
 // for a stop.
-const buttonLimit = 8 * time.Second
+var buttonLimit = 8 * time.Second
 
 // pressButton asks the guest to shut down and waits for that: not for longer than half of
 // the time that there is.

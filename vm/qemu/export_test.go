@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: MIT
+
+package qemu
+
+import (
+	"testing"
+	"time"
+)
+
+// LongButton gives guests that shut down the time of a busy machine, until the test ends.
+func LongButton(t *testing.T) {
+	was := buttonLimit
+	t.Cleanup(func() { buttonLimit = was })
+	buttonLimit = time.Minute
+}
