@@ -27,8 +27,9 @@ const (
 	within = "within"
 )
 
-// patience is how long what was told to end may take to be gone.
-const patience = 5 * time.Second
+// patience is how long what was told to end may take to be gone, on a machine that is busy
+// with others.
+var patience = 30 * time.Second
 
 // Main runs a package's tests and ends the process, with an error if they leave anything.
 // TMPDIR is a folder of theirs alone, with a path that is short enough for sockets.
