@@ -44,7 +44,7 @@ func newSite(t *testing.T, b *bucket, hosts int) *site {
 		c := b.cache(t, imagecache.Config{})
 		x, err := peer.New(peer.Config{
 			Identity: id, Chunks: c, Group: "default", RecentBytes: 8 * mib, BytesPerSecond: 1 << 40,
-			Limits: peer.Limits{Sign: whatever, Hold: whatever, Whole: whatever},
+			Limits: peer.Limits{Sign: whatever, Hold: whatever, Whole: whatever, Queue: whatever},
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -110,7 +110,7 @@ func TestAnAgentGivesAndTakes(t *testing.T) {
 	}
 	other, err := peer.New(peer.Config{
 		Identity: id, Chunks: &sharing{content: onOther}, Group: "berlin",
-		Limits: peer.Limits{Sign: time.Minute, Hold: time.Minute, Whole: time.Minute}, // of a busy machine
+		Limits: peer.Limits{Sign: time.Minute, Hold: time.Minute, Whole: time.Minute, Queue: time.Minute}, // of a busy machine
 	})
 	if err != nil {
 		t.Fatal(err)

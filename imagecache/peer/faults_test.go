@@ -7,6 +7,7 @@ import (
 	"crypto/ed25519"
 	"crypto/tls"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -295,7 +296,7 @@ const soon = 50 * time.Millisecond
 // TestGivenMemoryIsBounded asks a host that holds in memory for others all that it may.
 func TestGivenMemoryIsBounded(t *testing.T) {
 	img := newImage(8, 3)
-	a, b := newHost(t, "h-a"), newHost(t, "h-b", func(c *Config) { c.GivenBytes, c.Limits.Queue, c.Limits.Hold = 1, soon, soon })
+	a, b := newHost(t, "h-a"), newHost(t, "h-b", func(c *Config) { c.GivenBytes = 1 })
 	b.serve()
 	know(a, b)
 	ask := func(i int, query string) int {
@@ -309,9 +310,11 @@ func TestGivenMemoryIsBounded(t *testing.T) {
 	if err := others.take(t.Context(), manifest.MaxChunkBytes-size+1); err != nil { // the least that it holds is one of the largest
 		t.Fatal(err)
 	}
+	b.cfg.Limits.Queue = soon // for nothing else: a busy machine takes longer for what it can do
 	if status := ask(0, ""); status != http.StatusServiceUnavailable {
 		t.Errorf("a chunk of the disk, without memory for it: %d", status)
 	}
+	b.cfg.Limits.Queue = patience
 	others.release()
 	for range 20 { // far more than fit at once: none keeps its share
 		if status := ask(0, ""); status != http.StatusOK {
@@ -327,9 +330,11 @@ func TestGivenMemoryIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.cfg.Limits.Hold = soon
 	if status := ask(1, "?"+queryWait+"="+waitLong); status != http.StatusTooEarly || source.calls.Load() != 0 {
 		t.Errorf("a chunk that it needs too, without memory for it: %d, %d calls to the bucket", status, source.calls.Load())
 	}
+	b.cfg.Limits.Hold = patience
 	give()
 	if status := ask(2, "?"+queryWait+"="+waitLong); status != http.StatusOK {
 		t.Errorf("a chunk that it needs too: %d", status)
@@ -348,30 +353,56 @@ func (s *slowDisk) OpenChunk(context.Context, manifest.Sum, func(int64) ([]byte,
 
 // TestConnectionsAreBounded opens more than there may be.
 func TestConnectionsAreBounded(t *testing.T) {
-	b := newHost(t, "h-b")
-	b.serve()
-	var open []net.Conn
+	l, err := Listen(t.Context(), "127.0.0.1:0", loopback, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan net.Conn, maxConns+1)
+	go func() {
+		defer close(accepted)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- c
+		}
+	}()
 	defer func() {
-		for _, c := range open {
+		l.Close()
+		for c := range accepted {
 			c.Close()
 		}
 	}()
 	dial := func() net.Conn {
-		c, err := (&net.Dialer{}).DialContext(context.Background(), "tcp", b.peer.Address)
+		c, err := (&net.Dialer{}).DialContext(context.Background(), "tcp", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
-		open = append(open, c)
+		t.Cleanup(func() { c.Close() })
 		return c
 	}
 	for range maxConns {
 		dial()
 	}
 	beyond := dial()
-	if err := beyond.SetReadDeadline(time.Now().Add(3 * time.Second)); err != nil { // before the others are given up
+	if err := beyond.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := beyond.Read(make([]byte, 1)); err == nil || strings.Contains(err.Error(), "timeout") {
 		t.Errorf("one connection more than there may be: %v", err)
+	}
+	if n := len(accepted); n != maxConns {
+		t.Errorf("%d connections are served, want %d", n, maxConns)
+	}
+	(<-accepted).Close() // which makes room for one
+	dial()
+	for range maxConns {
+		select {
+		case c := <-accepted:
+			c.Close()
+		case <-time.After(patience):
+			t.Fatal("a connection that ended has left no room")
+		}
 	}
 }

@@ -149,7 +149,7 @@ func (l *logged) String() string {
 }
 
 // ample are limits that nothing meets on a slow machine.
-var ample = Limits{Sign: patience, Hold: patience, Whole: patience}
+var ample = Limits{Sign: patience, Hold: patience, Whole: patience, Queue: patience}
 
 func newHost(t *testing.T, name string, edit ...func(*Config)) *host {
 	t.Helper()
