@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"math"
 	"os"
 	"sync"
 	"time"
@@ -44,19 +45,23 @@ func (p places) tryLock(hex string, how int) (*lock, error) {
 // lockAgain is the pause between two looks at a lock that another process holds.
 const lockAgain = 20 * time.Millisecond
 
-// glance is how long a lock is waited for that may be held for a moment only, by who looks
-// whether somebody has the image in use.
-const glance = time.Second
+// glanceLooks is how often a lock is looked at that may be held for a moment only, by who
+// looks whether somebody has the image in use: for a second, and for longer where the whole
+// machine stands still meanwhile.
+const glanceLooks = 50
 
 // soonLock is tryLock, but not refused because of a glance.
 func (p places) soonLock(ctx context.Context, hex string, how int) (*lock, error) {
-	within, cancel := context.WithTimeoutCause(ctx, glance, errInUse)
-	defer cancel()
-	return p.waitLock(within, hex, how)
+	return p.lookForLock(ctx, hex, how, glanceLooks)
 }
 
 // waitLock waits until it has the lock.
 func (p places) waitLock(ctx context.Context, hex string, how int) (*lock, error) {
+	return p.lookForLock(ctx, hex, how, math.MaxInt)
+}
+
+// lookForLock is tryLock up to so often.
+func (p places) lookForLock(ctx context.Context, hex string, how, looks int) (*lock, error) {
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	for {
@@ -66,7 +71,7 @@ func (p places) waitLock(ctx context.Context, hex string, how int) (*lock, error
 		case <-pause.C:
 		}
 		l, err := p.tryLock(hex, how)
-		if !errors.Is(err, errInUse) {
+		if looks--; looks == 0 || !errors.Is(err, errInUse) {
 			return l, err
 		}
 		pause.Reset(lockAgain)
