@@ -80,7 +80,7 @@ func (s *Store) openTx(r *request) (raw *sql.Tx, done func(), err error) {
 		if err == nil {
 			return raw, done, nil
 		}
-		if primary(err) != sqlite3.SQLITE_BUSY || time.Since(r.came) >= busyPatience {
+		if primary(err) != sqlite3.SQLITE_BUSY || r.ctx.Err() == nil && time.Since(r.came) >= busyPatience {
 			done()
 			return nil, nil, err
 		}
