@@ -195,7 +195,7 @@ func (s *site) startRunnerWatched(jit, watch string, found chan struct{}) *clien
 		"HOME=" + dir, "XDG_CACHE_HOME=" + filepath.Join(dir, ".cache"), "PATH=" + os.Getenv("PATH"), "ACTIONS_RUNNER_INPUT_JITCONFIG=" + jit,
 	}
 	c.cmd.Stdout, c.cmd.Stderr = c, c
-	c.cmd.WaitDelay = 10 * time.Second
+	c.cmd.WaitDelay = patience
 	if err := c.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}

@@ -14,7 +14,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/minifleet/minifleet/githubapp/githubsim"
 )
@@ -112,10 +111,7 @@ func TestDatabaseCannotBeWrittenForAWhile(t *testing.T) {
 			mend := fault.do(t, s, v)
 			defer mend()
 			id := s.queue(githubsim.JobSpec{Name: "patient", Steps: []githubsim.Step{{Run: "echo at last"}}})[0]
-			refused := s.untilDelivered(id, http.StatusServiceUnavailable)
-			if refused.Duration > 9*time.Second {
-				t.Errorf("the delivery was refused after %s only", refused.Duration)
-			}
+			s.untilDelivered(id, http.StatusServiceUnavailable) // what comes after GitHub's ten seconds has another status
 			eventually(t, "the controller is not ready", func() bool { return s.readiness() == http.StatusServiceUnavailable })
 			before := len(s.job(long).Feed)
 			s.untilJob(long, "the running job goes on", func(j githubsim.Job) bool { return len(j.Feed) > before+2 || j.Done() })

@@ -150,7 +150,7 @@ func launchAs(t *testing.T, user *syscall.Credential, dir, name string, env []st
 	p.cmd.Stdout, p.cmd.Stderr = p, p
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user, Setpgid: true}
 	// A descendant that keeps its output open must not hang the test.
-	p.cmd.WaitDelay = 5 * time.Second
+	p.cmd.WaitDelay = settling
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
