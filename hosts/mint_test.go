@@ -266,12 +266,12 @@ func TestMintAgain(t *testing.T) {
 		w := begin(t)
 		w.gh.mood(func(g *github) {
 			g.register = func(context.Context, string) error {
-				return fmt.Errorf("POST: %w", &fleet.RateLimited{Until: time.Now().Add(90 * time.Second)})
+				return fmt.Errorf("POST: %w", &fleet.RateLimited{Until: time.Now().Add(90 * time.Minute)})
 			}
 		})
 		_, got := w.a.mint(w.id)
 		w.refused(got, http.StatusServiceUnavailable, protocol.CodeLater)
-		if s, err := strconv.Atoi(got.header.Get("Retry-After")); err != nil || s < 60 || s > 90 {
+		if s, err := strconv.Atoi(got.header.Get("Retry-After")); err != nil || s < 80*60 || s > 90*60 {
 			t.Errorf("Retry-After %q", got.header.Get("Retry-After"))
 		}
 		if r := w.runner(w.id); r.Registration != fleet.RegGone {
@@ -303,18 +303,19 @@ func TestMintAgain(t *testing.T) {
 		for name, c := range map[string]struct {
 			err   error
 			code  protocol.Code
-			after int
+			after time.Duration
 		}{
-			"rate limited": {&fleet.RateLimited{Until: time.Now().Add(40 * time.Second)}, protocol.CodeLater, 40},
-			"uncertain":    {fleet.ErrUncertain, protocol.CodeLater, 1},
-			"unknown":      {errors.New("no network"), protocol.CodeLater, 1},
+			"rate limited": {&fleet.RateLimited{Until: time.Now().Add(40 * time.Minute)}, protocol.CodeLater, 40 * time.Minute},
+			"uncertain":    {fleet.ErrUncertain, protocol.CodeLater, time.Second},
+			"unknown":      {errors.New("no network"), protocol.CodeLater, time.Second},
 		} {
 			w := begin(t)
 			w.a.mint(w.id)
 			w.gh.mood(func(g *github) { g.unregister = func(fleet.RegistrationRef) error { return c.err } })
 			_, got := w.a.mint(w.id)
 			w.refused(got, http.StatusServiceUnavailable, c.code)
-			if s, _ := strconv.Atoi(got.header.Get("Retry-After")); s < c.after-20 || s > c.after || s < 1 {
+			s, _ := strconv.Atoi(got.header.Get("Retry-After"))
+			if after := time.Duration(s) * time.Second; after < c.after-10*time.Minute || after > c.after || s < 1 {
 				t.Errorf("%s: Retry-After %d", name, s)
 			}
 			if r := w.runner(w.id); r.Registration != fleet.RegDeleting {

@@ -330,7 +330,7 @@ func TestRegister(t *testing.T) {
 		return err
 	}
 	var limited *fleet.RateLimited
-	if err := fault(githubsim.Fault{Kind: githubsim.FaultRetryAfter, Delay: 40 * time.Second}); !errors.As(err, &limited) || time.Until(limited.Until) < 30*time.Second {
+	if err := fault(githubsim.Fault{Kind: githubsim.FaultRetryAfter, Delay: 40 * time.Minute}); !errors.As(err, &limited) || time.Until(limited.Until) < 30*time.Minute {
 		t.Errorf("limited: %v", err)
 	}
 	if err := fault(githubsim.Fault{Kind: githubsim.FaultStatus, Status: 403}); !errors.Is(err, fleet.ErrRefused) {

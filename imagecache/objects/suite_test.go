@@ -40,7 +40,7 @@ func TestBucket(t *testing.T) {
 			objectstest.Suite(t, objectstest.Lacks{}, func(t *testing.T) objects.Store {
 				server := httptest.NewServer(&objectstest.Server{Bucket: "images", PageObjects: 3})
 				t.Cleanup(server.Close)
-				return open(t, objects.Options{Scheme: "gs", Location: location, Endpoint: server.URL, Patience: 10 * time.Second})
+				return open(t, objects.Options{Scheme: "gs", Location: location, Endpoint: server.URL, Patience: time.Minute})
 			})
 		})
 	}

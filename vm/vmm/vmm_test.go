@@ -129,7 +129,7 @@ func runBundle(t *testing.T, dir string, b vm.Backend) *running {
 	ready := make(chan struct{})
 	go func() {
 		r.end <- vmm.Run(ctx, vmm.Config{
-			Bundle: dir, Backends: []vm.Backend{b}, StopTimeout: 5 * time.Second,
+			Bundle: dir, Backends: []vm.Backend{b}, StopTimeout: time.Minute,
 			Ready: func() error { close(ready); return nil },
 		})
 		close(r.end)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/minifleet/minifleet/vm"
@@ -54,15 +55,19 @@ func TestProbe(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer os.RemoveAll(dir)
-			mac, patience := newSimulatedMac(), time.Minute
+			mac := newSimulatedMac()
 			if tt.change != nil {
 				tt.change(mac)
 			}
-			if name == "guest is mute" {
-				patience = time.Second
-			}
 			var out bytes.Buffer
-			err = probe(t.Context(), mac, ProbeConfig{ImageDir: tt.image, Dir: dir, AllowCopy: true, Patience: patience}, &out)
+			ask := func(t *testing.T) {
+				err = probe(t.Context(), mac, ProbeConfig{ImageDir: tt.image, Dir: dir, AllowCopy: true, Patience: time.Minute}, &out)
+			}
+			if name == "guest is mute" { // which is waited for
+				synctest.Test(t, ask)
+			} else {
+				ask(t)
+			}
 			if (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 				t.Errorf("%v, want %q", err, tt.err)
 			}
