@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"go.uber.org/goleak"
@@ -32,8 +33,10 @@ const (
 var patience = 30 * time.Second
 
 // Main runs a package's tests and ends the process, with an error if they leave anything.
-// TMPDIR is a folder of theirs alone, with a path that is short enough for sockets.
+// TMPDIR is a folder of theirs alone, with a path that is short enough for sockets; what
+// they write has the mode that they say, less the right of others to change it.
 func Main(m interface{ Run() int }) {
+	syscall.Umask(0o022)
 	switch {
 	case fuzzing() || os.Getenv(marker) == within:
 		os.Exit(m.Run())

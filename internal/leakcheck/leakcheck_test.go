@@ -4,6 +4,7 @@ package leakcheck_test
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -55,6 +56,14 @@ func (kind leaves) Run() int {
 		check(exec.Command("sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & exit 0").Run())
 	case "grandchild that ends":
 		check(exec.Command("sh", "-c", "sleep 0.1 >/dev/null 2>&1 & exit 0").Run())
+	case "umask":
+		path := filepath.Join(os.TempDir(), "mode")
+		check(os.WriteFile(path, nil, 0o777))
+		info, err := os.Stat(path)
+		check(errors.Join(err, os.Remove(path)))
+		if info.Mode().Perm() != 0o755 {
+			panic(info.Mode())
+		}
 	case "poller": // the runtime's own descriptors are none of the tests'
 		r, w, err := os.Pipe()
 		check(err)
@@ -63,6 +72,11 @@ func (kind leaves) Run() int {
 		r.Close()
 	}
 	return 0
+}
+
+// outside is the environment of a package's tests that nobody supervises yet.
+func outside(kind string) []string {
+	return append(slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "MINIFLEET_LEAKCHECK=") }), leakEnv+"="+kind)
 }
 
 func check(err error) {
@@ -100,7 +114,7 @@ func TestWhatIsLeftBehindFailsThePackage(t *testing.T) {
 				t.Fatal(err)
 			}
 			cmd := exec.CommandContext(t.Context(), self)
-			cmd.Env = append(slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "MINIFLEET_LEAKCHECK=") }), leakEnv+"="+kind)
+			cmd.Env = outside(kind)
 			var said bytes.Buffer
 			cmd.Stdout, cmd.Stderr = &said, &said
 			_ = cmd.Run()
@@ -118,5 +132,21 @@ func TestTestsHaveAFolderOfTheirOwn(t *testing.T) {
 	t.Parallel()
 	if dir := os.TempDir(); !strings.HasPrefix(dir, "/tmp/mf") || len(dir) > 11 {
 		t.Errorf("TMPDIR is %s", dir)
+	}
+}
+
+// Some tests have another user read or run what they wrote.
+func TestTheUmaskIsTheSameEverywhere(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, umask := range []string{"000", "077"} {
+		cmd := exec.CommandContext(t.Context(), "sh", "-c", "umask "+umask+` && exec "$0"`, self)
+		cmd.Env = outside("umask")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("with umask %s: %v: %s", umask, err, out)
+		}
 	}
 }
