@@ -310,12 +310,14 @@ func TestProbe(t *testing.T) {
 		{secure.URL + "/webhook", "certificate", false},
 		{strings.Replace(plain.URL, "http:", "https:", 1), "no TLS", false},
 		{"http://127.0.0.1:1/", "no connection", false},
-		{"http://minifleet.invalid/", "does not resolve", false},
 	} {
 		found, reached := setup.Probe(t.Context(), browser(), c.url)
 		if !strings.Contains(found, c.want) || reached != c.reached {
 			t.Errorf("%s: %q, %t", c.url, found, reached)
 		}
+	}
+	if found, reached := setup.Probe(t.Context(), astray(), "http://minifleet.invalid/"); !strings.Contains(found, "minifleet.invalid does not resolve") || reached {
+		t.Errorf("a name that there is not: %q, %t", found, reached)
 	}
 	if _, err := setup.Receive(t.Context(), address, secret.New("x"), slog.New(slog.DiscardHandler)); !errors.Is(err, setup.ErrTaken) {
 		t.Errorf("an address that is taken: %v", err)

@@ -310,7 +310,7 @@ func TestCreateRefusesAtOnce(t *testing.T) {
 		}},
 		{"address without a port", "HOST:PORT", func(c *setup.Creation) { c.Address = "127.0.0.1" }},
 		{"a file in place of the folder", "--dir", func(c *setup.Creation) { c.Dir = filepath.Join(full, setup.KeyFile) }},
-		{"name that does not resolve", "does not resolve", func(c *setup.Creation) { c.Server.API = "https://nowhere.invalid" }},
+		{"name that does not resolve", "nowhere.invalid does not resolve", func(c *setup.Creation) { c.Server.API, c.Client = "https://nowhere.invalid", astray() }},
 		{"nothing listens", "no connection", func(c *setup.Creation) { c.Server = gone }},
 		{"not GitHub", "no GitHub", func(c *setup.Creation) { c.Server.API = other.URL }},
 		{"a web page", "no GitHub", func(c *setup.Creation) { c.Server.API = other.URL + "/pages" }},

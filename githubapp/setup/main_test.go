@@ -8,6 +8,7 @@ import (
 	"html"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -62,6 +63,17 @@ func browser() *http.Client {
 		Transport:     &http.Transport{DisableKeepAlives: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
+}
+
+// astray is a browser where no name resolves: what a machine's own resolver says of one that
+// does not exist is up to its network.
+func astray() *http.Client {
+	c := browser()
+	c.Transport = &http.Transport{DisableKeepAlives: true, DialContext: func(_ context.Context, _, address string) (net.Conn, error) {
+		host, _, _ := net.SplitHostPort(address)
+		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+	}}
+	return c
 }
 
 // visit makes a request and returns status, body and where it leads.
