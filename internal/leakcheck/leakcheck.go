@@ -65,6 +65,7 @@ func outside(m interface{ Run() int }) int {
 	}
 	defer os.RemoveAll(dir)
 	os.Setenv("TMPDIR", dir)
+	os.Unsetenv("GOTMPDIR") // which t.TempDir would take
 	code, leaks := supervise(m)
 	if left := files(dir); code == 0 && len(left) > 0 {
 		leaks = append(leaks, left...)

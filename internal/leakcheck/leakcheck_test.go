@@ -56,6 +56,10 @@ func (kind leaves) Run() int {
 		check(exec.Command("sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & exit 0").Run())
 	case "grandchild that ends":
 		check(exec.Command("sh", "-c", "sleep 0.1 >/dev/null 2>&1 & exit 0").Run())
+	case "folder":
+		if own := os.TempDir(); len(own) > 11 || os.Getenv("GOTMPDIR") != "" {
+			panic(own + " and " + os.Getenv("GOTMPDIR"))
+		}
 	case "umask":
 		path := filepath.Join(os.TempDir(), "mode")
 		check(os.WriteFile(path, nil, 0o777))
@@ -130,8 +134,18 @@ func TestWhatIsLeftBehindFailsThePackage(t *testing.T) {
 
 func TestTestsHaveAFolderOfTheirOwn(t *testing.T) {
 	t.Parallel()
-	if dir := os.TempDir(); !strings.HasPrefix(dir, "/tmp/mf") || len(dir) > 11 {
+	dir := os.TempDir()
+	if !strings.HasPrefix(dir, "/tmp/mf") || len(dir) > 11 {
 		t.Errorf("TMPDIR is %s", dir)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), self)
+	cmd.Env = append(outside("folder"), "TMPDIR="+dir, "GOTMPDIR="+dir)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("where the user has others: %v: %s", err, out)
 	}
 }
 
