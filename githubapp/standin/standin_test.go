@@ -130,8 +130,11 @@ func start(ctx context.Context, t *testing.T, jit string) (*screen, chan int) {
 	code := make(chan int, 1)
 	dir := t.TempDir()
 	getenv := func(name string) string {
-		if name == "ACTIONS_RUNNER_INPUT_JITCONFIG" {
+		switch {
+		case name == "ACTIONS_RUNNER_INPUT_JITCONFIG":
 			return jit
+		case strings.HasPrefix(name, "ACTIONS_"): // what is meant for a runner whose job this test is
+			return ""
 		}
 		return os.Getenv(name)
 	}
