@@ -266,8 +266,9 @@ func link(target string) func(string) error {
 
 func pipe(path string) error { return syscall.Mkfifo(path, 0o600) }
 
+// TestOpenRefusesABundleInUse is alone: a program that another test starts in the moment of
+// the Close would have the lock until it is one.
 func TestOpenRefusesABundleInUse(t *testing.T) {
-	t.Parallel()
 	dir := folder(t, bundle)
 	lock, err := vm.AcquireLock(t.Context(), dir)
 	if err != nil {
