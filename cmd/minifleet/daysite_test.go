@@ -84,14 +84,7 @@ func newDay(t *testing.T, plan dayPlan) *day {
 // folder makes the day's folder, in memory where the system has a place for that: what is
 // measured is no disk.
 func (d *day) folder() {
-	base := ""
-	if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() {
-		base = "/dev/shm"
-	}
-	var err error
-	d.dir, err = os.MkdirTemp(base, "minifleet-day-")
-	d.must(err)
-	d.t.Cleanup(func() { os.RemoveAll(d.dir) })
+	d.dir = quickDir(d.t)
 	d.home = filepath.Join(d.dir, "life-0")
 	d.must(os.Mkdir(d.home, 0o700))
 	for n := range 9 {
