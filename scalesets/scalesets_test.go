@@ -204,6 +204,35 @@ func TestSessionThatIsNotNoted(t *testing.T) {
 	}
 }
 
+// slowSession is a network that tells how long the first opening of a session may take.
+type slowSession struct {
+	once   sync.Once
+	opened chan time.Duration // gets how long it may take yet
+}
+
+func (n *slowSession) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Method == http.MethodPost && strings.HasSuffix(req.URL.Path, "/sessions") {
+		n.once.Do(func() {
+			deadline, _ := req.Context().Deadline()
+			n.opened <- time.Until(deadline)
+		})
+	}
+	return http.DefaultTransport.RoundTrip(req)
+}
+
+// A session may take as long to be opened as any other call: GitHub has opened one whose answer
+// came too late, and it would be in the way.
+func TestSessionThatIsSlowToOpen(t *testing.T) {
+	w := newWorld(t, githubsim.Options{})
+	slow := &slowSession{opened: make(chan time.Duration, 1)}
+	w.wire = slow
+	w.run()
+	if within := <-slow.opened; within < 10*time.Second {
+		t.Errorf("it is given up after %s", within)
+	}
+	w.reads(2)
+}
+
 // The token of a queue expires in the middle of a poll; so does a session.
 func TestExpiry(t *testing.T) {
 	w := newWorld(t, githubsim.Options{})

@@ -267,7 +267,9 @@ func (s *set) open(ctx context.Context, kept fleet.ScaleSet) (*scaleset.MessageS
 	var ses *scaleset.MessageSessionClient
 	// It is seen through when the program stops: a session whose id nobody has is in the way
 	// until GitHub ends it.
-	err := s.callWithin(context.WithoutCancel(ctx), closeWithin, "open the message session", func(ctx context.Context) (err error) {
+	through, over := seenThrough(ctx)
+	defer over()
+	err := s.call(through, "open the message session", func(ctx context.Context) (err error) {
 		ses, err = s.client.MessageSessionClient(ctx, int(kept.ID), s.c.Owner, scaleset.WithRetryableHTTPClint(s.wire.client()))
 		return err
 	})
@@ -285,8 +287,27 @@ func (s *set) open(ctx context.Context, kept fleet.ScaleSet) (*scaleset.MessageS
 	return ses, nil
 }
 
-// closeWithin bounds the beginning and the end of a session, for which a stop waits.
+// closeWithin bounds the end of a session, and what a stop finds of its beginning: a stop
+// waits for both.
 const closeWithin = 5 * time.Second
+
+// seenThrough returns a context that outlasts another by closeWithin.
+func seenThrough(ctx context.Context) (through context.Context, over func()) {
+	through, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		late := time.NewTimer(closeWithin)
+		defer late.Stop()
+		select {
+		case <-late.C:
+			cancel(errTimeout)
+		case <-through.Done():
+		}
+	})
+	return through, func() {
+		stop()
+		cancel(nil)
+	}
+}
 
 func (s *set) close(ctx context.Context, ses *scaleset.MessageSessionClient) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeWithin)
