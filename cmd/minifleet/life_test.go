@@ -208,9 +208,10 @@ func TestHostIsRemoved(t *testing.T) {
 	if row["name"] != "mini-1" || fmt.Sprintf("%v of %v", row["free_slots"], row["slots"]) != "2 of 2" {
 		t.Errorf("host %v", row)
 	}
-	if table := c.get("hosts"); !strings.Contains(table, "2 of 2") || !strings.Contains(table, "sonoma") || !strings.Contains(table, "online") {
-		t.Errorf("hosts:\n%s", table)
-	}
+	eventually(t, "the table of hosts shows it, and its images, which a late list tells after the greeting", func() bool {
+		table := c.get("hosts")
+		return strings.Contains(table, "2 of 2") && strings.Contains(table, "sonoma") && strings.Contains(table, "online")
+	})
 	out, err := c.cli("host", "remove", id)
 	if err != nil || out != "host "+id+" removed\n" {
 		t.Errorf("host remove: %q %v", out, err)

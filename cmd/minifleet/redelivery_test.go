@@ -149,6 +149,7 @@ func TestStoreDown(t *testing.T) {
 	if _, err := db.ExecContext(t.Context(), "PRAGMA busy_timeout = 5000; BEGIN EXCLUSIVE"); err != nil {
 		t.Fatal(err)
 	}
+	s.locked = true
 	if err := s.sim.Inject(githubsim.Fault{Kind: githubsim.DeliveryLost, Path: "workflow_run", Count: -1}); err != nil { // it would only take longer
 		t.Fatal(err)
 	}
@@ -173,6 +174,7 @@ func TestStoreDown(t *testing.T) {
 	if _, err := db.ExecContext(t.Context(), "ROLLBACK"); err != nil {
 		t.Fatal(err)
 	}
+	s.locked = false
 	for _, d := range refused {
 		if err := s.sim.Redeliver(d.ID); err != nil {
 			t.Fatal(err)

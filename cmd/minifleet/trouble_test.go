@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -81,8 +82,15 @@ func TestTroubleAtGitHub(t *testing.T) {
 	if n := s.mints(); n != before+1 {
 		t.Errorf("%d registrations for one job", n-before)
 	}
-	if log := c.log.String(); strings.Count(log, `msg="GitHub cannot be reached`) != 1 || strings.Count(log, `msg="GitHub is reached again`) != 1 {
-		t.Errorf("the log does not show both edges once")
+	// A call that GitHub had begun to answer before may end the outage for a moment.
+	edges := regexp.MustCompile(`msg="GitHub (cannot be reached|is reached again)`).FindAllStringSubmatch(c.log.String(), -1)
+	for i, edge := range edges {
+		if want := []string{"cannot be reached", "is reached again"}[i%2]; edge[1] != want {
+			t.Errorf("the log does not show the edges of the outage one after the other: %q", edges)
+		}
+	}
+	if len(edges) == 0 || len(edges)%2 != 0 {
+		t.Errorf("the log does not show both edges: %q", edges)
 	}
 }
 
