@@ -174,10 +174,10 @@ func mintCrashes(c *crashSite) {
 }
 
 // superfluous makes a registration that nobody needs: its job is cancelled before its
-// listener has a session.
+// listener has a session, for which a busy machine needs time.
 func (c *crashSite) superfluous() {
 	c.t.Helper()
-	c.fault(githubsim.Fault{Kind: githubsim.FaultDelay, Delay: 5 * time.Second, Method: http.MethodPost, Path: "/session"})
+	c.fault(githubsim.Fault{Kind: githubsim.FaultDelay, Delay: 15 * time.Second, Method: http.MethodPost, Path: "/session"})
 	c.takenBack(func(githubsim.Runner) bool { return true })
 }
 

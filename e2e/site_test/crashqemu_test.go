@@ -34,9 +34,6 @@ const pointsInside = "/run/crashpoints"
 // The guest program of the crash image tells the console at which point it died.
 const diedInside = "minifleet-guest died at "
 
-// slowly gives a pool's limits what emulated processors need.
-var slowly = strings.NewReplacer("booting: 30s, registering: 30s", "booting: 2m, registering: 2m")
-
 func (c *crashSite) onMachines() bool { return c.images != "" }
 
 // crashMachines are machines whose guest program dies at armed points.

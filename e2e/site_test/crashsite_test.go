@@ -46,7 +46,7 @@ type crashSite struct {
 }
 
 // newCrashSite makes a site without a controller or an agent yet. Its jobs that lose
-// their VM fail within a little more than a minute.
+// their VM fail later than a living runner renews its own, which is once a minute.
 func newCrashSite(t *testing.T, programs, images string, died func(crashpoint.Point), githubArgs ...string) *crashSite {
 	t.Helper()
 	c := &crashSite{
@@ -61,13 +61,13 @@ func newCrashSite(t *testing.T, programs, images string, died func(crashpoint.Po
 		githubArgs = append(githubArgs, "--runner-url", "http://"+guestGitHub)
 		c.stop = "/tmp/stop"
 	}
-	github := c.launch("minifleet", append([]string{"githubsim", "--lease", "70s"}, githubArgs...)...).announced("github")
+	github := c.launch("minifleet", append([]string{"githubsim", "--lease", "90s"}, githubArgs...)...).announced("github")
 	if c.onMachines() {
 		c.vms = c.crashMachines(github)
 	}
 	c.open(github)
 	if c.onMachines() {
-		c.config = slowly.Replace(c.config)
+		c.unhurried()
 	}
 	return c
 }

@@ -17,6 +17,7 @@ import (
 func TestGhostsOfAccess(t *testing.T) {
 	turn(t)
 	s, sim := newSimulated(t, githubsim.Options{Seed: 133, OneKey: true, Timing: githubsim.Timing{ListLag: time.Hour}})
+	s.unhurried()
 	if _, err := sim.AddRunnerGroup("octo", "others", false, "other"); err != nil {
 		t.Fatal(err)
 	}

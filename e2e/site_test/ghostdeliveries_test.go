@@ -19,7 +19,8 @@ import (
 // but deliveries tells of a job.
 func TestGhostsOfDeliveries(t *testing.T) {
 	turn(t)
-	s, _ := newSimulated(t, githubsim.Options{Seed: 131, Kind: true, OneKey: true})
+	s, _ := newSimulated(t, githubsim.Options{Seed: 131, Kind: true, OneKey: true, Timing: githubsim.Timing{DeliveryTimeout: time.Minute}})
+	s.unhurried()
 	s.config = strings.Replace(s.config, "timing: {", "timing: {reconcile: 1h, redelivery: 1s, ", 1)
 	controller := s.startController()
 	agent := s.startAgent("mini-1")

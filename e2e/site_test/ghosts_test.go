@@ -20,6 +20,7 @@ import (
 func TestGhostsOfThePast(t *testing.T) {
 	turn(t)
 	s := newSite(t, "--seed", "71")
+	s.unhurried()
 	s.config = strings.Replace(s.config, "timing: {", "timing: {reconcile: 2s, absence: 3s, ", 1)
 	controller := s.startController()
 	agent := s.startAgent("mini-1")

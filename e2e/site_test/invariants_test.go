@@ -28,12 +28,12 @@ import (
 const settlePatience = 5 * time.Minute
 
 // fleeting is for how long a look from outside can see what is over already: a vmm
-// gives its lock up just before it ends. Where the machine stands still meanwhile that is
-// longer, and there are no more looks.
-const (
-	fleeting      = 5 * time.Second
-	fleetingLooks = 10
-)
+// gives its lock up just before it ends.
+const fleeting = 10 * time.Second
+
+// breath is the most of it that passes between two looks: a machine that stands still ends
+// nothing meanwhile.
+const breath = time.Second
 
 // settled waits until the site has come to rest with nothing but the running jobs in
 // it, and holds it to the seven invariants of docs/architecture.md all the while.
@@ -43,25 +43,23 @@ const (
 func (s *site) settled(running ...int64) {
 	s.t.Helper()
 	over := time.Now().Add(settlePatience)
-	type sight struct {
-		since time.Time
-		looks int
-	}
-	lasting := map[string]sight{} // what must never be and was seen
-	for {
+	lasting := map[string]time.Duration{} // what must never be, and for how long it was seen
+	for looked := time.Now(); ; {
 		changes, err := s.sim.Wait(s.ctx, 0, 0)
 		if err != nil {
 			s.t.Fatal(err)
 		}
 		l := s.look(running)
-		seen := map[string]sight{}
+		passed := min(time.Since(looked), breath)
+		looked = time.Now()
+		seen := map[string]time.Duration{}
 		for _, broken := range l.never {
-			is, before := lasting[broken]
-			if !before {
-				is.since = time.Now()
+			if before, ok := lasting[broken]; ok {
+				seen[broken] = before + passed
+			} else {
+				seen[broken] = 0
 			}
-			is.looks++
-			if seen[broken] = is; is.looks > fleetingLooks && time.Since(is.since) > fleeting {
+			if seen[broken] > fleeting {
 				s.t.Fatal(broken)
 			}
 		}

@@ -43,7 +43,8 @@ func newSiteOnQEMU(t *testing.T, seed uint64, vms int) *site {
 	}}
 	s.open(github.URL())
 	// What is emulated, on a machine that is busy with other tests, is slow.
-	s.config = strings.NewReplacer("booting: 30s, registering: 30s", "booting: 2m, registering: 2m", "end_grace: 5s", "end_grace: 1s").Replace(s.config)
+	s.unhurried()
+	s.config = strings.Replace(s.config, "end_grace: 5s", "end_grace: 1s", 1)
 	return s
 }
 

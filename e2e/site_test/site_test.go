@@ -114,6 +114,12 @@ pools:
 `, s.sim.BaseURL, app.ID, s.vms.pool)
 }
 
+// unhurried gives the runners what emulated processors need, or a busy machine where each
+// runner is counted.
+func (s *site) unhurried() {
+	s.config = strings.Replace(s.config, "booting: 30s, registering: 30s", "booting: 2m, registering: 2m", 1)
+}
+
 func (s *site) launch(name string, args ...string) *program {
 	s.t.Helper()
 	return launch(cmp.Or(s.whole, s.t), s.dir, filepath.Join(s.programs, name), s.env, args...)

@@ -16,6 +16,7 @@ import (
 func TestAForksJobEndsInTheGuest(t *testing.T) {
 	turn(t)
 	s := newSite(t, "--kind")
+	s.unhurried()
 	s.startController()
 	s.startAgent("mini-1")
 	labels := []string{"self-hosted", "demo"}
