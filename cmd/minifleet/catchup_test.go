@@ -162,10 +162,9 @@ func TestRefusedDeliveriesAreCaughtUpWith(t *testing.T) {
 	if _, err := db.ExecContext(t.Context(), "PRAGMA busy_timeout = 5000; BEGIN EXCLUSIVE"); err != nil {
 		t.Fatal(err)
 	}
-	s.locked = true
 	s.inject(githubsim.Fault{Kind: githubsim.DeliveryLost, Path: "workflow_run", Count: -1}) // it would only take longer
 	job := s.queue(macLabels()).JobIDs[0]
-	s.delivered()
+	s.attempted()
 	if !slices.ContainsFunc(s.sim.Deliveries(), func(d githubsim.Delivery) bool {
 		return d.JobID == job && d.StatusCode == http.StatusServiceUnavailable
 	}) {
@@ -174,7 +173,6 @@ func TestRefusedDeliveriesAreCaughtUpWith(t *testing.T) {
 	if _, err := db.ExecContext(t.Context(), "ROLLBACK"); err != nil {
 		t.Fatal(err)
 	}
-	s.locked = false
 	s.caughtUp(c)
 	c.known("queued", job)
 }

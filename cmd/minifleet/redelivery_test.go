@@ -149,7 +149,6 @@ func TestStoreDown(t *testing.T) {
 	if _, err := db.ExecContext(t.Context(), "PRAGMA busy_timeout = 5000; BEGIN EXCLUSIVE"); err != nil {
 		t.Fatal(err)
 	}
-	s.locked = true
 	if err := s.sim.Inject(githubsim.Fault{Kind: githubsim.DeliveryLost, Path: "workflow_run", Count: -1}); err != nil { // it would only take longer
 		t.Fatal(err)
 	}
@@ -157,7 +156,7 @@ func TestStoreDown(t *testing.T) {
 	if code := probe(t, c.admin+"/readyz"); code != http.StatusServiceUnavailable {
 		t.Errorf("readyz answers %d while the database is locked", code)
 	}
-	s.delivered()
+	s.attempted()
 	if code := probe(t, c.admin+"/healthz"); code != http.StatusOK {
 		t.Errorf("healthz answers %d: the process itself is well", code)
 	}
@@ -174,7 +173,6 @@ func TestStoreDown(t *testing.T) {
 	if _, err := db.ExecContext(t.Context(), "ROLLBACK"); err != nil {
 		t.Fatal(err)
 	}
-	s.locked = false
 	for _, d := range refused {
 		if err := s.sim.Redeliver(d.ID); err != nil {
 			t.Fatal(err)
