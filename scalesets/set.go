@@ -294,15 +294,7 @@ const closeWithin = 5 * time.Second
 // seenThrough returns a context that outlasts another by closeWithin.
 func seenThrough(ctx context.Context) (through context.Context, over func()) {
 	through, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() {
-		late := time.NewTimer(closeWithin)
-		defer late.Stop()
-		select {
-		case <-late.C:
-			cancel(errTimeout)
-		case <-through.Done():
-		}
-	})
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(closeWithin, func() { cancel(errTimeout) }) })
 	return through, func() {
 		stop()
 		cancel(nil)
