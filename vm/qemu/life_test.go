@@ -375,24 +375,23 @@ func TestRealGuest(t *testing.T) {
 // TestDurable: a guest whose disk is to last is asked to shut down, and one that does not
 // listen is powered off all the same.
 func TestDurable(t *testing.T) {
+	qemu.LongButton(t)
 	for name, tt := range map[string]struct {
 		make   func(o options.QEMU) string
+		limit  time.Duration // of which the guest has half
 		reason vm.Reason
 	}{
-		"a guest that obeys": {func(o options.QEMU) string { return create(t, testImage(t), o) }, vm.ReasonGuestEnded},
+		"a guest that obeys": {func(o options.QEMU) string { return create(t, testImage(t), o) }, patience, vm.ReasonGuestEnded},
 		"one that does not": {func(options.QEMU) string {
 			return bundle(t, func(o *options.QEMU) { o.Durable = true })
-		}, vm.ReasonHypervisorCrashed},
+		}, 20 * time.Second, vm.ReasonHypervisorCrashed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := start(t, tt.make(options.QEMU{
 				Identity: options.Identity{MAC: "02:00:00:00:00:09"}, Network: options.NetworkIsolated, Accelerator: "tcg", Durable: true,
 			}))
 			m.call("GET", "/v1/health", "")
-			if tt.reason == vm.ReasonGuestEnded {
-				qemu.LongButton(t)
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			ctx, cancel := context.WithTimeout(t.Context(), tt.limit)
 			defer cancel()
 			if err := m.Stop(ctx); err != nil {
 				t.Fatal(err)
