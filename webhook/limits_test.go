@@ -61,12 +61,21 @@ func TestOversizedIsRefusedUnread(t *testing.T) {
 	}
 }
 
+// inTime asks again what a busy machine has not read or stored in GitHub's time.
+func inTime(ask func() (code int)) (code int) {
+	for range 10 {
+		if code = ask(); code != http.StatusRequestTimeout && code != http.StatusServiceUnavailable {
+			break
+		}
+	}
+	return code
+}
+
 func TestOversizedInChunks(t *testing.T) {
 	r := newRig(t)
 	signature := sign(key, nil)
-	code := http.StatusRequestTimeout
-	for code == http.StatusRequestTimeout { // a busy machine may not have read it in GitHub's time
-		code = raw(t, r.url, func(w io.Writer) {
+	code := inTime(func() int {
+		return raw(t, r.url, func(w io.Writer) {
 			fmt.Fprintf(w, "POST /webhook HTTP/1.1\r\nHost: x\r\nX-Hub-Signature-256: %s\r\nTransfer-Encoding: chunked\r\n\r\n", signature)
 			chunk := "100000\r\n" + strings.Repeat("x", 1<<20) + "\r\n"
 			for range webhook.MaxBody>>20 + 1 {
@@ -76,7 +85,7 @@ func TestOversizedInChunks(t *testing.T) {
 			}
 			io.WriteString(w, "0\r\n\r\n")
 		})
-	}
+	})
 	if code != http.StatusRequestEntityTooLarge || r.store.ingests != 0 {
 		t.Errorf("answer %d", code)
 	}
@@ -86,10 +95,11 @@ func TestLargestBodyIsTaken(t *testing.T) {
 	r := newRig(t)
 	body := fixture(t, "job_queued")
 	body = append(body, strings.Repeat(" ", webhook.MaxBody-len(body))...)
-	got := reply{code: http.StatusRequestTimeout}
-	for got.code == http.StatusRequestTimeout || got.code == http.StatusServiceUnavailable { // a busy machine may need more than GitHub's time
+	var got reply
+	inTime(func() int {
 		got = send(t, request(t, r.url, "workflow_job", guid, body))
-	}
+		return got.code
+	})
 	if got.Status != fleet.DeliveryProcessed {
 		t.Errorf("answer %d %s", got.code, got.text)
 	}
